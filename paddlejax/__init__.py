@@ -1,0 +1,22 @@
+"""PaddlePaddle's optimizers for JAX: the same numbers, optax's protocol, Paddle's objects."""
+
+from . import regularizer, rules
+from .clip import clip_by_global_norm, clip_by_norm, clip_by_value
+from .paths import by_path
+from .regularizer import l1_decay, l2_decay
+from .rule import GradientTransformation, Rule, RuleState, lift
+from .rules import (
+    adadelta,
+    adagrad,
+    adam,
+    adamax,
+    asgd,
+    decayed_adagrad,
+    ftrl,
+    lamb,
+    lars_momentum,
+    momentum,
+    rmsprop,
+    sgd,
+)
+from .transform import apply_updates, chain, get_learning_rate, identity, set_learning_rate

@@ -1,0 +1,176 @@
+"""Gradient clipping: Paddle's objects, and the same as transformations of any pytree."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .rule import ArgumentError, GradientTransformation, number, squared_norm
+from .transform import stateless
+
+
+class ClipGradBase:
+    """What `grad_clip=` of an optimizer must be: it changes a list of gradients, seen together.
+
+    Called with Paddle's list of (param, grad) it returns the list with clipped gradients, without the pairs whose
+    grad is None; parameters with need_clip=False neither count nor change.
+    """
+
+    def clip(self, grads: list[jax.Array]) -> list[jax.Array]:
+        raise NotImplementedError(f"{type(self).__name__} has no clip")
+
+    def transformation(self) -> GradientTransformation:
+        return stateless(lambda grads, params: self.clip(grads))
+
+    def __call__(self, params_grads: Any) -> list[tuple[Any, Any]]:
+        there = [(p, g) for p, g in params_grads if g is not None]
+        asked = [i for i, (p, _) in enumerate(there) if getattr(p, "need_clip", True)]
+        clipped, _ = self.transformation().update([there[i][1] for i in asked], ())
+        for i, g in zip(asked, clipped, strict=True):
+            there[i] = (there[i][0], g)
+        return there
+
+
+def _limit(name: str, value: Any) -> Any:
+    """A number becomes a float, a 0-d array stays what it is (it may be traced)."""
+    if value is None:
+        raise ArgumentError(f"{name} is not set: found None, expected a number")
+    number(name, value)
+    return value if isinstance(value, jax.Array) else float(value)
+
+
+def _known(value: Any) -> bool:
+    return isinstance(value, float)
+
+
+class ClipGradByValue(ClipGradBase):
+    """Clamp every element to [min, max]; min defaults to -max. NaN stays NaN.
+
+    >>> print(str(ClipGradByValue(1.0)))
+    Clip Gradient By Value, min = -1.000000, max=1.000000
+    """
+
+    def __init__(self, max: Any, min: Any = None):
+        self.max = _limit("ClipGradByValue's max", max)
+        if min is None and _known(self.max) and self.max <= 0:
+            raise ArgumentError(
+                f"ClipGradByValue's max: found {max}, expected a number above 0 where min is not given"
+            )
+        self.min = -self.max if min is None else _limit("ClipGradByValue's min", min)
+        if _known(self.max) and _known(self.min) and self.min > self.max:
+            raise ArgumentError(f"ClipGradByValue's min: found {min}, expected at most max, {max}")
+
+    def clip(self, grads):
+        return [jnp.clip(g, jnp.asarray(self.min, g.dtype), jnp.asarray(self.max, g.dtype)) for g in grads]
+
+    def __str__(self):
+        return f"Clip Gradient By Value, min = {self.min:f}, max={self.max:f}"
+
+
+class ClipGradByNorm(ClipGradBase):
+    """Scale each tensor whose 2-norm exceeds clip_norm down to it; an infinite norm leaves zeros and NaN.
+
+    >>> print(str(ClipGradByNorm(1.0)))
+    Gradient Clip By Norm, clip_norm=1.000000
+    """
+
+    def __init__(self, clip_norm: Any, *, axis_name: Any = None):
+        self.clip_norm, self.axis_name = _limit("ClipGradByNorm's clip_norm", clip_norm), axis_name
+        if _known(self.clip_norm) and not self.clip_norm > 0:
+            raise ArgumentError(f"ClipGradByNorm's clip_norm: found {clip_norm}, expected a number above 0")
+
+    def clip(self, grads):
+        return [g * _factor(jnp.sqrt(squared_norm(g, self.axis_name)), self.clip_norm) for g in grads]
+
+    def __str__(self):
+        return f"Gradient Clip By Norm, clip_norm={self.clip_norm:f}"
+
+
+class ClipGradByGlobalNorm(ClipGradBase):
+    """Scale all tensors by one factor so that their common 2-norm is at most clip_norm.
+
+    A NaN anywhere makes everything NaN, an infinite norm everything 0 (NaN where the gradient was infinite); with
+    auto_skip_clip only a norm that is above clip_norm changes anything. `group_name` is Paddle's and has no effect.
+
+    >>> print(str(ClipGradByGlobalNorm(1.0)))
+    Gradient Clip By GlobalNorm, global_norm=1.000000
+    """
+
+    def __init__(
+        self,
+        clip_norm: Any,
+        group_name: str = "default_group",
+        auto_skip_clip: bool = False,
+        *,
+        axis_name: Any = None,
+    ):
+        if not isinstance(auto_skip_clip, bool):
+            found = f"found {auto_skip_clip!r}, expected True or False"
+            raise ArgumentError(f"ClipGradByGlobalNorm's auto_skip_clip: {found}")
+        self.clip_norm = _limit("ClipGradByGlobalNorm's clip_norm", clip_norm)
+        if _known(self.clip_norm) and math.isnan(self.clip_norm):
+            raise ArgumentError("ClipGradByGlobalNorm's clip_norm: found nan, expected a number")
+        self.group_name, self.auto_skip_clip, self.axis_name = group_name, auto_skip_clip, axis_name
+
+    def clip(self, grads):
+        if not grads:
+            return []
+        wide = jnp.result_type(*grads) if len({g.dtype for g in grads}) == 1 else jnp.float64
+        squares = [squared_norm(g, self.axis_name).astype(wide) for g in grads]
+        norm = jnp.sqrt(sum(squares[1:], squares[0]))
+        factor = _factor(norm, self.clip_norm)
+        if self.auto_skip_clip:
+            factor = jnp.where(norm > self.clip_norm, factor, 1)
+        return [g * factor.astype(g.dtype) for g in grads]
+
+    def __str__(self):
+        return f"Gradient Clip By GlobalNorm, global_norm={self.clip_norm:f}"
+
+
+def _factor(norm: jax.Array, clip_norm: Any) -> jax.Array:
+    """min(1, clip_norm / norm): exactly 1 up to clip_norm, NaN for NaN, without a division by zero."""
+    limit = jnp.asarray(clip_norm, norm.dtype)
+    return limit / jnp.maximum(norm, limit)
+
+
+def clip_by_value(max: Any, min: Any = None) -> GradientTransformation:
+    """Clamp every element of every gradient to [min, max]; min defaults to -max.
+
+    optax.clip takes one symmetric bound.
+
+    >>> updates, _ = clip_by_value(1.0, -0.5).update(jnp.array([-3.0, 0.2, 3.0]), ())
+    >>> print(updates)
+    [-0.5  0.2  1. ]
+    """
+    return ClipGradByValue(max, min).transformation()
+
+
+def clip_by_norm(clip_norm: Any, *, axis_name: Any = None) -> GradientTransformation:
+    """Scale each tensor by min(1, clip_norm / ‖g‖), its own norm, in float32 or wider.
+
+    Under `shard_map` name the mesh axes over which tensors are sharded in `axis_name`. optax.clip_by_block_rms
+    is its nearest kin; optax.clip_by_global_norm is `clip_by_global_norm`.
+
+    >>> updates, _ = clip_by_norm(1.0).update({"a": jnp.array([3.0, 4.0]), "b": jnp.zeros(2)}, ())
+    >>> print(updates["a"], updates["b"])
+    [0.6 0.8] [0. 0.]
+    """
+    return ClipGradByNorm(clip_norm, axis_name=axis_name).transformation()
+
+
+def clip_by_global_norm(
+    clip_norm: Any, *, auto_skip_clip: bool = False, axis_name: Any = None
+) -> GradientTransformation:
+    """Scale all gradients by min(1, clip_norm / √Σ‖g‖²), one factor for the tree, in float32 or wider.
+
+    optax.clip_by_global_norm and torch's clip_grad_norm_ do the same, torch with 1e-6 added to the norm.
+    Under `shard_map` name the mesh axes over which tensors are sharded in `axis_name`.
+
+    >>> updates, _ = clip_by_global_norm(1.0).update({"a": jnp.array(3.0), "b": jnp.array(4.0)}, ())
+    >>> print(updates["a"], updates["b"])
+    0.6 0.8
+    """
+    return ClipGradByGlobalNorm(
+        clip_norm, "default_group", auto_skip_clip, axis_name=axis_name
+    ).transformation()

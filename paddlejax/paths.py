@@ -1,0 +1,226 @@
+"""Everything that may differ from parameter to parameter, decided by one table over the tree's paths."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from .clip import ClipGradBase
+from .regularizer import L2Decay, WeightDecayRegularizer
+from .rule import GradientTransformation, Lifted, align, flatten, gradients, keystr_, lift, number
+from .transform import is_transformation
+
+
+class LeafOptions(NamedTuple):
+    """What one leaf gets. Leaves with the same object share its state; with the same clip object, its norm."""
+
+    rule: Any  # a transformation
+    learning_rate: float = 1.0  # factor on the rate
+    weight_decay: Any = None  # a transformation, or None for no decay
+    grad_clip: Any = None  # a transformation, or None for no clip
+    frozen: bool = False
+    leaf: Any = None  # what the rule's own exclusions are asked about, by default the path
+
+
+class PathState(NamedTuple):
+    """One state per distinct clip, decay and rule, in the order of the first leaf that has it."""
+
+    grad_clip: tuple[Any, ...]
+    weight_decay: tuple[Any, ...]
+    rule: tuple[Any, ...]
+
+
+def per_leaf(choose: Callable[[str], LeafOptions]) -> GradientTransformation:
+    """Clip, decay and step every leaf as `choose(path)` says: the one mechanism for everything per parameter."""
+
+    def resolve(params: Any):
+        paths, leaves, tree = flatten(params)
+        options = [
+            None if p is None else choose(keystr_(path)) for path, p in zip(paths, leaves, strict=True)
+        ]
+        return paths, leaves, tree, options
+
+    def init(params: Any) -> PathState:
+        _, leaves, tree, options = resolve(params)
+        return PathState(
+            *(
+                tuple(t.init(_only(tree, leaves, members)) for t, members in _stage(field, options))
+                for field in PathState._fields
+            )
+        )
+
+    def update(grads: Any, state: PathState, params: Any = None, **extra: Any) -> tuple[Any, PathState]:
+        if params is None:
+            raise ValueError("options by path need the parameters: update(grads, state, params)")
+        if not isinstance(state, PathState):
+            raise TypeError(f"expected the PathState that init made, found {type(state).__name__}")
+        paths, leaves, tree, options = resolve(params)
+        gs = gradients(tree, paths, leaves, grads)
+        # -0.0 is the one number that leaves every other as it is, -0.0 included.
+        still = {
+            i: jnp.full_like(leaves[i], -0.0)
+            for i, o in enumerate(options)
+            if o and o.frozen and gs[i] is not None
+        }
+        states = []
+        for field in PathState._fields:
+            new_states = []
+            stage = _stage(field, options)
+            if len(stage) != len(getattr(state, field)):
+                found = f"{len(getattr(state, field))} {field} states"
+                raise ValueError(f"the state is of another table: found {found}, expected {len(stage)}")
+            for (t, members), s in zip(stage, getattr(state, field), strict=True):
+                if field == "rule":
+                    t = _about(t, {keystr_(paths[i]): options[i] for i in members})
+                changed, s = t.update(_only(tree, gs, members), s, _only(tree, leaves, members))
+                changed = align(tree, paths, changed, field)
+                for i in members:
+                    gs[i] = changed[i]
+                new_states.append(s)
+            states.append(tuple(new_states))
+        return tree.unflatten([still.get(i, g) for i, g in enumerate(gs)]), PathState(*states)
+
+    return GradientTransformation(init, update)
+
+
+def _stage(field: str, options: list[Any]) -> list[tuple[Any, list[int]]]:
+    """The distinct transformations of a stage, each with the positions of its leaves."""
+    stage: dict[int, tuple[Any, list[int]]] = {}
+    for i, o in enumerate(options):
+        t = None if o is None or o.frozen else getattr(o, field)
+        if t is not None:
+            stage.setdefault(id(t), (t, []))[1].append(i)
+    return list(stage.values())
+
+
+def _only(tree: Any, entries: list[Any], members: list[int]) -> Any:
+    chosen = set(members)
+    return tree.unflatten([x if i in chosen else None for i, x in enumerate(entries)])
+
+
+def _about(t: Any, options: dict[str, LeafOptions]) -> Any:
+    """The same rule, told each leaf's factor on the rate and what its exclusions are asked about."""
+    if all(o.learning_rate == 1.0 and o.leaf is None for o in options.values()):
+        return t
+    if not isinstance(t, Lifted):
+        raise TypeError(f"a learning_rate factor needs a rule of paddlejax, such as adam(0.001), found {t!r}")
+    source = t.source
+
+    def leaf(path: str) -> tuple[Any, float]:
+        about, factor = source.leaf(path)
+        o = options.get(path)
+        return (
+            (about, factor) if o is None else (about if o.leaf is None else o.leaf, factor * o.learning_rate)
+        )
+
+    return lift(source.rule, source.learning_rate, leaf)
+
+
+def by_path(
+    table: Sequence[tuple[str | re.Pattern[str], Mapping[str, Any]]],
+    rule: GradientTransformation,
+    *,
+    weight_decay: Any = None,
+    grad_clip: Any = None,
+) -> GradientTransformation:
+    """An optimizer whose options depend on where a parameter stands in the tree.
+
+    `table` lists (pattern, options); the first pattern that matches a path such as `layers/0/bias` decides. A pattern
+    is a glob over the whole path (`*` also crosses `/`) or a compiled regular expression, searched in it. Options:
+    `learning_rate` (a factor on the rate), `weight_decay` and `grad_clip` (in place of the general ones; None switches
+    them off), `frozen`, `rule` (another optimizer), and any hyperparameter of the rule, such as `beta1`.
+    Order: clip, decay, rule. Leaves with one clip share one norm. A pattern that matches nothing is an error.
+    optax needs multi_transform and a tree of labels for this, torch a list of groups.
+
+    >>> tx = by_path([("*/bias", {"weight_decay": None, "learning_rate": 2.0})], sgd(0.1), weight_decay=1.0)
+    >>> p = {"out": {"bias": jnp.ones(1), "kernel": jnp.ones(1)}}
+    >>> updates, _ = tx.update(p, tx.init(p), p)
+    >>> print(updates["out"]["bias"], updates["out"]["kernel"])
+    [-0.2] [-0.2]
+    """
+    general = LeafOptions(
+        _rule("by_path", rule), 1.0, _decay("by_path", weight_decay), _clip("by_path", grad_clip)
+    )
+    rows = [(pattern, _row(pattern, options, general)) for pattern, options in table]
+
+    def choose(path: str) -> LeafOptions:
+        return next((options for pattern, options in rows if _matches(pattern, path)), general)
+
+    pair = per_leaf(choose)
+
+    def init(params: Any) -> PathState:
+        paths = [keystr_(path) for path in flatten(params)[0]]
+        for pattern, _ in rows:
+            if not any(_matches(pattern, path) for path in paths):
+                raise ValueError(f"the pattern {pattern!r} matches no parameter: found {', '.join(paths)}")
+        return pair.init(params)
+
+    return GradientTransformation(init, pair.update)
+
+
+def _matches(pattern: str | re.Pattern[str], path: str) -> bool:
+    return fnmatchcase(path, pattern) if isinstance(pattern, str) else pattern.search(path) is not None
+
+
+def _row(pattern: str | re.Pattern[str], options: Mapping[str, Any], general: LeafOptions) -> LeafOptions:
+    where = f"by_path's row {pattern!r}"
+    options = dict(options)
+    readers = {
+        "rule": _rule,
+        "learning_rate": _factor,
+        "weight_decay": _decay,
+        "grad_clip": _clip,
+        "frozen": _flag,
+    }
+    own = {name: readers[name](where, options.pop(name)) for name in readers if name in options}
+    row = general._replace(**own)
+    return row._replace(rule=with_hyperparameters(where, row.rule, options)) if options else row
+
+
+def with_hyperparameters(where: str, t: Any, changes: Mapping[str, Any]) -> Lifted:
+    """The same optimizer with some of its rule's hyperparameters replaced."""
+    known = [f.name for f in fields(t.source.rule)] if isinstance(t, Lifted) else []
+    for name in changes:
+        if name not in known:
+            options = ["rule", "learning_rate", "weight_decay", "grad_clip", "frozen", *known]
+            raise TypeError(f"{where}: found the option {name!r}, expected one of {', '.join(options)}")
+    return lift(replace(t.source.rule, **changes), t.source.learning_rate, t.source.leaf)
+
+
+def _rule(where: str, value: Any) -> Any:
+    if not is_transformation(value):
+        raise TypeError(f"{where}: rule is {value!r}, expected an (init, update) pair such as adam(0.001)")
+    return value
+
+
+def _factor(where: str, value: Any) -> float:
+    number(f"{where}: learning_rate", value)
+    return value
+
+
+def _decay(where: str, value: Any) -> Any:
+    if value is None or is_transformation(value):
+        return value
+    if isinstance(value, WeightDecayRegularizer):
+        return value.transformation()
+    number(f"{where}: weight_decay", value)
+    return L2Decay(value).transformation()
+
+
+def _clip(where: str, value: Any) -> Any:
+    if isinstance(value, ClipGradBase):
+        return value.transformation()
+    if value is not None and not is_transformation(value):
+        raise TypeError(
+            f"{where}: grad_clip is {value!r}, expected a clip such as clip_by_global_norm(1.0), or None"
+        )
+    return value
+
+
+def _flag(where: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{where}: frozen is {value!r}, expected True or False")
+    return value

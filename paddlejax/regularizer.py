@@ -1,0 +1,85 @@
+"""Weight decay added to the gradient (coupled): Paddle's objects, and the same as transformations."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .rule import ArgumentError, GradientTransformation, number
+from .transform import stateless
+
+
+class WeightDecayRegularizer:
+    """What `weight_decay=` of an optimizer may be: a term of the parameter that is added to its gradient."""
+
+    def __init__(self, coeff: Any = 0.0):
+        name = f"{type(self).__name__}'s coeff"
+        if coeff is None:
+            raise ArgumentError(f"{name} is not set: found None, expected a number")
+        number(name, coeff)
+        self.coeff = coeff
+
+    def term(self, p: jax.Array) -> jax.Array:
+        raise NotImplementedError(f"{type(self).__name__} has no term")
+
+    def transformation(self) -> GradientTransformation:
+        pair = stateless(lambda grads, params: [g + self.term(p) for g, p in zip(grads, params, strict=True)])
+
+        def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+            if params is None:
+                raise ValueError(f"{type(self).__name__} needs the parameters: update(grads, state, params)")
+            return pair.update(grads, state, params)
+
+        return GradientTransformation(pair.init, update)
+
+    def __str__(self):
+        return f"{type(self).__name__}, coeff={self.coeff:f}"
+
+
+class L1Decay(WeightDecayRegularizer):
+    """g + coeff sign(p), where sign(0) = 0.
+
+    >>> print(str(L1Decay(0.1)))
+    L1Decay, coeff=0.100000
+    """
+
+    def term(self, p):
+        return jnp.asarray(self.coeff, p.dtype) * jnp.sign(p)
+
+
+class L2Decay(WeightDecayRegularizer):
+    """g + coeff p, without a factor 2 or ½.
+
+    >>> print(str(L2Decay(0.1)))
+    L2Decay, coeff=0.100000
+    """
+
+    def term(self, p):
+        return jnp.asarray(self.coeff, p.dtype) * p
+
+
+def l1_decay(coeff: Any) -> GradientTransformation:
+    """Add coeff sign(p) to each gradient: the gradient of coeff ‖p‖₁.
+
+    Put it between the clip and the rule, as Paddle does. It enters the moments; optax has no namesake.
+
+    >>> p = jnp.array([2.0, 0.0])
+    >>> updates, _ = l1_decay(0.1).update(jnp.ones(2), (), p)
+    >>> print(updates)
+    [1.1 1. ]
+    """
+    return L1Decay(coeff).transformation()
+
+
+def l2_decay(coeff: Any) -> GradientTransformation:
+    """Add coeff p to each gradient: the gradient of ½ coeff ‖p‖².
+
+    Put it between the clip and the rule, as Paddle does; the same as optax.add_decayed_weights in that place and as
+    torch's weight_decay. It enters the moments: AdamW's decay does not.
+
+    >>> p = jnp.array([2.0, 0.0])
+    >>> updates, _ = l2_decay(0.1).update(jnp.ones(2), (), p)
+    >>> print(updates)
+    [1.2 1. ]
+    """
+    return L2Decay(coeff).transformation()

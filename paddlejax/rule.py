@@ -1,0 +1,385 @@
+"""An update rule speaks of one tensor; `lift` makes it an optimizer of any pytree.
+
+Whatever all rules share is written here once: hyperparameters as data, arithmetic in float32 or wider,
+the scalars common to all tensors, leaves without a gradient, and errors that name the leaf.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, ParamSpec, TypeVar, dataclass_transform
+from typing import get_args, get_origin
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr, tree_flatten_with_path
+
+P = ParamSpec("P")
+R = TypeVar("R", bound="type[Rule]")
+Slots = dict[str, jax.Array]
+
+
+class GradientTransformation(NamedTuple):
+    """A pair of pure functions, optax's protocol: `update` returns what is to be added to the parameters.
+
+    >>> tx = sgd(0.5)
+    >>> updates, state = tx.update(jnp.ones(2), tx.init(jnp.zeros(2)), jnp.zeros(2))
+    >>> print(updates)
+    [-0.5 -0.5]
+    """
+
+    init: Callable[..., Any]  # params -> state
+    update: Callable[..., tuple[Any, Any]]  # (grads, state, params=None, **extra) -> (updates, state)
+
+
+class RuleState(NamedTuple):
+    """The state of a lifted rule; the names in `shared` and `slots` are Paddle's accumulator names."""
+
+    count: jax.Array  # () int32, updates made
+    learning_rate: jax.Array  # () float32 (float64 beside float64 parameters), the rate in force
+    shared: dict[str, jax.Array]  # {name: ()}, scalars common to all tensors, such as beta1_pow_acc
+    slots: dict[str, Any]  # {name: tree shaped like the parameters}
+
+
+class ArgumentError(ValueError, AssertionError):
+    """A hyperparameter is missing or out of range.
+
+    Paddle raises ValueError for some and AssertionError for others; either `except` clause catches this one.
+    """
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What a hyperparameter may be: [low, high], without `high` itself if `open`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open: bool = False
+
+    def __contains__(self, x: float) -> bool:
+        return self.low <= x and (x < self.high if self.open else x <= self.high)
+
+    def __str__(self) -> str:
+        return f"[{self.low:g}, {self.high:g}" + (")" if self.open or math.isinf(self.high) else "]")
+
+
+Beta = Annotated[float, Interval(0, 1, open=True)]
+Fraction = Annotated[float, Interval(0, 1)]
+NonNegative = Annotated[float, Interval(0)]
+Predicate = Callable[[Any], bool] | None
+
+
+class Rule:
+    """The mathematics of one optimizer on one tensor: no trees, casts, masks or schedules.
+
+    A subclass is declared with `@rule`: its float fields are data (they may be traced), all others static.
+    """
+
+    slots: ClassVar[tuple[str, ...]] = ()
+    reads_params: ClassVar[bool] = False  # whether `step` looks at p
+
+    def at(self, leaf: Any) -> "Rule":
+        """This rule on one leaf, given its path or its Parameter: only numbers that `step` reads may differ."""
+        return self
+
+    def init(self, p: jax.Array) -> Slots:
+        return {name: jnp.zeros_like(p) for name in self.slots}
+
+    def shared(self) -> dict[str, Any]:
+        """Scalars that all tensors have in common, at their start."""
+        return {}
+
+    def advance(self, learning_rate: jax.Array, shared: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Once per step: what `step` gets as k, and the shared scalars of the next step."""
+        return learning_rate, shared
+
+    def step(self, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple[jax.Array, Slots]:
+        """What is to be added to p, and the new slots."""
+        raise NotImplementedError(f"{type(self).__name__} has no step")
+
+
+@dataclass_transform(frozen_default=True)
+def rule(cls: R) -> R:
+    """Make a frozen dataclass of a rule and register it as a pytree: floats are data, the rest is static."""
+    cls = dataclass(frozen=True)(cls)  # type: ignore[assignment]
+    data = [f.name for f in fields(cls) if _is_float(f.type)]  # type: ignore[arg-type]
+    static = [f.name for f in fields(cls) if f.name not in data]  # type: ignore[arg-type]
+    return jax.tree_util.register_dataclass(cls, data, static)
+
+
+def _is_float(annotation: Any) -> bool:
+    return annotation is float or get_origin(annotation) is Annotated and get_args(annotation)[0] is float
+
+
+def check(rule: Rule) -> None:
+    """Refuse a missing, mistyped or out-of-range hyperparameter before anything is built from it."""
+    for f in fields(rule):  # type: ignore[arg-type]
+        value, name = getattr(rule, f.name), f"{type(rule).__name__}'s {f.name}"
+        kind, *bounds = get_args(f.type) if get_origin(f.type) is Annotated else (f.type,)
+        if value is None and f.default is not None:
+            raise ArgumentError(f"{name} is not set: found None, expected a number")
+        if kind is float:
+            number(name, value)
+        elif kind in (bool, int) and type(value) is not kind:
+            raise TypeError(
+                f"{name}: found {value!r}, expected {'True or False' if kind is bool else 'an int'}"
+            )
+        elif kind is Predicate and value is not None and not callable(value):
+            raise TypeError(f"{name}: found {value!r}, expected a function of the leaf")
+        for bound in bounds:
+            if isinstance(value, int | float | np.number) and float(value) not in bound:
+                raise ArgumentError(f"{name}: found {value}, expected a number in {bound}")
+
+
+def number(name: str, value: Any) -> None:
+    """Refuse what is not one real number: a Python or numpy number, or a 0-d array (traced or not)."""
+    if isinstance(value, bool | str) or not hasattr(value, "dtype") and not isinstance(value, int | float):
+        raise TypeError(f"{name}: found {value!r} of type {type(value).__name__}, expected a number")
+    if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.number):
+        found = f"an array of shape {jnp.shape(value)} and dtype {jnp.result_type(value)}"
+        raise TypeError(f"{name}: found {found}, expected a number or a 0-d array")
+
+
+def lift(
+    rule: Rule, learning_rate: Any, leaf: Callable[[str], tuple[Any, float]] = lambda path: (path, 1.0)
+) -> "Lifted":
+    """Make an optimizer of any pytree out of a rule for one tensor.
+
+    `learning_rate` is a number, a 0-d array or a schedule `count -> rate`. As a number it lives in the state,
+    where `set_learning_rate` replaces it without a new trace; as a schedule it is evaluated at `state.count`.
+    `leaf(path)` says what `rule.at` is asked about, by default the path, and gives the leaf's factor on the rate.
+
+    >>> tx = lift(rules.SGD(), lambda count: 0.5 / (1 + count))
+    >>> state = tx.init({"w": jnp.zeros(2)})
+    >>> float(state.learning_rate)
+    0.5
+    """
+    check(rule)
+    if learning_rate is None:
+        raise ArgumentError(
+            f"{type(rule).__name__}'s learning_rate is not set: found None, expected a number"
+        )
+    if not callable(learning_rate):
+        number(f"{type(rule).__name__}'s learning_rate", learning_rate)
+    return Lifted(*_Lift(rule, learning_rate, leaf).pair())
+
+
+class Lifted(GradientTransformation):
+    """The pair that `lift` returns; it knows the rule it was made from."""
+
+    @property
+    def source(self) -> "_Lift":
+        return self.init.__self__  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, eq=False)
+class _Lift:
+    rule: Rule
+    learning_rate: Any
+    leaf: Callable[[str], tuple[Any, float]]
+
+    def pair(self):
+        return self.init, self.update
+
+    def init(self, params: Any) -> RuleState:
+        paths, leaves, tree = flatten(params)
+        dtypes = [
+            None if p is None else compute_dtype(path, p) for path, p in zip(paths, leaves, strict=True)
+        ]
+        rules = {dtype: _cast(self.rule, dtype) for dtype in dict.fromkeys(dtypes) if dtype is not None}
+        fresh = [
+            p if d is None else rules[d].init(jnp.asarray(p, d)) for p, d in zip(leaves, dtypes, strict=True)
+        ]
+        columns = {name: [f and f[name] for f in fresh] for name in self.rule.slots}
+        wide = jnp.float64 if jnp.float64 in dtypes else jnp.float32
+        count = jnp.zeros((), jnp.int32)
+        # Copies throughout: a state that shared a buffer with its caller could not be donated.
+        return RuleState(
+            count,
+            jnp.array(self._rate(count), wide),
+            {k: jnp.array(v) for k, v in _cast(self.rule, wide).shared().items()},
+            {name: tree.unflatten(column) for name, column in columns.items()},
+        )
+
+    def update(self, grads: Any, state: RuleState, params: Any = None, **extra: Any) -> tuple[Any, RuleState]:
+        if params is None:
+            if self.rule.reads_params:
+                raise ValueError(
+                    f"{type(self.rule).__name__} needs the parameters: update(grads, state, params)"
+                )
+            params = grads
+        paths, leaves, tree = flatten(params)
+        self._check_state(state)
+        columns = {name: align(tree, paths, slot, f"slot {name}") for name, slot in state.slots.items()}
+        gs = gradients(tree, paths, leaves, grads)
+        if all(g is None for g in gs):
+            return grads, state
+        rate = state.learning_rate
+        if callable(self.learning_rate):
+            rate = jnp.asarray(self._rate(state.count), rate.dtype)
+        about = [self.leaf(keystr_(path)) for path in paths]
+        factors = dict.fromkeys(factor for _, factor in about)
+        ks = {factor: _advance(self.rule, rate, state.shared, factor) for factor in factors}
+        shared = next(iter(ks.values()))[1]
+        updates = list(gs)
+        for i, (g, p) in enumerate(zip(gs, leaves, strict=True)):
+            if g is None:
+                continue
+            leaf, factor = about[i]
+            slots = {name: column[i] for name, column in columns.items()}
+            for name, slot in slots.items():
+                if jnp.shape(slot)[jnp.ndim(slot) - jnp.ndim(p) :] != jnp.shape(p):
+                    raise ValueError(
+                        f"at {keystr_(paths[i])}: {name} has shape {jnp.shape(slot)}, the parameter {jnp.shape(p)}"
+                    )
+            updates[i], slots = _step(self.rule.at(leaf), g, p, ks[factor][0], slots)
+            for name, slot in slots.items():
+                columns[name][i] = slot
+        slots = {name: tree.unflatten(column) for name, column in columns.items()}
+        return tree.unflatten(updates), RuleState(
+            state.count + jnp.ones_like(state.count), rate, shared, slots
+        )
+
+    def _rate(self, count: jax.Array) -> Any:
+        if not callable(self.learning_rate):
+            return self.learning_rate
+        with jax.numpy_dtype_promotion("standard"):  # a schedule may mix the int count with floats
+            return self.learning_rate(count)
+
+    def _check_state(self, state: Any) -> None:
+        name = type(self.rule).__name__
+        if not isinstance(state, RuleState):
+            raise TypeError(f"{name} expects the RuleState that its init made, found {type(state).__name__}")
+        if set(state.slots) != set(self.rule.slots) or set(state.shared) != set(self.rule.shared()):
+            found, expected = sorted([*state.slots, *state.shared]), [*self.rule.slots, *self.rule.shared()]
+            raise ValueError(f"the state is not one of {name}: found {found}, expected {sorted(expected)}")
+
+
+@jax.jit
+def _step(rule: Rule, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple[jax.Array, Slots]:
+    """One tensor: float32 or wider inside, each result back in the dtype it came in.
+
+    Jitted by itself so that leaves of one shape are traced once, whatever the numbers in the rule.
+    """
+    wide = compute_dtype((), p)
+    delta, new = _cast(rule, wide).step(*_cast((g, p, k, slots), wide))
+    return delta.astype(p.dtype), {name: new[name].astype(slot.dtype) for name, slot in slots.items()}
+
+
+@jax.jit
+def _advance(rule: Rule, rate: jax.Array, shared: dict[str, Any], factor: Any) -> tuple[Any, dict[str, Any]]:
+    return _cast(rule, rate.dtype).advance(rate * jnp.asarray(factor, rate.dtype), shared)
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    """Floats to `dtype`, before any arithmetic: 1 - beta2 is 1 - float32(0.999), as in Paddle's kernels."""
+
+    def cast(x: Any) -> Any:
+        written_as_int = isinstance(x, int | np.integer)  # a hyperparameter such as beta1=0
+        return (
+            jnp.asarray(x, dtype) if written_as_int or jnp.issubdtype(jnp.result_type(x), jnp.inexact) else x
+        )
+
+    return jax.tree.map(cast, tree)
+
+
+def compute_dtype(path: Any, p: Any) -> Any:
+    """The dtype in which a leaf is updated: float32, or float64 if the parameter is that wide."""
+    dtype = jnp.result_type(p)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"at {keystr_(path)}: found a parameter of dtype {dtype}, expected a real floating dtype"
+        )
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype.type
+
+
+def squared_norm(x: jax.Array, axis_name: Any = None) -> jax.Array:
+    """Σ x² over the whole tensor, also over the devices of `axis_name`; () of x's dtype.
+
+    Plain sum(x*x): guarding against overflow first costs 15 times as much, and Paddle does not either.
+    """
+    total = jnp.sum(x * x)
+    return total if axis_name is None else jax.lax.psum(total, axis_name)
+
+
+# ---------------------------------------------------------------------------------------------- trees
+
+
+def keystr_(path: Any) -> str:
+    return keystr(path, simple=True, separator="/") or "the root"
+
+
+def flatten(params: Any) -> tuple[list[Any], list[Any], Any]:
+    """Paths, leaves and structure; a None among the parameters is a leaf that is never touched."""
+    pairs, tree = tree_flatten_with_path(params, is_leaf=lambda x: x is None)
+    return [path for path, _ in pairs], [p for _, p in pairs], tree
+
+
+def align(tree: Any, paths: list[Any], other: Any, what: str) -> list[Any]:
+    """The entries of `other` in the order of `tree`, or an error that names the leaf where they part."""
+    try:
+        return tree.flatten_up_to(other)
+    except (ValueError, TypeError, KeyError):
+        pass
+    found = {keystr_(path): x for path, x in tree_flatten_with_path(other, is_leaf=lambda x: x is None)[0]}
+    expected = [keystr_(path) for path in paths]
+    missing = [path for path in expected if path not in found]
+    unexpected = [path for path in found if path not in expected]
+    raise ValueError(
+        f"the tree of {what} is not that of the parameters: "
+        + (f"missing at {', '.join(missing)}; " if missing else "")
+        + (f"unexpected at {', '.join(unexpected)}" if unexpected else f"found {jax.tree.structure(other)}")
+    )
+
+
+def gradients(tree: Any, paths: list[Any], params: list[Any], grads: Any) -> list[Any]:
+    """One gradient or None per parameter, each of its parameter's shape: nothing broadcasts."""
+    gs = align(tree, paths, grads, "gradients")
+    for path, p, g in zip(paths, params, gs, strict=True):
+        if g is None:
+            continue
+        if p is None or not (hasattr(g, "dtype") or isinstance(g, float | int)):
+            expected = "None, as the parameter" if p is None else "an array"
+            raise ValueError(
+                f"at {keystr_(path)}: found a gradient of type {type(g).__name__}, expected {expected}"
+            )
+        if jnp.shape(g) != jnp.shape(p):
+            shapes = f"found a gradient of shape {jnp.shape(g)}, expected the parameter's {jnp.shape(p)}"
+            raise ValueError(f"at {keystr_(path)}: {shapes}")
+        if not jnp.issubdtype(jnp.result_type(g), jnp.floating):
+            raise TypeError(
+                f"at {keystr_(path)}: found a gradient of dtype {jnp.result_type(g)}, expected a real floating dtype"
+            )
+    return gs
+
+
+# ---------------------------------------------------------------------------------------------- functions
+
+
+class Factory(Generic[P]):
+    """The type of `adam` and its like: the rate, then the rule's own arguments."""
+
+    def __call__(self, learning_rate: Any = 0.001, *args: P.args, **kwargs: P.kwargs) -> Lifted: ...
+
+
+def lifted(cls: Callable[P, Rule], learning_rate: Any = inspect.Parameter.empty) -> Factory[P]:
+    """`rmsprop = lifted(RMSProp)`: the rule's own signature after the rate, so no default is written twice."""
+
+    name = cls.__module__.rsplit(".", 1)[-1]  # a rule's file bears the name of its function
+
+    def make(*args: Any, **kwargs: Any) -> Lifted:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as e:
+            raise TypeError(f"{name}(): {e}; its arguments are {', '.join(signature.parameters)}") from None
+        bound.apply_defaults()
+        rate = bound.arguments.pop("learning_rate")
+        return lift(cls(**bound.arguments), rate)  # type: ignore[call-arg]
+
+    rate = inspect.Parameter("learning_rate", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=learning_rate)
+    signature = inspect.Signature([rate, *inspect.signature(cls).parameters.values()])
+    make.__signature__ = signature  # type: ignore[attr-defined]
+    make.__doc__, make.__name__ = cls.__doc__, name
+    return make  # type: ignore[return-value]

@@ -1,0 +1,62 @@
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from ..rule import Beta, NonNegative, Rule, lifted, rule
+
+
+@rule
+class Adam(Rule):
+    """Running means of the gradient and its square, corrected for their start at zero.
+
+        m ← β₁ m + (1-β₁) g         moment1
+        v ← β₂ v + (1-β₂) g²        moment2
+        w ← max(w, v)               moment2_max, only with amsgrad, which then puts w for v below
+        p ← p - η √(1-c₂)/(1-c₁) · m / (√v + ε √(1-c₂))
+        c₁ ← β₁ c₁,  c₂ ← β₂ c₂     beta1_pow_acc, beta2_pow_acc, from β₁ and β₂
+
+    That is p - η m̂/(√v̂ + ε), as optax.adam and torch.optim.Adam; Paddle's page forgets √(1-c₂) beside ε, and
+    Paddle 1.x really adds the bare ε: scaled_epsilon=False. amsgrad takes the maximum of the uncorrected v, as
+    torch (optax.amsgrad: of the corrected one).
+
+    >>> tx = adam(0.1)
+    >>> p = jnp.array([1.0, -1.0])
+    >>> updates, state = tx.update(p, tx.init(p), p)
+    >>> print(updates)
+    [-0.1  0.1]
+
+    Kingma & Ba 2015, arXiv:1412.6980; Reddi et al. 2018 (amsgrad), arXiv:1904.09237; Paddle's kernel `adam`.
+    """
+
+    beta1: Beta = 0.9
+    beta2: Beta = 0.999
+    epsilon: NonNegative = 1e-8
+    amsgrad: bool = False
+    scaled_epsilon: bool = True
+
+    @property
+    def slots(self):  # type: ignore[override]
+        return ("moment1", "moment2", "moment2_max") if self.amsgrad else ("moment1", "moment2")
+
+    def shared(self):
+        return {"beta1_pow_acc": self.beta1, "beta2_pow_acc": self.beta2}
+
+    def advance(self, learning_rate, shared):
+        c1, c2 = shared["beta1_pow_acc"], shared["beta2_pow_acc"]
+        root = jnp.sqrt(1 - c2)
+        k = {
+            "rate": learning_rate * root / (1 - c1),
+            "epsilon": self.epsilon * (root if self.scaled_epsilon else 1),
+        }
+        return k, {"beta1_pow_acc": c1 * self.beta1, "beta2_pow_acc": c2 * self.beta2}
+
+    def step(self, g, p, k, slots):
+        m = self.beta1 * slots["moment1"] + (1 - self.beta1) * g
+        v = self.beta2 * slots["moment2"] + (1 - self.beta2) * g * g
+        new = {"moment1": m, "moment2": v}
+        if self.amsgrad:
+            v = new["moment2_max"] = jnp.maximum(slots["moment2_max"], v)
+        return -k["rate"] * m / (jnp.sqrt(v) + k["epsilon"]), new
+
+
+adam = lifted(Adam, 0.001)

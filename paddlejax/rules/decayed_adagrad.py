@@ -1,0 +1,36 @@
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from ..rule import Fraction, NonNegative, Rule, lifted, rule
+
+
+@rule
+class DecayedAdagrad(Rule):
+    """Adagrad with a running mean of squares in place of their sum.
+
+        m ← ρ m + (1-ρ) g²          moment, ρ = decay
+        p ← p - η g / (√m + ε)
+
+    RMSProp without momentum, but with ε outside the root: torch.optim.RMSprop's formula (its α is ρ, 0.99 there).
+
+    >>> tx = decayed_adagrad(0.1, decay=0.75)
+    >>> p = jnp.array([1.0, -1.0])
+    >>> updates, state = tx.update(p, tx.init(p), p)
+    >>> print(updates)
+    [-0.2  0.2]
+
+    Paddle's kernel `decayed_adagrad`; it has no paper of its own.
+    """
+
+    slots: ClassVar = ("moment",)
+
+    decay: Fraction = 0.95
+    epsilon: NonNegative = 1e-6
+
+    def step(self, g, p, k, slots):
+        m = self.decay * slots["moment"] + (1 - self.decay) * g * g
+        return -k * g / (jnp.sqrt(m) + self.epsilon), {"moment": m}
+
+
+decayed_adagrad = lifted(DecayedAdagrad)

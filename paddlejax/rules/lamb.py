@@ -1,0 +1,69 @@
+from dataclasses import replace
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from ..rule import Beta, NonNegative, Predicate, Rule, lifted, rule, squared_norm
+
+
+@rule
+class Lamb(Rule):
+    """Adam's direction, scaled so that each tensor moves in proportion to its own norm.
+
+        m ← β₁ m + (1-β₁) g                            moment1
+        v ← β₂ v + (1-β₂) g²                           moment2
+        r = m/(1-c₁) / (√(v/(1-c₂)) + ε) + λ p         λ = lamb_weight_decay
+        p ← p - η ‖p‖/‖r‖ r                            the ratio is 1 where a norm is zero or λ is
+        c₁ ← β₁ c₁,  c₂ ← β₂ c₂                        beta1_pow_acc, beta2_pow_acc, from β₁ and β₂
+
+    λ = 0 where exclude_from_weight_decay_fn(path) is true. `always_adapt` keeps the ratio at λ = 0. Without
+    bias_correction (Paddle 1.x, which always adapts) c₁ and c₂ count as 0 and never move. Paddle's page divides by
+    β₁ᵗ; its kernel, as here, by 1-β₁ᵗ. optax.lamb takes the ratio at λ = 0 too. Under `shard_map` name the mesh
+    axes over which a tensor is sharded in `axis_name`.
+
+    >>> tx = lamb(0.1)
+    >>> p = jnp.array([3.0, 4.0])
+    >>> updates, state = tx.update(jnp.ones(2), tx.init(p), p)
+    >>> print(updates)
+    [-0.3518 -0.3553]
+
+    You et al. 2020, arXiv:1904.00962; Paddle's kernel `lamb`.
+    """
+
+    slots: ClassVar = ("moment1", "moment2")
+    reads_params: ClassVar = True
+
+    lamb_weight_decay: float = 0.01
+    beta1: Beta = 0.9
+    beta2: Beta = 0.999
+    epsilon: NonNegative = 1e-6
+    exclude_from_weight_decay_fn: Predicate = None
+    always_adapt: bool = False
+    bias_correction: bool = True
+    axis_name: str | tuple[str, ...] | None = None
+
+    def at(self, leaf):
+        excluded = self.exclude_from_weight_decay_fn is not None and self.exclude_from_weight_decay_fn(leaf)
+        decay = 0.0 if excluded else self.lamb_weight_decay
+        return replace(self, lamb_weight_decay=decay, exclude_from_weight_decay_fn=None)
+
+    def shared(self):
+        return {"beta1_pow_acc": self.beta1, "beta2_pow_acc": self.beta2}
+
+    def advance(self, learning_rate, shared):
+        c1, c2 = shared["beta1_pow_acc"], shared["beta2_pow_acc"]
+        if not self.bias_correction:
+            return {"rate": learning_rate, "m": jnp.ones_like(c1), "v": jnp.ones_like(c2)}, shared
+        powers = {"beta1_pow_acc": c1 * self.beta1, "beta2_pow_acc": c2 * self.beta2}
+        return {"rate": learning_rate, "m": 1 - c1, "v": 1 - c2}, powers
+
+    def step(self, g, p, k, slots):
+        m = self.beta1 * slots["moment1"] + (1 - self.beta1) * g
+        v = self.beta2 * slots["moment2"] + (1 - self.beta2) * g * g
+        r = m / k["m"] / (jnp.sqrt(v / k["v"]) + self.epsilon) + self.lamb_weight_decay * p
+        p_norm, r_norm = (jnp.sqrt(squared_norm(x, self.axis_name)) for x in (p, r))
+        adapt = ((self.lamb_weight_decay > 0) | self.always_adapt) & (p_norm > 0) & (r_norm > 0)
+        return -k["rate"] * jnp.where(adapt, p_norm / r_norm, 1) * r, {"moment1": m, "moment2": v}
+
+
+lamb = lifted(Lamb, 0.001)

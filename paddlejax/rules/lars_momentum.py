@@ -1,0 +1,59 @@
+from dataclasses import replace
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from ..rule import NonNegative, Rule, lifted, rule, squared_norm
+
+
+@rule
+class LarsMomentum(Rule):
+    """Momentum whose rate follows the ratio of each tensor's weight norm to its gradient norm.
+
+        g ← c g                                            c = rescale_grad
+        L = η κ ‖p‖ / (‖g‖ + λ‖p‖ + ε)                     κ = lars_coeff, λ = lars_weight_decay
+        v ← μ v + L (g + λ p)                              velocity
+        p ← p - v
+
+    L is the plain η where a norm is zero or λ is, without κ; so a tensor whose path or name contains a string
+    of exclude_from_weight_decay (it has λ = 0) moves with η. `always_adapt` keeps the ratio at λ = 0, as Paddle 1.x.
+    optax.lars divides by ‖g + λp‖ and puts η outside v. Under `shard_map` name the mesh axes over which
+    a tensor is sharded in `axis_name`.
+
+    >>> tx = lars_momentum(0.1, 0.9, lars_coeff=0.01)
+    >>> p = jnp.array([3.0, 4.0])
+    >>> updates, state = tx.update(jnp.ones(2), tx.init(p), p)
+    >>> print(updates)
+    [-0.0035 -0.0035]
+
+    You et al. 2017, arXiv:1708.03888; Paddle's kernel `lars_momentum`.
+    """
+
+    slots: ClassVar = ("velocity",)
+    reads_params: ClassVar = True
+
+    momentum: float
+    lars_coeff: float = 0.001
+    lars_weight_decay: float = 0.0005
+    exclude_from_weight_decay: tuple[str, ...] = ()
+    epsilon: NonNegative = 0.0
+    rescale_grad: float = 1.0
+    always_adapt: bool = False
+    axis_name: str | tuple[str, ...] | None = None
+
+    def at(self, leaf):
+        excluded = any(part in getattr(leaf, "name", leaf) for part in self.exclude_from_weight_decay)
+        decay = 0.0 if excluded else self.lars_weight_decay
+        return replace(self, lars_weight_decay=decay, exclude_from_weight_decay=())
+
+    def step(self, g, p, k, slots):
+        g = self.rescale_grad * g
+        decay = self.lars_weight_decay
+        p_norm, g_norm = (jnp.sqrt(squared_norm(x, self.axis_name)) for x in (p, g))
+        adapt = ((decay > 0) | self.always_adapt) & (p_norm > 0) & (g_norm > 0)
+        ratio = self.lars_coeff * p_norm / (g_norm + decay * p_norm + self.epsilon)
+        v = self.momentum * slots["velocity"] + jnp.where(adapt, k * ratio, k) * (g + decay * p)
+        return -v, {"velocity": v}
+
+
+lars_momentum = lifted(LarsMomentum)

@@ -1,0 +1,810 @@
+"""Learning-rate schedules: pure functions `count -> rate`, each formula written once.
+
+Called with a Python number a schedule computes in Python floats, as Paddle's classes do, and returns one;
+called with an array, traced or not, it computes in JAX and returns float32 (float64 for a 64-bit count) of the
+array's shape. The classes of `paddlejax.optimizer.lr` and `paddlejax.fluid.dygraph` count, and ask these
+functions for the number. The file is long because it is the whole table: per schedule its formula and its checks.
+"""
+
+import functools
+import inspect
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+P = ParamSpec("P")
+Scalar = float | jax.Array
+
+
+class _Doubles:
+    """What a formula needs, for Python numbers: the arithmetic Paddle itself uses."""
+
+    real = staticmethod(float)
+    exp, cos = staticmethod(math.exp), staticmethod(math.cos)
+    minimum, maximum = staticmethod(min), staticmethod(max)
+    less, power = staticmethod(operator.lt), staticmethod(operator.pow)
+
+    @staticmethod
+    def shown(t):
+        """The count as a user's own function sees it."""
+        return t
+
+    @staticmethod
+    def where(condition, a, b):
+        return a if condition else b
+
+    @staticmethod
+    def product(first, factor, n):
+        for i in range(1, n + 1):
+            first = first * factor(i)
+        return first
+
+
+class _Arrays:
+    """What a formula needs, for arrays. Counts stay integers where a formula divides or compares them."""
+
+    exp, cos = staticmethod(jnp.exp), staticmethod(jnp.cos)
+    minimum, maximum = staticmethod(jnp.minimum), staticmethod(jnp.maximum)
+    where = staticmethod(jnp.where)
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+
+    def real(self, x):
+        return jnp.asarray(x, self.dtype)
+
+    # A float: `0.95 ** e` with an integer e is an error under strict promotion.
+    shown = real
+
+    @staticmethod
+    def less(t, bound):
+        if jnp.issubdtype(t.dtype, jnp.integer):
+            limits = jnp.iinfo(t.dtype)  # t < 2.5 is t < 3, and no integer is promoted
+            bound = math.ceil(min(max(bound, limits.min), limits.max))
+        return t < bound
+
+    def power(self, base, n):
+        n = self.real(n)
+        if isinstance(base, jax.Array):
+            return base**n
+        if base == 0:
+            return jnp.where(n == 0, 1.0, 0.0)
+        # Through the double's logarithm: float32(0.999) ** 1000 would be 1e-5 off.
+        size = jnp.exp(n * math.log(abs(base)))
+        return size if base > 0 else jnp.where(n % 2 == 0, size, -size)
+
+    def product(self, first, factor, n):
+        n = n.astype(jnp.int32) if jnp.issubdtype(n.dtype, jnp.floating) else n
+        first = jnp.broadcast_to(self.real(first), n.shape)
+
+        def multiply(i, rate):
+            return jnp.where(i <= n, rate * self.real(factor(self.shown(i))), rate)
+
+        return jax.lax.fori_loop(1, jnp.max(n) + 1, multiply, first)
+
+
+_DOUBLES = _Doubles()
+
+
+def _plain(x):
+    """NumPy scalars are strongly typed for JAX; Python's are not."""
+    if isinstance(x, (list, tuple)):
+        return [_plain(v) for v in x]
+    return x.item() if isinstance(x, np.generic) else x
+
+
+def _evaluate(formula, count, args, kwargs):
+    if isinstance(count, (jax.Array, np.ndarray)):
+        count = jnp.asarray(count)
+    elif any(isinstance(a, jax.Array) for a in (*args, *kwargs.values())):
+        count = jnp.asarray(count, jnp.float32 if isinstance(count, float) else jnp.int32)
+    else:
+        return formula(_DOUBLES, count, *args, **kwargs)
+    wide = count.dtype.itemsize == 8
+    if jnp.issubdtype(count.dtype, jnp.integer):
+        count = count.astype(jnp.int64 if wide else jnp.int32)
+    else:
+        count = count.astype(jnp.float64 if wide else jnp.float32)
+    maths = _Arrays(jnp.float64 if wide else jnp.float32)
+
+    def ready(x):
+        return maths.real(x) if isinstance(x, (jax.Array, np.ndarray)) else _plain(x)
+
+    rate = formula(maths, count, *map(ready, args), **{k: ready(v) for k, v in kwargs.items()})
+    return jnp.broadcast_to(maths.real(rate), count.shape)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Schedule:
+    """A schedule with its arguments: `count -> rate`, jit-able and vmap-able, and printable.
+
+    >>> exponential_decay(0.5, gamma=0.5)
+    exponential_decay(learning_rate=0.5, gamma=0.5)
+    """
+
+    family: "Family"
+    arguments: Mapping[str, Any]
+
+    def __call__(self, count):
+        return self.family.at(count, **self.arguments)
+
+    def __repr__(self):
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return f"{self.family.__name__}({shown})"
+
+
+class Family(Protocol[P]):
+    """A function that makes schedules; `at` evaluates its formula at a count with nothing checked."""
+
+    __name__: str
+    __signature__: inspect.Signature
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Schedule: ...
+    def at(self, count: Any, *args: P.args, **kwargs: P.kwargs) -> Any: ...
+    def check(self, function: Callable[..., None]) -> Callable[..., None]: ...
+
+
+def _family(formula: Callable[Concatenate[Any, Any, P], Any]) -> Family[P]:
+    """Turn a formula `f(maths, count, *arguments)` into a function `f(*arguments)` that returns a schedule."""
+    signature = inspect.signature(formula)
+    signature = signature.replace(parameters=list(signature.parameters.values())[2:])
+    checks: list[Callable[..., None]] = []
+
+    @functools.wraps(formula)
+    def make(*args, **kwargs):
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        for check in checks:
+            check(**bound.arguments)
+        if not callable(rate := bound.arguments.get("learning_rate", 0.0)):
+            _expect_rate("learning_rate", rate)
+        return Schedule(family, bound.arguments)
+
+    def at(count, *args, **kwargs):
+        return _evaluate(formula, count, args, kwargs)
+
+    def check(function):
+        checks.append(function)
+        return function
+
+    make.__dict__.update(at=at, check=check, __signature__=signature)
+    family = cast("Family[P]", make)
+    return family
+
+
+def expect(ok, error: type[Exception], name: str, found, expected: str):
+    """Raise `error`, naming the argument, what was found and what was expected, unless `ok`.
+
+    >>> expect(False, ValueError, "gamma", 2.0, "a number below 1")
+    Traceback (most recent call last):
+    ValueError: gamma is 2.0; expected a number below 1
+    """
+    if not ok:
+        raise error(f"{name} is {found!r}; expected {expected}")
+
+
+def _is_array(x):
+    """Whether the value may be unknown until the program runs, so that nothing about it can be checked."""
+    return isinstance(x, (jax.Array, np.ndarray))
+
+
+def _expect_rate(name, x):
+    expect(_is_array(x) or isinstance(x, (int, float, np.number)), TypeError, name, x, "a number")
+    expect(_is_array(x) or x >= 0, ValueError, name, x, "a number >= 0")
+
+
+def _expect_whole(name, x, type_error: type[Exception], sign_error: type[Exception]):
+    expect(isinstance(x, int), type_error, name, x, "an int")
+    expect(x > 0, sign_error, name, x, "an int > 0")
+
+
+def _expect_below_one(gamma, **_):
+    expect(_is_array(gamma) or gamma < 1, ValueError, "gamma", gamma, "a number below 1")
+
+
+def _half_cosine(m, q, high, low):
+    """From `high` at q = 0 to `low` at q = 1 along half a cosine."""
+    return low + (high - low) * (1 + m.cos(math.pi * q)) / 2
+
+
+def _pick(m, t, bounds, values):
+    """The value of the first bound above t, else the last value."""
+    picked = values[-1]
+    for bound, value in reversed(list(zip(bounds, values, strict=False))):
+        picked = m.where(m.less(t, bound), value, picked)
+    return picked
+
+
+@_family
+def noam_decay(m, t, d_model, warmup_steps, learning_rate: Scalar = 1.0):
+    """Rise linearly for `warmup_steps`, then fall with the inverse square root of the count.
+
+        η(t) = η₀ d⁻¹ᐟ² min(t⁻¹ᐟ², t w⁻³ᐟ²)
+
+    The rate is 0 at count 0, where Paddle's page divides by zero.
+
+    >>> round(noam_decay(d_model=512, warmup_steps=10)(10), 6)
+    0.013975
+    """
+    t = m.real(t)
+    return learning_rate * d_model**-0.5 * m.minimum(m.maximum(t, 1.0) ** -0.5, t * warmup_steps**-1.5)
+
+
+@noam_decay.check
+def _(d_model, warmup_steps, **_):
+    expect(d_model > 0, ValueError, "d_model", d_model, "a number > 0")
+    expect(warmup_steps != 0, ZeroDivisionError, "warmup_steps", warmup_steps, "a number > 0")
+    expect(warmup_steps > 0, TypeError, "warmup_steps", warmup_steps, "a number > 0")
+
+
+@_family
+def piecewise_decay(m, t, boundaries, values):
+    """Hold each of `values` until the count reaches the next of `boundaries`.
+
+        η(t) = values[i] for the first i with t < boundaries[i], else the last value
+
+    optax.piecewise_constant_schedule takes factors instead of values.
+
+    >>> [piecewise_decay([2, 4], [0.1, 0.2, 0.3])(t) for t in (1, 2, 4)]
+    [0.1, 0.2, 0.3]
+    """
+    return _pick(m, t, boundaries, values)
+
+
+@piecewise_decay.check
+def _(boundaries, values):
+    expect(len(boundaries) > 0, ValueError, "boundaries", boundaries, "at least one boundary")
+    expect(len(values) > len(boundaries), ValueError, "values", values, "one more value than boundaries")
+
+
+@_family
+def natural_exp_decay(m, t, learning_rate, gamma):
+    """Decay exponentially at the rate `gamma`.
+
+        η(t) = η₀ exp(-γ t)
+
+    >>> round(natural_exp_decay(0.5, gamma=0.1)(10), 6)
+    0.18394
+    """
+    return learning_rate * m.exp(-gamma * m.real(t))
+
+
+@natural_exp_decay.check
+def _(gamma, **_):
+    expect(_is_array(gamma) or gamma > 0, AssertionError, "gamma", gamma, "a number > 0")
+
+
+@_family
+def inverse_time_decay(m, t, learning_rate, gamma):
+    """Decay with the inverse of the count.
+
+        η(t) = η₀ / (1 + γ t)
+
+    >>> inverse_time_decay(0.5, gamma=0.1)(10)
+    0.25
+    """
+    return learning_rate / (1 + gamma * m.real(t))
+
+
+@_family
+def polynomial_decay(m, t, learning_rate, decay_steps, end_lr: Scalar = 0.0001, power: Scalar = 1.0, cycle=False):
+    """Fall to `end_lr` along a polynomial, once or in ever longer cycles.
+
+        η(t) = (η₀ - η₁) (1 - u/N)ᵖ + η₁      u = min(t, D), N = D;  cycle: u = t, N = D ⌈t/D⌉
+
+    With `cycle` the rate rises again at t = kD + 1, not at kD. torch's PolynomialLR always ends at 0, and neither
+    it nor optax.polynomial_schedule cycles.
+
+    >>> [round(polynomial_decay(0.5, 20, end_lr=0.1)(t), 6) for t in (0, 10, 30)]
+    [0.5, 0.3, 0.1]
+    """
+    whole = decay_steps * m.maximum(-(-t // decay_steps), 1) if cycle else decay_steps
+    left = whole - m.minimum(t, whole)
+    return (learning_rate - end_lr) * (m.real(left) / m.real(whole)) ** power + end_lr
+
+
+@polynomial_decay.check
+def _(decay_steps, power, **_):
+    _expect_whole("decay_steps", decay_steps, AssertionError, AssertionError)
+    expect(_is_array(power) or power > 0, AssertionError, "power", power, "a number > 0")
+
+
+@_family
+def linear_warmup(m, t, learning_rate, warmup_steps, start_lr, end_lr):
+    """Rise linearly, then follow `learning_rate`: a number, an array or a schedule.
+
+        η(t) = η₀ + (η₁ - η₀) t/W  for t < W, then learning_rate(t - W)
+
+    The schedule starts at 0 after the ramp, which ends at `end_lr` whatever the schedule starts with.
+
+    >>> ramp = linear_warmup(exponential_decay(0.4, 0.5), 4, start_lr=0.0, end_lr=0.4)
+    >>> [round(ramp(t), 6) for t in (0, 1, 4, 5)]
+    [0.0, 0.1, 0.4, 0.2]
+    """
+    after = _follow(m, learning_rate, t, warmup_steps)
+    return m.where(m.less(t, warmup_steps), (end_lr - start_lr) * m.real(t) / warmup_steps + start_lr, after)
+
+
+def _follow(m, schedule, t, start):
+    """What a number or a schedule that begins at `start` gives; before that, its first rate."""
+    return m.real(schedule(m.maximum(t - start, 0)) if callable(schedule) else schedule)
+
+
+@linear_warmup.check
+def _(learning_rate, warmup_steps, start_lr, end_lr):
+    kinds = (int, float, np.number)
+    known = callable(learning_rate) or _is_array(learning_rate) or isinstance(learning_rate, kinds)
+    expect(known, TypeError, "learning_rate", learning_rate, "a number or a schedule")
+    _expect_whole("warmup_steps", warmup_steps, AssertionError, AssertionError)
+    known = not (_is_array(start_lr) or _is_array(end_lr))
+    expect(
+        not known or end_lr > start_lr, AssertionError, "end_lr", end_lr, f"more than start_lr={start_lr!r}"
+    )
+    _expect_rate("start_lr", start_lr)
+
+
+def warmup(learning_rate, warmup_steps, start_lr: Scalar = 0.0, end_lr: Scalar | None = None) -> Schedule:
+    """Put a linear warm-up before a number, an array or any schedule, optax's too.
+
+    `linear_warmup` with defaults: from 0 to the first rate of what follows. A rate that lives in a state, such
+    as `reduce_on_plateau`'s, warms up by being passed as an array.
+
+    >>> [round(warmup(cosine_annealing_decay(0.4, T_max=8), 4)(t), 6) for t in (0, 2, 4, 12)]
+    [0.0, 0.2, 0.4, 0.0]
+    """
+    if end_lr is None:
+        end_lr = learning_rate(0) if callable(learning_rate) else learning_rate
+    return linear_warmup(learning_rate, warmup_steps, start_lr, end_lr)
+
+
+@_family
+def join(m, t, schedules, boundaries):
+    """Run schedules one after the other, each counting from its own beginning; a number stands for itself.
+
+        η(t) = schedulesᵢ(t - boundariesᵢ₋₁)  for boundariesᵢ₋₁ ≤ t < boundariesᵢ
+
+    >>> rate = join([0.1, polynomial_decay(0.1, 4, end_lr=0.0)], boundaries=[2])
+    >>> [round(rate(t), 6) for t in (0, 2, 4, 6)]
+    [0.1, 0.1, 0.05, 0.0]
+    """
+    rate = _follow(m, schedules[0], t, 0)
+    for boundary, schedule in zip(boundaries, schedules[1:], strict=True):
+        rate = m.where(m.less(t, boundary), rate, _follow(m, schedule, t, boundary))
+    return rate
+
+
+@join.check
+def _(schedules, boundaries):
+    expect(
+        len(schedules) == len(boundaries) + 1, ValueError, "schedules", schedules, "one more than boundaries"
+    )
+    _expect_increasing("boundaries", boundaries)
+
+
+def _expect_increasing(name, numbers):
+    expect(isinstance(numbers, (list, tuple)), TypeError, name, numbers, "a list or tuple")
+    rising = all(a < b for a, b in zip(numbers, numbers[1:], strict=False))
+    expect(rising, ValueError, name, numbers, "strictly increasing numbers")
+
+
+@_family
+def exponential_decay(m, t, learning_rate, gamma):
+    """Multiply by `gamma` at every count.
+
+        η(t) = η₀ γᵗ
+
+    optax.exponential_decay stretches this over `transition_steps`; Paddle and torch have none.
+
+    >>> exponential_decay(0.5, gamma=0.5)(3)
+    0.0625
+    """
+    return learning_rate * m.power(gamma, t)
+
+
+@exponential_decay.check
+def _(gamma, **_):
+    expect(_is_array(gamma) or 0 < gamma < 1, AssertionError, "gamma", gamma, "a number between 0 and 1")
+
+
+@_family
+def multi_step_decay(m, t, learning_rate, milestones, gamma: Scalar = 0.1):
+    """Multiply by `gamma` at every one of `milestones`.
+
+        η(t) = η₀ γⁱ, i the number of milestones ≤ t
+
+    >>> [multi_step_decay(0.5, [2, 4], gamma=0.5)(t) for t in (1, 2, 4)]
+    [0.5, 0.25, 0.125]
+    """
+    return _pick(m, t, milestones, [learning_rate * gamma**i for i in range(len(milestones) + 1)])
+
+
+@multi_step_decay.check
+def _(milestones, **_):
+    _expect_increasing("milestones", milestones)
+
+
+multi_step_decay.check(_expect_below_one)
+
+
+@_family
+def step_decay(m, t, learning_rate, step_size, gamma: Scalar = 0.1):
+    """Multiply by `gamma` every `step_size` counts.
+
+        η(t) = η₀ γ^⌊t/s⌋
+
+    >>> [step_decay(0.5, step_size=2, gamma=0.5)(t) for t in (1, 2, 4)]
+    [0.5, 0.25, 0.125]
+    """
+    return learning_rate * m.power(gamma, t // step_size)
+
+
+@step_decay.check
+def _(step_size, gamma, **_):
+    expect(isinstance(step_size, int), TypeError, "step_size", step_size, "an int")
+    _expect_below_one(gamma)
+    expect(step_size > 0, AssertionError, "step_size", step_size, "an int > 0")
+
+
+@_family
+def lambda_decay(m, t, learning_rate, lr_lambda):
+    """Multiply the rate by a function of the count.
+
+        η(t) = η₀ f(t)
+
+    For an array count, f sees it as floats, so that `0.95 ** e` works under strict promotion.
+
+    >>> lambda_decay(0.5, lambda e: 1 / (1 + e))(4)
+    0.1
+    """
+    return learning_rate * m.real(lr_lambda(m.shown(t)))
+
+
+@lambda_decay.check
+def _(lr_lambda, **_):
+    expect(callable(lr_lambda), TypeError, "lr_lambda", lr_lambda, "a function of the count")
+
+
+@_family
+def multiplicative_decay(m, t, learning_rate, lr_lambda):
+    """Multiply the rate by a function of the count, again and again.
+
+        η(t) = η₀ f(1) f(2) ⋯ f(t)
+
+    There is no closed form: the product costs t evaluations of f, as in Paddle's class, in a loop that JAX
+    cannot differentiate backwards. For an array count, f sees floats.
+
+    >>> multiplicative_decay(0.5, lambda e: 0.5)(3)
+    0.0625
+    """
+    return m.product(learning_rate, lr_lambda, t)
+
+
+@multiplicative_decay.check
+def _(lr_lambda, **_):
+    expect(callable(lr_lambda), TypeError, "lr_lambda", lr_lambda, "a function of the count")
+
+
+@_family
+def cosine_annealing_decay(m, t, learning_rate, T_max, eta_min: Scalar = 0):
+    """Swing between the rate and `eta_min` along a cosine.
+
+        η(t) = η₁ + (η₀ - η₁) (1 + cos(π t/T)) / 2
+
+    After `T_max` the rate climbs back, as in torch; optax.cosine_decay_schedule stays at the bottom.
+
+    >>> [round(cosine_annealing_decay(0.5, T_max=10)(t), 6) for t in (0, 5, 10, 20)]
+    [0.5, 0.25, 0.0, 0.5]
+    """
+    # One period is enough, and in float32 all that cos() can resolve.
+    return _half_cosine(m, m.real(t % (2 * T_max)) / T_max, learning_rate, eta_min)
+
+
+@cosine_annealing_decay.check
+def _(T_max, eta_min, **_):
+    expect(isinstance(T_max, int), TypeError, "T_max", T_max, "an int")
+    expect(_is_array(eta_min) or isinstance(eta_min, (int, float)), TypeError, "eta_min", eta_min, "a number")
+    expect(T_max > 0, AssertionError, "T_max", T_max, "an int > 0")
+
+
+@_family
+def cosine_annealing_warm_restarts(m, t, learning_rate, T_0, T_mult=1, eta_min: Scalar = 0):
+    """Fall along half a cosine and restart, each cycle `T_mult` times as long as the one before.
+
+        η(t) = η₁ + (η₀ - η₁) (1 + cos(π t′/T)) / 2,  t′ counted within the cycle of length T
+
+    optax.sgdr_schedule takes a list of cycles instead; torch's CosineAnnealingWarmRestarts is the same.
+
+    >>> [round(cosine_annealing_warm_restarts(0.5, T_0=4, T_mult=2)(t), 6) for t in (0, 2, 4, 8, 12)]
+    [0.5, 0.25, 0.5, 0.25, 0.5]
+    """
+    begin, length = t // T_0 * T_0, T_0
+    if T_mult > 1:
+        # Comparing counts is exact where a logarithm rounds; counts beyond int32 stay in the last cycle.
+        begins, lengths = [0], [T_0]
+        while begins[-1] + lengths[-1] < 2**31:
+            begins.append(begins[-1] + lengths[-1])
+            lengths.append(lengths[-1] * T_mult)
+        begin, length = _pick(m, t, begins[1:], begins), _pick(m, t, begins[1:], lengths)
+    return _half_cosine(m, m.real(t - begin) / m.real(length), learning_rate, eta_min)
+
+
+@cosine_annealing_warm_restarts.check
+def _(T_0, T_mult, **_):
+    _expect_whole("T_0", T_0, ValueError, ValueError)
+    _expect_whole("T_mult", T_mult, ValueError, ValueError)
+
+
+@_family
+def one_cycle_lr(
+    m,
+    t,
+    max_learning_rate,
+    total_steps,
+    divide_factor: Scalar = 25.0,
+    end_learning_rate: Scalar = 0.0001,
+    phase_pct=0.3,
+    anneal_strategy="cos",
+    three_phase=False,
+):
+    """Rise to the largest rate and fall below the first one, in two or three phases.
+
+        knots 0, pN - 1, N - 1            rates η/f, η, η₁
+        knots 0, pN - 1, 2pN - 2, N - 1   rates η/f, η, η/f, η₁   (three_phase)
+
+    Between knots the rate moves along half a cosine or a line. As in Paddle count N, one past the end,
+    extrapolates the last phase; beyond it the class raises and this function stays at `end_learning_rate`. torch
+    gives the last rate as a divisor and cycles momentum too.
+
+    >>> [round(one_cycle_lr(1.0, total_steps=10, phase_pct=0.5)(t), 4) for t in (0, 2, 4, 9)]
+    [0.04, 0.52, 1.0, 0.0001]
+    """
+    first, n, p = max_learning_rate / divide_factor, total_steps, phase_pct
+    knots = [0, p * n - 1, 2 * p * n - 2, n - 1] if three_phase else [0, p * n - 1, n - 1]
+    rates = [first, max_learning_rate, *([first] if three_phase else []), end_learning_rate]
+    x = m.real(t)
+
+    def of_phase(numbers):
+        *earlier, picked = numbers
+        for number, end in reversed(list(zip(earlier, knots[1:], strict=False))):
+            picked = m.where(x <= end, number, picked)
+        return picked
+
+    start, low, high = of_phase(knots[:-1]), of_phase(rates[:-1]), of_phase(rates[1:])
+    # With phase_pct = 1 the last phase has no length and nothing but count N in it.
+    length = of_phase([b - a or 1.0 for a, b in zip(knots, knots[1:], strict=False)])
+    q = (x - start) / length
+    rate = _half_cosine(m, q, low, high) if anneal_strategy == "cos" else (high - low) * q + low
+    return m.where(x <= n, rate, end_learning_rate)
+
+
+@one_cycle_lr.check
+def _(
+    max_learning_rate, total_steps, divide_factor, end_learning_rate, phase_pct, anneal_strategy, three_phase
+):
+    _expect_rate("max_learning_rate", max_learning_rate)
+    _expect_rate("end_learning_rate", end_learning_rate)
+    _expect_whole("total_steps", total_steps, TypeError, ValueError)
+    expect(isinstance(phase_pct, float), TypeError, "phase_pct", phase_pct, "a float")
+    expect(0 <= phase_pct <= 1, ValueError, "phase_pct", phase_pct, "a float between 0 and 1")
+    known = not _is_array(divide_factor)
+    expect(
+        not known or isinstance(divide_factor, (int, float)),
+        TypeError,
+        "divide_factor",
+        divide_factor,
+        "a number",
+    )
+    expect(not known or divide_factor != 0, ZeroDivisionError, "divide_factor", divide_factor, "a number > 0")
+    if three_phase:
+        expect(phase_pct < 0.5, ValueError, "phase_pct", phase_pct, "a float below 0.5 for three phases")
+    strategies = ("cos", "linear")
+    expect(
+        anneal_strategy in strategies, ValueError, "anneal_strategy", anneal_strategy, f"one of {strategies}"
+    )
+    long = phase_pct * total_steps != 1
+    expect(long, ZeroDivisionError, "phase_pct", phase_pct, "a first phase of more or less than one step")
+
+
+@_family
+def cyclic_lr(
+    m,
+    t,
+    base_learning_rate,
+    max_learning_rate,
+    step_size_up,
+    step_size_down: int | None = None,
+    mode="triangular",
+    exp_gamma: Scalar = 1.0,
+    scale_fn: Callable | None = None,
+    scale_mode="cycle",
+):
+    """Go up and down between two rates, in cycles whose height may shrink.
+
+        η(t) = η₀ + (η₁ - η₀) h s
+        h = min(x/u, (u + d - x)/d), x counted within the cycle c = 1, 2, ... of u steps up and d down
+        s = 1 (triangular), 2^(1-c) (triangular2), γᵗ (exp_range), scale_fn(c) or scale_fn(t) ("iterations")
+
+    torch's CyclicLR cycles momentum too. For an array count, scale_fn sees floats.
+
+    >>> [round(cyclic_lr(0.1, 0.5, step_size_up=2, mode="triangular2")(t), 6) for t in (0, 1, 2, 4, 6)]
+    [0.1, 0.3, 0.5, 0.1, 0.3]
+    """
+    down = step_size_up if step_size_down is None else step_size_down
+    cycle = t // (step_size_up + down)
+    x = m.real(t - cycle * (step_size_up + down))
+    height = m.minimum(x / step_size_up, (step_size_up + down - x) / down)
+    if scale_fn is not None:
+        height = height * m.real(scale_fn(m.real(cycle + 1) if scale_mode == "cycle" else m.shown(t)))
+    elif mode != "triangular":
+        height = height * (m.power(0.5, cycle) if mode == "triangular2" else m.power(exp_gamma, t))
+    return base_learning_rate + (max_learning_rate - base_learning_rate) * height
+
+
+@cyclic_lr.check
+def _(
+    base_learning_rate, max_learning_rate, step_size_up, step_size_down, mode, exp_gamma, scale_fn, scale_mode
+):
+    _expect_rate("max_learning_rate", max_learning_rate)
+    _expect_whole("step_size_up", step_size_up, TypeError, ValueError)
+    if step_size_down is not None:
+        _expect_whole("step_size_down", step_size_down, TypeError, ValueError)
+    expect(_is_array(exp_gamma) or isinstance(exp_gamma, float), TypeError, "exp_gamma", exp_gamma, "a float")
+    modes, scales = ("triangular", "triangular2", "exp_range"), ("cycle", "iterations")
+    expect(scale_fn is not None or mode in modes, ValueError, "mode", mode, f"one of {modes}, or a scale_fn")
+    expect(scale_mode in scales, ValueError, "scale_mode", scale_mode, f"one of {scales}")
+    _expect_rate("base_learning_rate", base_learning_rate)
+
+
+@_family
+def linear_lr(m, t, learning_rate, total_steps, start_factor: Scalar = 1.0 / 3, end_factor: Scalar = 1.0):
+    """Move the rate linearly from one multiple of itself to another.
+
+        η(t) = η₀ (a + (b - a) min(t, N)/N)
+
+    torch's LinearLR calls N total_iters. Paddle's class gets there by recursion, so jumps lead it elsewhere.
+
+    >>> [round(linear_lr(0.4, total_steps=4, start_factor=0.5)(t), 6) for t in (0, 2, 4, 9)]
+    [0.2, 0.3, 0.4, 0.4]
+    """
+    done = m.minimum(m.real(t), float(total_steps)) / total_steps
+    return learning_rate * (start_factor + (end_factor - start_factor) * done)
+
+
+@linear_lr.check
+def _(total_steps, start_factor, end_factor, **_):
+    started = _is_array(start_factor) or 0 < start_factor <= 1
+    expect(started, ValueError, "start_factor", start_factor, "a number above 0, at most 1")
+    ended = _is_array(end_factor) or 0 <= end_factor <= 1
+    expect(ended, ValueError, "end_factor", end_factor, "a number between 0 and 1")
+    expect(total_steps > 0, ValueError, "total_steps", total_steps, "a number > 0")
+
+
+@_family
+def cosine_decay(m, t, learning_rate, step_each_epoch, epochs):
+    """Fall along half a cosine in steps, one per epoch: the 1.x schedule.
+
+        η(t) = η₀ (1 + cos(π ⌊t/s⌋ / E)) / 2
+
+    After the last epoch the rate climbs back; optax.cosine_decay_schedule is smooth and stays at the bottom.
+
+    >>> [round(cosine_decay(0.1, step_each_epoch=3, epochs=8)(t), 6) for t in (0, 2, 12, 24)]
+    [0.1, 0.1, 0.05, 0.0]
+    """
+    return cosine_annealing_decay.at(t // step_each_epoch, learning_rate, epochs, 0.0)
+
+
+@cosine_decay.check
+def _(step_each_epoch, epochs, **_):
+    expect(step_each_epoch > 0, ValueError, "step_each_epoch", step_each_epoch, "a number > 0")
+    expect(epochs > 0, ValueError, "epochs", epochs, "a number > 0")
+
+
+class PlateauState(NamedTuple):
+    """The rate in force and what it took to get there."""
+
+    learning_rate: jax.Array  # () float32
+    best: jax.Array  # () float32, meaningless while last_epoch is 0
+    num_bad_epochs: jax.Array  # () int32
+    cooldown_counter: jax.Array  # () int32
+    last_epoch: jax.Array  # () int32, metrics seen
+
+
+class Plateau(NamedTuple):
+    """A pair of pure functions: `init() -> state` and `update(metric, state) -> state`."""
+
+    init: Callable[[], PlateauState]
+    update: Callable[[Any, PlateauState], PlateauState]
+
+
+def check_plateau(mode, factor, threshold_mode, factor_name="factor"):
+    """The two modes in lower case, or the error Paddle's constructors raise.
+
+    >>> check_plateau("MIN", 0.1, "Rel")
+    ('min', 'rel')
+    """
+
+    def known(name, value, choices):
+        expect(hasattr(value, "lower"), AttributeError, name, value, f"one of {choices}")
+        expect(value.lower() in choices, ValueError, name, value, f"one of {choices}")
+        return value.lower()
+
+    mode = known("mode", mode, ("min", "max"))
+    expect(_is_array(factor) or factor < 1, ValueError, factor_name, factor, "a number below 1")
+    return mode, known("threshold_mode", threshold_mode, ("rel", "abs"))
+
+
+def plateau_step(
+    metric, seen, learning_rate, best, num_bad_epochs, cooldown_counter,
+    *, mode, factor, patience, threshold, threshold_mode, cooldown, min_lr, epsilon
+):  # fmt: skip
+    """Take one metric and return the new rate, best, number of bad epochs and cooldown.
+
+    The rule of both `reduce_on_plateau` and the classes; the modes in lower case.
+    """
+    m = _Arrays(learning_rate.dtype) if isinstance(num_bad_epochs, jax.Array) else _DOUBLES
+    best = m.where(seen, best, metric)  # the first metric is the best so far, even a NaN
+    margin = best * threshold if threshold_mode == "rel" else threshold
+    better = metric < best - margin if mode == "min" else metric > best + margin
+    better = m.where(seen, better, True)
+    bad = m.where(better, 0, num_bad_epochs + 1)
+    late = bad > patience
+    lower = m.maximum(learning_rate * factor, min_lr)
+    lower = m.where(learning_rate - lower > epsilon, lower, learning_rate)
+    resting = cooldown_counter > 0  # then even a better metric is ignored
+    return (
+        m.where(resting, learning_rate, m.where(late, lower, learning_rate)),
+        m.where(resting, best, m.where(better, metric, best)),
+        m.where(resting, num_bad_epochs, m.where(late, 0, bad)),
+        m.where(resting, cooldown_counter - 1, m.where(late, cooldown, cooldown_counter)),
+    )
+
+
+def reduce_on_plateau(
+    learning_rate,
+    mode="min",
+    factor: Scalar = 0.1,
+    patience=10,
+    threshold: Scalar = 1e-4,
+    threshold_mode="rel",
+    cooldown=0,
+    min_lr: Scalar = 0,
+    epsilon: Scalar = 1e-8,
+) -> Plateau:
+    """Lower the rate when a metric stops improving: no function of the count, so a jit-able pair.
+
+        better:  m < best - best·thr (rel), m < best - thr (abs); with mode "max" >, +
+        after more than `patience` metrics in a row that are not better:  η ← max(η f, η_min), then rest
+
+    During the `cooldown` even a better metric is ignored; torch's namesake remembers it. Warm up by wrapping the
+    rate: `warmup(state.learning_rate, 100)(count)`.
+
+    >>> plateau = reduce_on_plateau(1.0, factor=0.5, patience=0)
+    >>> state = plateau.update(3.0, plateau.init())
+    >>> float(plateau.update(3.0, state).learning_rate)
+    0.5
+    """
+    mode, threshold_mode = check_plateau(mode, factor, threshold_mode)
+    expect(not isinstance(learning_rate, str), TypeError, "learning_rate", learning_rate, "a number")
+    rule = dict(
+        mode=mode, factor=factor, patience=patience, threshold=threshold,
+        threshold_mode=threshold_mode, cooldown=cooldown, min_lr=min_lr, epsilon=epsilon,
+    )  # fmt: skip
+
+    def init():
+        zero = jnp.zeros((), jnp.int32)
+        rate = jnp.array(learning_rate, jnp.float32)
+        return PlateauState(rate, jnp.zeros((), jnp.float32), zero, zero, zero)
+
+    def update(metric, state):
+        metric = jnp.reshape(jnp.asarray(metric, state.best.dtype), ())
+        *moved, last_epoch = state
+        moved = plateau_step(metric, last_epoch > 0, *moved, **rule)
+        return PlateauState(*moved, last_epoch + 1)
+
+    return Plateau(init, update)

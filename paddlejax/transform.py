@@ -1,0 +1,167 @@
+"""What joins transformations: chain them, apply their updates, read and replace the rate in force."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .rule import GradientTransformation, RuleState, align, compute_dtype, flatten, gradients, number
+
+
+def identity() -> GradientTransformation:
+    """Let gradients through unchanged.
+
+    >>> updates, _ = identity().update({"w": 1.0}, ())
+    >>> updates
+    {'w': 1.0}
+    """
+    return GradientTransformation(
+        lambda params: (), lambda grads, state, params=None, **extra: (grads, state)
+    )
+
+
+def chain(*transformations: Any) -> GradientTransformation:
+    """Apply transformations one after another, each to what the one before it returned.
+
+    Takes optax's transformations as well. Paddle's order is clip, then decay, then the rule; the rule comes last
+    since it turns gradients into steps.
+
+    >>> tx = chain(clip_by_value(1.0), l2_decay(0.5), sgd(0.1))
+    >>> p = jnp.array([2.0])
+    >>> updates, state = tx.update(jnp.array([9.0]), tx.init(p), p)
+    >>> print(updates)
+    [-0.2]
+    """
+    for i, t in enumerate(transformations):
+        if not is_transformation(t):
+            raise TypeError(
+                f"chain's argument {i}: found {t!r}, expected an (init, update) pair such as sgd(0.1)"
+            )
+
+    def init(params: Any) -> tuple[Any, ...]:
+        return tuple(t.init(params) for t in transformations)
+
+    def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, tuple[Any, ...]]:
+        if not isinstance(state, tuple) or len(state) != len(transformations):
+            found = f"{len(state)} states" if isinstance(state, tuple) else type(state).__name__
+            raise ValueError(f"chain expects a tuple of {len(transformations)} states, found {found}")
+        states = []
+        for t, s in zip(transformations, state, strict=True):
+            grads, s = t.update(grads, s, params, **(extra if _takes_extra(t) else {}))
+            states.append(s)
+        return grads, tuple(states)
+
+    return GradientTransformation(init, update)
+
+
+def is_transformation(x: Any) -> bool:
+    return callable(getattr(x, "init", None)) and callable(getattr(x, "update", None))
+
+
+def _takes_extra(t: Any) -> bool:
+    """Ours always, optax's when it says so by its type."""
+    names = {cls.__name__ for cls in type(t).__mro__}
+    return isinstance(t, GradientTransformation) or "GradientTransformationExtraArgs" in names
+
+
+def apply_updates(params: Any, updates: Any) -> Any:
+    """Parameters plus updates, added in float32 or wider and returned in each parameter's dtype.
+
+    Where the update is None the parameter stays as it is.
+
+    >>> apply_updates({"fixed": 2.0, "w": 1.0}, {"fixed": None, "w": -0.25})
+    {'fixed': 2.0, 'w': Array(0.75, dtype=float32)}
+    """
+    paths, leaves, tree = flatten(params)
+
+    def add(path: Any, p: Any, u: Any) -> Any:
+        if p is None or u is None:
+            return p
+        if jnp.shape(p) != jnp.shape(u):
+            raise ValueError(
+                f"at {path}: found an update of shape {jnp.shape(u)}, the parameter's is {jnp.shape(p)}"
+            )
+        wide = compute_dtype(path, p)
+        return (jnp.asarray(p, wide) + jnp.asarray(u, wide)).astype(jnp.result_type(p))
+
+    return tree.unflatten(map(add, paths, leaves, align(tree, paths, updates, "updates")))
+
+
+def stateless(
+    change: Callable[[list[jax.Array], list[jax.Array]], list[jax.Array]],
+) -> GradientTransformation:
+    """A transformation without state from a function of the gradients that exist and their parameters.
+
+    Both come as lists in float32 or wider; the results go back in the gradients' dtypes.
+    """
+
+    def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        paths, leaves, tree = flatten(grads if params is None else params)
+        gs = gradients(tree, paths, leaves, grads)
+        here = [i for i, g in enumerate(gs) if g is not None]
+        wide = [
+            jnp.promote_types(compute_dtype(paths[i], gs[i]), compute_dtype(paths[i], leaves[i]))
+            for i in here
+        ]
+        asked = zip(here, wide, strict=True)
+        pairs = [(jnp.asarray(gs[i], dtype), jnp.asarray(leaves[i], dtype)) for i, dtype in asked]
+        changed = change([g for g, _ in pairs], [p for _, p in pairs]) if here else []
+        for i, new in zip(here, changed, strict=True):
+            gs[i] = new.astype(jnp.result_type(gs[i]))
+        return tree.unflatten(gs), state
+
+    return GradientTransformation(lambda params: (), update)
+
+
+def set_learning_rate(state: Any, learning_rate: Any) -> Any:
+    """The same state with another rate in every rule inside it; nothing is traced anew.
+
+    A rule that was given a schedule takes its rate from there and overrides this at the next update.
+
+    >>> tx = chain(clip_by_value(1.0), sgd(0.1))
+    >>> state = set_learning_rate(tx.init(jnp.zeros(2)), 0.01)
+    >>> print(get_learning_rate(state))
+    0.01
+    """
+    if not isinstance(learning_rate, jax.Array | np.ndarray):
+        number("learning_rate", learning_rate)
+
+    def replace(s: Any) -> Any:
+        if not isinstance(s, RuleState):
+            return s
+        shape, found = jnp.shape(s.learning_rate), jnp.shape(learning_rate)
+        if found not in ((), shape):
+            raise ValueError(f"learning_rate: found shape {found}, expected () or the state's {shape}")
+        rate = jnp.array(learning_rate, jnp.result_type(s.learning_rate))
+        return s._replace(learning_rate=jnp.broadcast_to(rate, shape) if found != shape else rate)
+
+    _rule_states(state)
+    return jax.tree.map(replace, state, is_leaf=_is_rule_state)
+
+
+def get_learning_rate(state: Any) -> jax.Array:
+    """The rate of the rules inside a state: () float32, what the last update used (or the first will).
+
+    >>> print(get_learning_rate(adam(0.01).init(jnp.zeros(2))))
+    0.01
+    """
+    rates = [s.learning_rate for s in _rule_states(state)]
+    concrete = not any(isinstance(r, jax.core.Tracer) for r in rates)
+    if len(rates) > 1 and concrete and len({np.asarray(r).tobytes() for r in rates}) > 1:
+        raise ValueError(f"the rules in this state have different rates: {', '.join(map(str, rates))}")
+    return rates[0]
+
+
+def _is_rule_state(s: Any) -> bool:
+    return isinstance(s, RuleState)
+
+
+def _rule_states(state: Any) -> list[RuleState]:
+    found = [s for s in jax.tree.leaves(state, is_leaf=_is_rule_state) if _is_rule_state(s)]
+    if not found:
+        raise TypeError(
+            f"no learning rate in this state: found {type(state).__name__}, expected a RuleState inside it"
+        )
+    return found

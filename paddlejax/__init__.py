@@ -1,7 +1,9 @@
 """PaddlePaddle's optimizers for JAX: the same numbers, optax's protocol, Paddle's objects."""
 
-from . import regularizer, rules
+from . import fluid, incubate, nn, optimizer, regularizer, rules
 from .clip import clip_by_global_norm, clip_by_norm, clip_by_value
+from .optimizer.loss import Loss, loss
+from .optimizer.parameter import ParamAttr, Parameter, parameters
 from .paths import by_path
 from .regularizer import l1_decay, l2_decay
 from .rule import GradientTransformation, Rule, RuleState, lift

@@ -1,6 +1,7 @@
 """Gradient clipping: Paddle's objects, and the same as transformations of any pytree."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +18,11 @@ class ClipGradBase:
     grad is None; parameters with need_clip=False neither count nor change.
     """
 
+    need_clip: Callable[[Any], bool] | None = None  # 1.x: which parameters, besides those that opted out
+
+    def selects(self, p: Any) -> bool:
+        return getattr(p, "need_clip", True) and (self.need_clip is None or bool(self.need_clip(p)))
+
     def clip(self, grads: list[jax.Array]) -> list[jax.Array]:
         raise NotImplementedError(f"{type(self).__name__} has no clip")
 
@@ -25,7 +31,7 @@ class ClipGradBase:
 
     def __call__(self, params_grads: Any) -> list[tuple[Any, Any]]:
         there = [(p, g) for p, g in params_grads if g is not None]
-        asked = [i for i, (p, _) in enumerate(there) if getattr(p, "need_clip", True)]
+        asked = [i for i, (p, _) in enumerate(there) if self.selects(p)]
         clipped, _ = self.transformation().update([there[i][1] for i in asked], ())
         for i, g in zip(asked, clipped, strict=True):
             there[i] = (there[i][0], g)

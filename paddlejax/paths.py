@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from .clip import ClipGradBase
-from .regularizer import L2Decay, WeightDecayRegularizer
+from .regularizer import as_regularizer
 from .rule import GradientTransformation, Lifted, align, flatten, gradients, keystr_, lift, number
 from .transform import is_transformation
 
@@ -17,7 +17,7 @@ from .transform import is_transformation
 class LeafOptions(NamedTuple):
     """What one leaf gets. Leaves with the same object share its state; with the same clip object, its norm."""
 
-    rule: Any  # a transformation
+    rule: Any  # a transformation, or None to hand on the clipped and decayed gradient
     learning_rate: float = 1.0  # factor on the rate
     weight_decay: Any = None  # a transformation, or None for no decay
     grad_clip: Any = None  # a transformation, or None for no clip
@@ -74,7 +74,7 @@ def per_leaf(choose: Callable[[str], LeafOptions]) -> GradientTransformation:
                 raise ValueError(f"the state is of another table: found {found}, expected {len(stage)}")
             for (t, members), s in zip(stage, getattr(state, field), strict=True):
                 if field == "rule":
-                    t = _about(t, {keystr_(paths[i]): options[i] for i in members})
+                    t = _about(t, {keystr_(paths[i]): o for i in members if (o := options[i])})
                 changed, s = t.update(_only(tree, gs, members), s, _only(tree, leaves, members))
                 changed = align(tree, paths, changed, field)
                 for i in members:
@@ -184,7 +184,7 @@ def with_hyperparameters(where: str, t: Any, changes: Mapping[str, Any]) -> Lift
     """The same optimizer with some of its rule's hyperparameters replaced."""
     known = [f.name for f in fields(t.source.rule)] if isinstance(t, Lifted) else []
     for name in changes:
-        if name not in known:
+        if name not in known or not isinstance(t, Lifted):
             options = ["rule", "learning_rate", "weight_decay", "grad_clip", "frozen", *known]
             raise TypeError(f"{where}: found the option {name!r}, expected one of {', '.join(options)}")
     return lift(replace(t.source.rule, **changes), t.source.learning_rate, t.source.leaf)
@@ -202,12 +202,10 @@ def _factor(where: str, value: Any) -> float:
 
 
 def _decay(where: str, value: Any) -> Any:
-    if value is None or is_transformation(value):
+    if is_transformation(value):
         return value
-    if isinstance(value, WeightDecayRegularizer):
-        return value.transformation()
-    number(f"{where}: weight_decay", value)
-    return L2Decay(value).transformation()
+    regularizer = as_regularizer(f"{where}: weight_decay", value)
+    return None if regularizer is None else regularizer.transformation()
 
 
 def _clip(where: str, value: Any) -> Any:

@@ -58,6 +58,14 @@ class L2Decay(WeightDecayRegularizer):
         return jnp.asarray(self.coeff, p.dtype) * p
 
 
+def as_regularizer(name: str, value: Any) -> WeightDecayRegularizer | None:
+    """What was given as weight decay: a number means L2Decay."""
+    if value is None or isinstance(value, WeightDecayRegularizer):
+        return value
+    number(name, value)
+    return L2Decay(value)
+
+
 def l1_decay(coeff: Any) -> GradientTransformation:
     """Add coeff sign(p) to each gradient: the gradient of coeff ‖p‖₁.
 

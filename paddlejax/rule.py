@@ -17,7 +17,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
 P = ParamSpec("P")
-R = TypeVar("R", bound="type[Rule]")
+R = TypeVar("R", bound=type)
 Slots = dict[str, jax.Array]
 
 
@@ -37,7 +37,7 @@ class GradientTransformation(NamedTuple):
 class RuleState(NamedTuple):
     """The state of a lifted rule; the names in `shared` and `slots` are Paddle's accumulator names."""
 
-    count: jax.Array  # () int32, updates made
+    count: jax.Array  # () int32, updates made  # type: ignore[assignment]
     learning_rate: jax.Array  # () float32 (float64 beside float64 parameters), the rate in force
     shared: dict[str, jax.Array]  # {name: ()}, scalars common to all tensors, such as beta1_pow_acc
     slots: dict[str, Any]  # {name: tree shaped like the parameters}
@@ -71,6 +71,20 @@ NonNegative = Annotated[float, Interval(0)]
 Predicate = Callable[[Any], bool] | None
 
 
+@dataclass_transform(frozen_default=True)
+def rule(cls: R) -> R:
+    """Make a frozen dataclass of a rule and register it as a pytree: floats are data, the rest is static."""
+    cls = dataclass(frozen=True)(cls)  # type: ignore[assignment]
+    data = [f.name for f in fields(cls) if _is_float(f.type)]  # type: ignore[arg-type]
+    static = [f.name for f in fields(cls) if f.name not in data]  # type: ignore[arg-type]
+    return jax.tree_util.register_dataclass(cls, data, static)
+
+
+def _is_float(annotation: Any) -> bool:
+    return annotation is float or get_origin(annotation) is Annotated and get_args(annotation)[0] is float
+
+
+@rule
 class Rule:
     """The mathematics of one optimizer on one tensor: no trees, casts, masks or schedules.
 
@@ -100,22 +114,9 @@ class Rule:
         raise NotImplementedError(f"{type(self).__name__} has no step")
 
 
-@dataclass_transform(frozen_default=True)
-def rule(cls: R) -> R:
-    """Make a frozen dataclass of a rule and register it as a pytree: floats are data, the rest is static."""
-    cls = dataclass(frozen=True)(cls)  # type: ignore[assignment]
-    data = [f.name for f in fields(cls) if _is_float(f.type)]  # type: ignore[arg-type]
-    static = [f.name for f in fields(cls) if f.name not in data]  # type: ignore[arg-type]
-    return jax.tree_util.register_dataclass(cls, data, static)
-
-
-def _is_float(annotation: Any) -> bool:
-    return annotation is float or get_origin(annotation) is Annotated and get_args(annotation)[0] is float
-
-
 def check(rule: Rule) -> None:
     """Refuse a missing, mistyped or out-of-range hyperparameter before anything is built from it."""
-    for f in fields(rule):  # type: ignore[arg-type]
+    for f in fields(rule):
         value, name = getattr(rule, f.name), f"{type(rule).__name__}'s {f.name}"
         kind, *bounds = get_args(f.type) if get_origin(f.type) is Annotated else (f.type,)
         if value is None and f.default is not None:

@@ -1,9 +1,9 @@
 """Learning-rate schedules: pure functions `count -> rate`, each formula written once.
 
 Called with a Python number a schedule computes in Python floats, as Paddle's classes do, and returns one;
-called with an array, traced or not, it computes in JAX and returns float32 (float64 for a 64-bit count) of the
-array's shape. The classes of `paddlejax.optimizer.lr` and `paddlejax.fluid.dygraph` count, and ask these
-functions for the number. The file is long because it is the whole table: per schedule its formula and its checks.
+called with an array, traced or not, it computes in JAX and returns float32 (float64 for a 64-bit count) of
+the array's shape. The classes of `paddlejax.optimizer.lr` and `paddlejax.fluid.dygraph` count, and ask these
+functions for the number. The file is long because it is the whole table: per schedule formula and checks.
 """
 
 import functools
@@ -41,7 +41,7 @@ class _Doubles:
 
     @staticmethod
     def product(first, factor, n):
-        for i in range(1, n + 1):
+        for i in range(1, int(n) + 1):
             first = first * factor(i)
         return first
 
@@ -105,7 +105,7 @@ def _evaluate(formula, count, args, kwargs):
     elif any(isinstance(a, jax.Array) for a in (*args, *kwargs.values())):
         count = jnp.asarray(count, jnp.float32 if isinstance(count, float) else jnp.int32)
     else:
-        return formula(_DOUBLES, count, *args, **kwargs)
+        return formula(_DOUBLES, _plain(count), *args, **kwargs)
     wide = count.dtype.itemsize == 8
     if jnp.issubdtype(count.dtype, jnp.integer):
         count = count.astype(jnp.int64 if wide else jnp.int32)
@@ -151,7 +151,7 @@ class Family(Protocol[P]):
 
 
 def _family(formula: Callable[Concatenate[Any, Any, P], Any]) -> Family[P]:
-    """Turn a formula `f(maths, count, *arguments)` into a function `f(*arguments)` that returns a schedule."""
+    """Turn a formula f(maths, count, *arguments) into a function of the arguments that returns a schedule."""
     signature = inspect.signature(formula)
     signature = signature.replace(parameters=list(signature.parameters.values())[2:])
     checks: list[Callable[..., None]] = []
@@ -293,13 +293,15 @@ def inverse_time_decay(m, t, learning_rate, gamma):
 
 
 @_family
-def polynomial_decay(m, t, learning_rate, decay_steps, end_lr: Scalar = 0.0001, power: Scalar = 1.0, cycle=False):
+def polynomial_decay(
+    m, t, learning_rate, decay_steps, end_lr: Scalar = 0.0001, power: Scalar = 1.0, cycle=False
+):
     """Fall to `end_lr` along a polynomial, once or in ever longer cycles.
 
         η(t) = (η₀ - η₁) (1 - u/N)ᵖ + η₁      u = min(t, D), N = D;  cycle: u = t, N = D ⌈t/D⌉
 
-    With `cycle` the rate rises again at t = kD + 1, not at kD. torch's PolynomialLR always ends at 0, and neither
-    it nor optax.polynomial_schedule cycles.
+    With `cycle` the rate rises again at t = kD + 1, not at kD. torch's PolynomialLR ends at 0; neither it nor
+    optax.polynomial_schedule cycles.
 
     >>> [round(polynomial_decay(0.5, 20, end_lr=0.1)(t), 6) for t in (0, 10, 30)]
     [0.5, 0.3, 0.1]
@@ -352,15 +354,14 @@ def _(learning_rate, warmup_steps, start_lr, end_lr):
 def warmup(learning_rate, warmup_steps, start_lr: Scalar = 0.0, end_lr: Scalar | None = None) -> Schedule:
     """Put a linear warm-up before a number, an array or any schedule, optax's too.
 
-    `linear_warmup` with defaults: from 0 to the first rate of what follows. A rate that lives in a state, such
-    as `reduce_on_plateau`'s, warms up by being passed as an array.
+    `linear_warmup` with defaults: from 0 to the first rate of what follows. A rate that lives in a state, as
+    `reduce_on_plateau`'s does, warms up by being passed as an array.
 
     >>> [round(warmup(cosine_annealing_decay(0.4, T_max=8), 4)(t), 6) for t in (0, 2, 4, 12)]
     [0.0, 0.2, 0.4, 0.0]
     """
-    if end_lr is None:
-        end_lr = learning_rate(0) if callable(learning_rate) else learning_rate
-    return linear_warmup(learning_rate, warmup_steps, start_lr, end_lr)
+    first: Any = learning_rate(0) if callable(learning_rate) else learning_rate
+    return linear_warmup(learning_rate, warmup_steps, start_lr, first if end_lr is None else end_lr)
 
 
 @_family
@@ -526,9 +527,9 @@ def cosine_annealing_warm_restarts(m, t, learning_rate, T_0, T_mult=1, eta_min: 
     begin, length = t // T_0 * T_0, T_0
     if T_mult > 1:
         # Comparing counts is exact where a logarithm rounds; counts beyond int32 stay in the last cycle.
-        begins, lengths = [0], [T_0]
-        while begins[-1] + lengths[-1] < 2**31:
-            begins.append(begins[-1] + lengths[-1])
+        begins, lengths = [0], [float(T_0)]  # the last length may be beyond int32 too
+        while (end := begins[-1] + int(lengths[-1])) < 2**31:
+            begins.append(end)
             lengths.append(lengths[-1] * T_mult)
         begin, length = _pick(m, t, begins[1:], begins), _pick(m, t, begins[1:], lengths)
     return _half_cosine(m, m.real(t - begin) / m.real(length), learning_rate, eta_min)
@@ -558,8 +559,8 @@ def one_cycle_lr(
         knots 0, pN - 1, 2pN - 2, N - 1   rates η/f, η, η/f, η₁   (three_phase)
 
     Between knots the rate moves along half a cosine or a line. As in Paddle count N, one past the end,
-    extrapolates the last phase; beyond it the class raises and this function stays at `end_learning_rate`. torch
-    gives the last rate as a divisor and cycles momentum too.
+    extrapolates the last phase; beyond it the class raises and this function stays at `end_learning_rate`.
+    torch gives the last rate as a divisor and cycles momentum too.
 
     >>> [round(one_cycle_lr(1.0, total_steps=10, phase_pct=0.5)(t), 4) for t in (0, 2, 4, 9)]
     [0.04, 0.52, 1.0, 0.0001]
@@ -722,47 +723,56 @@ class Plateau(NamedTuple):
     update: Callable[[Any, PlateauState], PlateauState]
 
 
-def check_plateau(mode, factor, threshold_mode, factor_name="factor"):
-    """The two modes in lower case, or the error Paddle's constructors raise.
+class PlateauRule(NamedTuple):
+    """When and how far a rate falls: the rule of `reduce_on_plateau` and of the classes."""
 
-    >>> check_plateau("MIN", 0.1, "Rel")
-    ('min', 'rel')
-    """
+    mode: str
+    factor: Scalar
+    patience: int
+    threshold: Scalar
+    threshold_mode: str
+    cooldown: int
+    min_lr: Scalar
+    epsilon: Scalar
 
-    def known(name, value, choices):
-        expect(hasattr(value, "lower"), AttributeError, name, value, f"one of {choices}")
-        expect(value.lower() in choices, ValueError, name, value, f"one of {choices}")
-        return value.lower()
+    def checked(self, factor_name="factor"):
+        """The rule with its modes in lower case, or the error Paddle's constructors raise."""
 
-    mode = known("mode", mode, ("min", "max"))
-    expect(_is_array(factor) or factor < 1, ValueError, factor_name, factor, "a number below 1")
-    return mode, known("threshold_mode", threshold_mode, ("rel", "abs"))
+        def known(name, value, choices):
+            expect(hasattr(value, "lower"), AttributeError, name, value, f"one of {choices}")
+            expect(value.lower() in choices, ValueError, name, value, f"one of {choices}")
+            return value.lower()
 
+        mode = known("mode", self.mode, ("min", "max"))
+        expect(
+            _is_array(self.factor) or self.factor < 1,
+            ValueError,
+            factor_name,
+            self.factor,
+            "a number below 1",
+        )
+        return self._replace(
+            mode=mode, threshold_mode=known("threshold_mode", self.threshold_mode, ("rel", "abs"))
+        )
 
-def plateau_step(
-    metric, seen, learning_rate, best, num_bad_epochs, cooldown_counter,
-    *, mode, factor, patience, threshold, threshold_mode, cooldown, min_lr, epsilon
-):  # fmt: skip
-    """Take one metric and return the new rate, best, number of bad epochs and cooldown.
-
-    The rule of both `reduce_on_plateau` and the classes; the modes in lower case.
-    """
-    m = _Arrays(learning_rate.dtype) if isinstance(num_bad_epochs, jax.Array) else _DOUBLES
-    best = m.where(seen, best, metric)  # the first metric is the best so far, even a NaN
-    margin = best * threshold if threshold_mode == "rel" else threshold
-    better = metric < best - margin if mode == "min" else metric > best + margin
-    better = m.where(seen, better, True)
-    bad = m.where(better, 0, num_bad_epochs + 1)
-    late = bad > patience
-    lower = m.maximum(learning_rate * factor, min_lr)
-    lower = m.where(learning_rate - lower > epsilon, lower, learning_rate)
-    resting = cooldown_counter > 0  # then even a better metric is ignored
-    return (
-        m.where(resting, learning_rate, m.where(late, lower, learning_rate)),
-        m.where(resting, best, m.where(better, metric, best)),
-        m.where(resting, num_bad_epochs, m.where(late, 0, bad)),
-        m.where(resting, cooldown_counter - 1, m.where(late, cooldown, cooldown_counter)),
-    )
+    def step(self, metric, seen, rate, best, bad, resting):
+        """Take one metric; return the new rate, best metric, bad epochs in a row and epochs of rest left."""
+        m: Any = _Arrays(rate.dtype) if isinstance(bad, jax.Array) else _DOUBLES
+        best = m.where(seen, best, metric)  # the first metric is the best so far, even a NaN
+        margin = best * self.threshold if self.threshold_mode == "rel" else self.threshold
+        better = metric < best - margin if self.mode == "min" else metric > best + margin
+        better = m.where(seen, better, True)
+        now_bad = m.where(better, 0, bad + 1)
+        late = now_bad > self.patience
+        lower = m.maximum(rate * self.factor, self.min_lr)
+        lower = m.where(rate - lower > self.epsilon, lower, rate)
+        rests = resting > 0  # then even a better metric is ignored
+        return (
+            m.where(rests, rate, m.where(late, lower, rate)),
+            m.where(rests, best, m.where(better, metric, best)),
+            m.where(rests, bad, m.where(late, 0, now_bad)),
+            m.where(rests, resting - 1, m.where(late, self.cooldown, resting)),
+        )
 
 
 def reduce_on_plateau(
@@ -781,20 +791,16 @@ def reduce_on_plateau(
         better:  m < best - best·thr (rel), m < best - thr (abs); with mode "max" >, +
         after more than `patience` metrics in a row that are not better:  η ← max(η f, η_min), then rest
 
-    During the `cooldown` even a better metric is ignored; torch's namesake remembers it. Warm up by wrapping the
-    rate: `warmup(state.learning_rate, 100)(count)`.
+    During the `cooldown` even a better metric is ignored; torch's namesake remembers it. Warm up by wrapping
+    the rate: `warmup(state.learning_rate, 100)(count)`.
 
     >>> plateau = reduce_on_plateau(1.0, factor=0.5, patience=0)
     >>> state = plateau.update(3.0, plateau.init())
     >>> float(plateau.update(3.0, state).learning_rate)
     0.5
     """
-    mode, threshold_mode = check_plateau(mode, factor, threshold_mode)
+    rule = PlateauRule(mode, factor, patience, threshold, threshold_mode, cooldown, min_lr, epsilon).checked()
     expect(not isinstance(learning_rate, str), TypeError, "learning_rate", learning_rate, "a number")
-    rule = dict(
-        mode=mode, factor=factor, patience=patience, threshold=threshold,
-        threshold_mode=threshold_mode, cooldown=cooldown, min_lr=min_lr, epsilon=epsilon,
-    )  # fmt: skip
 
     def init():
         zero = jnp.zeros((), jnp.int32)
@@ -804,7 +810,6 @@ def reduce_on_plateau(
     def update(metric, state):
         metric = jnp.reshape(jnp.asarray(metric, state.best.dtype), ())
         *moved, last_epoch = state
-        moved = plateau_step(metric, last_epoch > 0, *moved, **rule)
-        return PlateauState(*moved, last_epoch + 1)
+        return PlateauState(*rule.step(metric, last_epoch > 0, *moved), last_epoch + 1)
 
     return Plateau(init, update)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from .rule import GradientTransformation, RuleState, align, compute_dtype, flatten, gradients, number
 
@@ -148,7 +149,7 @@ def get_learning_rate(state: Any) -> jax.Array:
     0.01
     """
     rates = [s.learning_rate for s in _rule_states(state)]
-    concrete = not any(isinstance(r, jax.core.Tracer) for r in rates)
+    concrete = not any(isinstance(r, Tracer) for r in rates)
     if len(rates) > 1 and concrete and len({np.asarray(r).tobytes() for r in rates}) > 1:
         raise ValueError(f"the rules in this state have different rates: {', '.join(map(str, rates))}")
     return rates[0]

@@ -6,24 +6,7 @@ import golden_cases
 import numpy as np
 import pytest
 import reference
-
-ALL = [case for oracle in golden_cases.FOLDERS for case in golden_cases.load(oracle)]
-TOLERANCE = {"float32": 5e-6, "float64": 2e-6}
-
-
-def why_not(case):
-    """The reason for which the references leave a case out, or None."""
-    if case.wrapper:
-        return f"wrapper {case.wrapper}"
-    if (case.oracle, case.cls) not in reference.CLASSES:
-        return f"class {case.cls} has no reference"
-    if case.quirk:
-        return f"record of a bug: {case.quirk}"
-    if any(p.sparse for p in case.params):
-        return "row-sparse gradients"
-    if any(p.dtype == "bfloat16" for p in case.params):
-        return "bfloat16 parameters"
-    return None
+from replay import ALL, COVERED, TOLERANCE, as_recorded, rounded, why_not
 
 
 def not_covered():
@@ -55,23 +38,7 @@ REASONS = {
     "wrapper ModelAverage": 9,
 }
 
-COVERED = [case for case in ALL if why_not(case) is None]
 DOUBLE = [case for case in COVERED if case.params[0].dtype == "float64"]
-
-
-def rounded(value):
-    """A float as a float32 attribute of a kernel holds it."""
-    return float(np.float32(value)) if isinstance(value, float) else value
-
-
-def as_recorded(case):
-    """What the recorded kernel really used instead of the arguments of the case."""
-    if case.oracle == "paddle-3.3.1" and case.cls == "Momentum" and "rescale_grad" in case.kwargs:
-        return {"rescale_grad": 1.0}  # the CPU kernel of 3.3.1 ignores it
-    if str(case) == "paddle3/lamb_float64":
-        # float32 holds 1 - 0.999 with an error of 1.3e-5, which is also that of the recorded moment2
-        return {"beta2": rounded(case.kwargs.get("beta2", 0.999))}
-    return {}
 
 
 def check(got, want, tolerance, scale=None):

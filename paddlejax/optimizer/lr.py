@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from paddlejax import schedules
-from paddlejax.schedules import Family, expect
+from paddlejax.schedules import expect
 
 
 class LRScheduler:
@@ -88,25 +88,382 @@ class LRScheduler:
 class _Formula(LRScheduler):
     """A scheduler whose attributes are the arguments of a pure schedule, read anew at every step."""
 
-    _family: ClassVar[Family]
-    _names: ClassVar[tuple[str, ...]]
-    _base: ClassVar[str]
+    _family: ClassVar[Any]
+    _attributes: ClassVar[tuple[str, ...]]
+    _base: ClassVar[str | None]
 
-    def __init_subclass__(cls, family: Any = None, base="learning_rate"):
-        """`base` is the argument of `family` that `base_lr` stands for."""
+    def __init_subclass__(cls, family=None, base: str | None = "learning_rate", **others):
+        """`base` is the argument of `family` that `base_lr` stands for; the others are attributes."""
+        super().__init_subclass__(**others)
         if family is not None:
-            # As a static method: a plain function on a class would be bound to the instance.
-            cls._family = staticmethod(family)  # pyright: ignore[reportAttributeAccessIssue]
-            cls._names = tuple(n for n in inspect.signature(family).parameters if n != base)
-            cls._base = base if base in inspect.signature(family).parameters else ""
+            cls._family = staticmethod(family)  # a bare function would become a method
+            cls._attributes = tuple(name for name in inspect.signature(family).parameters if name != base)
+            cls._base = base
 
     def __init__(self, learning_rate, last_epoch, verbose):
-        self._family(**self._arguments(learning_rate))  # raises if anything is wrong
+        self._check(learning_rate)
         super().__init__(learning_rate, last_epoch, verbose)
 
     def _arguments(self, base_lr):
-        arguments = {name: getattr(self, name) for name in self._names}
-        return {self._base: base_lr, **arguments} if self._base else arguments
+        arguments = {name: getattr(self, name) for name in self._attributes}
+        if self._base is not None:
+            arguments[self._base] = base_lr
+        return arguments
+
+    def _check(self, base_lr=None):
+        self._family(**self._arguments(base_lr))
 
     def get_lr(self):
         return self._family.at(self.last_epoch, **self._arguments(self.base_lr))
+
+
+class NoamDecay(_Formula, family=schedules.noam_decay):
+    """A linear rise, then a fall with the inverse square root of the epoch; see `schedules.noam_decay`.
+
+    >>> NoamDecay(d_model=512, warmup_steps=10)()  # epoch 0
+    0.0
+    """
+
+    def __init__(self, d_model, warmup_steps, learning_rate=1.0, last_epoch=-1, verbose=False):
+        self.d_model, self.warmup_steps = d_model, warmup_steps
+        super().__init__(learning_rate, last_epoch, verbose)
+
+
+class PiecewiseDecay(_Formula, family=schedules.piecewise_decay, base=None):
+    """A list of rates, each until the next boundary; see `schedules.piecewise_decay`.
+
+    >>> PiecewiseDecay([3, 6], [0.1, 0.2, 0.3])()
+    0.1
+    """
+
+    def __init__(self, boundaries, values, last_epoch=-1, verbose=False):
+        self.boundaries, self.values = boundaries, values
+        super().__init__(0.1, last_epoch, verbose)  # base_lr is never used
+
+
+class NaturalExpDecay(_Formula, family=schedules.natural_exp_decay):
+    """η₀ exp(-γ t); see `schedules.natural_exp_decay`."""
+
+    def __init__(self, learning_rate, gamma, last_epoch=-1, verbose=False):
+        self.gamma = gamma
+        super().__init__(learning_rate, last_epoch, verbose)
+
+
+class InverseTimeDecay(_Formula, family=schedules.inverse_time_decay):
+    """η₀ / (1 + γ t); see `schedules.inverse_time_decay`."""
+
+    def __init__(self, learning_rate, gamma, last_epoch=-1, verbose=False):
+        self.gamma = gamma
+        super().__init__(learning_rate, last_epoch, verbose)
+
+
+class PolynomialDecay(_Formula, family=schedules.polynomial_decay):
+    """A polynomial down to `end_lr`, once or in cycles; see `schedules.polynomial_decay`."""
+
+    def __init__(
+        self, learning_rate, decay_steps, end_lr=0.0001, power=1.0, cycle=False, last_epoch=-1, verbose=False
+    ):
+        self.decay_steps, self.end_lr, self.power, self.cycle = decay_steps, end_lr, power, cycle
+        super().__init__(learning_rate, last_epoch, verbose)
+
+
+class LinearWarmup(_Formula, family=schedules.linear_warmup, base=None):
+    """A linear rise before a number or another scheduler, which it drives; see `schedules.linear_warmup`.
+
+    The inner scheduler stands still during the rise and is then given its epochs one by one, from 0.
+
+    >>> warmup = LinearWarmup(ExponentialDecay(0.4, 0.5), 4, start_lr=0.0, end_lr=0.4)
+    >>> warmup.step(5); warmup()
+    0.2
+    """
+
+    def __init__(self, learning_rate, warmup_steps, start_lr, end_lr, last_epoch=-1, verbose=False):
+        works = isinstance(learning_rate, (int, float, LRScheduler))
+        # A plateau would take the epochs it is given for metrics.
+        works = works and not isinstance(learning_rate, ReduceOnPlateau)
+        wanted = "a float or a scheduler that counts epochs"
+        expect(works, TypeError, "learning_rate", learning_rate, wanted)
+        self.learning_rate, self.warmup_steps = learning_rate, warmup_steps
+        self.start_lr, self.end_lr = start_lr, end_lr
+        super().__init__(start_lr, last_epoch, verbose)
+
+    def get_lr(self):
+        arguments, inner = self._arguments(self.base_lr), self.learning_rate
+        if isinstance(inner, LRScheduler):
+            if self.last_epoch >= self.warmup_steps:
+                inner.step(self.last_epoch - self.warmup_steps)
+            arguments["learning_rate"] = inner()
+        return self._family.at(self.last_epoch, **arguments)
+
+    def state_dict(self):
+        state = super().state_dict()
+        if isinstance(self.learning_rate, LRScheduler):
+            state["LinearWarmup_LR"] = self.learning_rate.state_dict()
+        return state
+
+    def set_state_dict(self, state_dict):
+        self.state_keys()
+        if not isinstance(self.learning_rate, LRScheduler):
+            return self._restore(state_dict, self.keys)
+        if "LinearWarmup_LR" not in state_dict:
+            raise KeyError(f"LinearWarmup_LR is not in state_dict; found {sorted(state_dict)}")
+        self._restore(state_dict, self.keys, ["LinearWarmup_LR"])
+        self.learning_rate.set_state_dict(state_dict["LinearWarmup_LR"])
+
+
+class ExponentialDecay(_Formula, family=schedules.exponential_decay):
+    """η₀ γᵗ; see `schedules.exponential_decay`.
+
+    >>> scheduler = ExponentialDecay(0.5, gamma=0.5)
+    >>> scheduler.step(); scheduler()
+    0.25
+    """
+
+    def __init__(self, learning_rate, gamma, last_epoch=-1, verbose=False):
+        self.gamma = gamma
+        super().__init__(learning_rate, last_epoch, verbose)
+
+
+class MultiStepDecay(_Formula, family=schedules.multi_step_decay):
+    """A factor at every milestone; see `schedules.multi_step_decay`."""
+
+    def __init__(self, learning_rate, milestones, gamma=0.1, last_epoch=-1, verbose=False):
+        self.milestones, self.gamma = milestones, gamma
+        super().__init__(learning_rate, last_epoch, verbose)
+
+
+class StepDecay(_Formula, family=schedules.step_decay):
+    """A factor every `step_size` epochs; see `schedules.step_decay`."""
+
+    def __init__(self, learning_rate, step_size, gamma=0.1, last_epoch=-1, verbose=False):
+        self.step_size, self.gamma = step_size, gamma
+        super().__init__(learning_rate, last_epoch, verbose)
+
+
+class LambdaDecay(_Formula, family=schedules.lambda_decay):
+    """A function of the epoch times the rate; see `schedules.lambda_decay`. The function is not saved."""
+
+    def __init__(self, learning_rate, lr_lambda, last_epoch=-1, verbose=False):
+        self.lr_lambda = lr_lambda
+        super().__init__(learning_rate, last_epoch, verbose)
+
+
+class MultiplicativeDecay(_Formula, family=schedules.multiplicative_decay):
+    """The product of a function of all epochs so far; see `schedules.multiplicative_decay`."""
+
+    def __init__(self, learning_rate, lr_lambda, last_epoch=-1, verbose=False):
+        self.lr_lambda = lr_lambda
+        super().__init__(learning_rate, last_epoch, verbose)
+
+
+class CosineAnnealingDecay(_Formula, family=schedules.cosine_annealing_decay):
+    """A cosine between the rate and `eta_min`; see `schedules.cosine_annealing_decay`.
+
+    As in Paddle and torch, `step()` derives the rate from the last one, so that a changed `last_lr` is
+    carried on; `step(epoch)` uses the closed form. From epoch 0 the two agree.
+    """
+
+    def __init__(self, learning_rate, T_max, eta_min=0, last_epoch=-1, verbose=False):
+        self.T_max, self.eta_min = T_max, eta_min
+        super().__init__(learning_rate, last_epoch, verbose)
+
+    def get_lr(self):
+        t, low, last = self.last_epoch, self.eta_min, self.last_lr
+        if t == 0:
+            return self.base_lr
+        if (t - 1 - self.T_max) % (2 * self.T_max) == 0:  # the last rate is the lowest: nothing to scale
+            return last + (self.base_lr - low) * (1 - math.cos(math.pi / self.T_max)) / 2
+        now, before = (1 + math.cos(math.pi * k / self.T_max) for k in (t, t - 1))
+        return now / before * (last - low) + low
+
+    def _get_closed_form_lr(self):
+        return super().get_lr()
+
+
+class LinearLR(_Formula, family=schedules.linear_lr):
+    """A line from one multiple of the rate to another; see `schedules.linear_lr`.
+
+    As in Paddle every step, `step(epoch)` too, applies one factor to the last rate: a jump leaves the line.
+    """
+
+    def __init__(
+        self, learning_rate, total_steps, start_factor=1.0 / 3, end_factor=1.0, last_epoch=-1, verbose=False
+    ):
+        self.total_steps, self.start_factor, self.end_factor = total_steps, start_factor, end_factor
+        super().__init__(learning_rate, last_epoch, verbose)
+
+    def get_lr(self):
+        if self.last_epoch == 0:
+            return self.base_lr * self.start_factor
+        if self.last_epoch > self.total_steps:
+            return self.last_lr
+        rise = self.end_factor - self.start_factor
+        return self.last_lr * (
+            1 + rise / (self.total_steps * self.start_factor + (self.last_epoch - 1) * rise)
+        )
+
+
+class OneCycleLR(_Formula, family=schedules.one_cycle_lr, base=None):
+    """One rise and one fall in `total_steps`, beyond which `step` raises; see `schedules.one_cycle_lr`."""
+
+    def __init__(
+        self,
+        max_learning_rate,
+        total_steps,
+        divide_factor=25.0,
+        end_learning_rate=0.0001,
+        phase_pct=0.3,
+        anneal_strategy="cos",
+        three_phase=False,
+        last_epoch=-1,
+        verbose=False,
+    ):
+        self.max_learning_rate, self.end_learning_rate = max_learning_rate, end_learning_rate
+        self.total_steps, self.divide_factor, self.phase_pct = total_steps, divide_factor, phase_pct
+        self.anneal_strategy, self.three_phase = anneal_strategy, three_phase
+        self._check()
+        super().__init__(max_learning_rate / divide_factor, last_epoch, verbose)
+
+    def get_lr(self):
+        expect(self.last_epoch <= self.total_steps, ValueError, "epoch", self.last_epoch,
+               f"at most total_steps={self.total_steps}")  # fmt: skip
+        return super().get_lr()
+
+
+class CyclicLR(_Formula, family=schedules.cyclic_lr, base="base_learning_rate"):
+    """Up and down between two rates; see `schedules.cyclic_lr`.
+
+    >>> cyclic = CyclicLR(0.5, 1.0, step_size_up=2)
+    >>> cyclic.step(); cyclic()
+    0.75
+    """
+
+    def __init__(
+        self,
+        base_learning_rate,
+        max_learning_rate,
+        step_size_up,
+        step_size_down=None,
+        mode="triangular",
+        exp_gamma=1.0,
+        scale_fn=None,
+        scale_mode="cycle",
+        last_epoch=-1,
+        verbose=False,
+    ):
+        self.max_learning_rate, self.mode, self.exp_gamma = max_learning_rate, mode, exp_gamma
+        self.step_size_up, self.step_size_down = step_size_up, step_size_down
+        self.scale_fn, self.scale_mode = scale_fn, scale_mode
+        super().__init__(base_learning_rate, last_epoch, verbose)
+
+
+class CosineAnnealingWarmRestarts(_Formula, family=schedules.cosine_annealing_warm_restarts):
+    """Half a cosine again and again, in ever longer cycles; see `schedules.cosine_annealing_warm_restarts`.
+
+    Unlike Paddle's its state holds the place in the cycle, `T_cur` and `T_i`, so it resumes exactly; from
+    Paddle's own state the two are counted. As in Paddle a jump `step(epoch)` may be fractional, and with
+    `T_mult > 1` a rounded logarithm may take it to the end of a cycle instead of the first epoch of the next.
+    """
+
+    def __init__(self, learning_rate, T_0, T_mult=1, eta_min=0, last_epoch=-1, verbose=False):
+        self.T_0, self.T_mult, self.eta_min = T_0, T_mult, eta_min
+        self.T_i, self.T_cur = T_0, last_epoch
+        super().__init__(learning_rate, last_epoch, verbose)
+
+    def get_lr(self):
+        return schedules.cosine_annealing_decay.at(self.T_cur, self.base_lr, self.T_i, self.eta_min)
+
+    def step(self, epoch=None):
+        if epoch is None and self.last_epoch >= 0:
+            self.last_epoch += 1
+            self.T_cur += 1
+            if self.T_cur >= self.T_i:
+                self.T_cur -= self.T_i
+                self.T_i *= self.T_mult
+        else:
+            epoch = 0 if epoch is None else epoch
+            expect(epoch >= 0, ValueError, "epoch", epoch, "a number >= 0")
+            self.last_epoch = math.floor(epoch)
+            self._jump(epoch)
+        self.last_lr = self.get_lr()
+        self._report()
+
+    def _jump(self, epoch):
+        if epoch < self.T_0:
+            self.T_cur, self.T_i = epoch, self.T_0
+        elif self.T_mult == 1:
+            self.T_cur = epoch % self.T_0
+        else:
+            cycle = int(math.log(epoch / self.T_0 * (self.T_mult - 1) + 1, self.T_mult))
+            self.T_cur = epoch - self.T_0 * (self.T_mult**cycle - 1) / (self.T_mult - 1)
+            self.T_i = self.T_0 * self.T_mult**cycle
+
+    def state_dict(self):
+        return super().state_dict() | {"T_cur": self.T_cur, "T_i": self.T_i}
+
+    def set_state_dict(self, state_dict):
+        self.state_keys()
+        extra = ["T_cur", "T_i"]
+        if "T_cur" in state_dict or "T_i" in state_dict:
+            return self._restore(state_dict, self.keys + extra)
+        self._restore(state_dict, self.keys)
+        place, length = self.last_epoch, self.T_0
+        while place >= length and self.T_mult > 1:
+            place, length = place - length, length * self.T_mult
+        self.T_cur, self.T_i = place % length, length
+
+
+class ReduceOnPlateau(LRScheduler):
+    """A rate that falls when a metric stops improving; see `schedules.reduce_on_plateau`.
+
+    >>> plateau = ReduceOnPlateau(1.0, factor=0.5, patience=0)
+    >>> plateau.step(3.0); plateau.step(3.0); plateau()
+    0.5
+    """
+
+    def __init__(
+        self,
+        learning_rate,
+        mode="min",
+        factor=0.1,
+        patience=10,
+        threshold=1e-4,
+        threshold_mode="rel",
+        cooldown=0,
+        min_lr=0,
+        epsilon=1e-8,
+        verbose=False,
+    ):
+        rule = (mode, factor, patience, threshold, threshold_mode, cooldown, min_lr, epsilon)
+        rule = schedules.PlateauRule(*rule).checked()
+        expect(isinstance(learning_rate, (int, float)), TypeError, "learning_rate", learning_rate, "a float")
+        self.__dict__.update(rule._asdict())
+        self.verbose = verbose
+        self.base_lr = self.last_lr = float(learning_rate)
+        self.best = None
+        self.last_epoch = self.num_bad_epochs = self.cooldown_counter = 0  # no first step: there is no metric
+
+    def state_keys(self):
+        self.keys = ["cooldown_counter", "best", "num_bad_epochs", "last_epoch", "last_lr"]
+
+    def step(self, metrics, epoch=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take one metric: a number, or an array or loss of one element."""
+        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
+        before = self.last_lr
+        rule = schedules.PlateauRule(*(getattr(self, name) for name in schedules.PlateauRule._fields))
+        moved = (before, self.best, self.num_bad_epochs, self.cooldown_counter)
+        moved = rule.step(_metric(metrics), self.best is not None, *moved)
+        self.last_lr, self.best, self.num_bad_epochs, self.cooldown_counter = moved
+        if self.last_lr != before:
+            self._report()
+
+
+def _metric(x: Any):
+    if hasattr(x, "numpy"):  # a loss
+        return float(x)
+    if isinstance(x, (jax.Array, np.ndarray)):
+        expect(x.size == 1, AssertionError, "metrics", f"of shape {x.shape}", "one element")
+    else:
+        known = isinstance(x, (int, float)) or type(x) is np.float32
+        expect(known, TypeError, "metrics", x, "a float, or an array or loss of one element")
+    return x

@@ -1,0 +1,348 @@
+"""The 1.x learning-rate schedules, over the formulas of `paddlejax.schedules`.
+
+The optimizer calls a schedule once per minimize: it evaluates, then advances by its step size. Schedules by
+epoch, and ReduceLROnPlateau, move only by their own `.epoch()` and `.step(loss)`. Rates are float32 scalars.
+"""
+
+import numpy as np
+
+from paddlejax import schedules
+from paddlejax.schedules import expect
+
+
+class LearningRateDecay:
+    """The base of all schedules; a subclass defines `step`, the rate at `step_num`.
+
+    >>> class Halving(LearningRateDecay):
+    ...     def step(self):
+    ...         return 0.5**self.step_num
+    >>> halving = Halving()
+    >>> [float(halving()) for _ in range(3)]
+    [1.0, 0.5, 0.25]
+    """
+
+    def __init__(self, begin=0, step=1, dtype="float32"):
+        self.step_num, self.step_size, self.dtype = begin, step, dtype
+
+    def __call__(self):
+        """The rate at `step_num`, which then advances."""
+        rate = self._rounded(self._rate())
+        self._advance()
+        return rate
+
+    def current(self):
+        """The rate the next call will return; nothing advances, however often this is asked."""
+        return self._rounded(self._rate())
+
+    def step(self):
+        """The rate at `step_num`."""
+        raise NotImplementedError(f"{type(self).__name__} must define step()")
+
+    def _rate(self):
+        return self.step()
+
+    def _advance(self, calls=1):
+        self.step_num += calls * self.step_size
+
+    def _rounded(self, rate):
+        return np.dtype(self.dtype).type(rate)
+
+    def _state_keys(self):
+        """Set `keys`, the names of the attributes to save."""
+        self.keys = ["step_num"]
+
+    def state_dict(self):
+        """The saved attributes: Python numbers."""
+        self._state_keys()
+        return {key: getattr(self, key) for key in self.keys}
+
+    def set_state_dict(self, state_dict):
+        """Restore what `state_dict` saved; nothing changes if a key is missing."""
+        self._state_keys()
+        for key in self.keys:
+            if key not in state_dict:
+                raise RuntimeError(f"Can't find [ {key} ] in state_dict; found {sorted(state_dict)}")
+        self.__dict__.update({key: state_dict[key] for key in self.keys})
+
+    def set_dict(self, state_dict):
+        """The older name of `set_state_dict`."""
+        self.set_state_dict(state_dict)
+
+
+class NoamDecay(LearningRateDecay):
+    """A linear rise, then a fall with the inverse square root; counts from 1. See `schedules.noam_decay`."""
+
+    def __init__(self, d_model, warmup_steps, begin=1, step=1, dtype="float32", learning_rate=1.0):
+        super().__init__(begin, step, dtype)
+        expect(begin != 0, ZeroDivisionError, "begin", begin, "a step at or above 1")
+        self.learning_rate, self.d_model, self.warmup_steps = learning_rate, d_model, warmup_steps
+
+    def step(self):
+        return schedules.noam_decay.at(self.step_num, self.d_model, self.warmup_steps, self.learning_rate)
+
+
+class PiecewiseDecay(LearningRateDecay):
+    """A list of rates, each until the next boundary; see `schedules.piecewise_decay`.
+
+    >>> rate = PiecewiseDecay([2, 4], [0.5, 0.25, 0.125], begin=0)
+    >>> [float(rate()) for _ in range(5)]
+    [0.5, 0.5, 0.25, 0.25, 0.125]
+    """
+
+    def __init__(self, boundaries, values, begin, step=1, dtype="float32"):
+        super().__init__(begin, step, dtype)
+        self.boundaries, self.values = boundaries, values
+
+    def step(self):
+        return schedules.piecewise_decay.at(self.step_num, self.boundaries, self.values)
+
+
+class _Stretched(LearningRateDecay):
+    """A decay at the rate `decay_rate` per `decay_steps` steps, smoothly or in stairs."""
+
+    def __init__(
+        self, learning_rate, decay_steps, decay_rate, staircase=False, begin=0, step=1, dtype="float32"
+    ):
+        super().__init__(begin, step, dtype)
+        self.learning_rate, self.decay_steps, self.decay_rate = learning_rate, decay_steps, decay_rate
+        self.staircase = staircase
+
+    def _count(self):
+        return self.step_num // self.decay_steps if self.staircase else self.step_num / self.decay_steps
+
+
+class NaturalExpDecay(_Stretched):
+    """η₀ exp(-r n/D); see `schedules.natural_exp_decay`."""
+
+    def step(self):
+        return schedules.natural_exp_decay.at(self._count(), self.learning_rate, self.decay_rate)
+
+
+class ExponentialDecay(_Stretched):
+    """η₀ r^(n/D); see `schedules.exponential_decay`."""
+
+    def step(self):
+        return schedules.exponential_decay.at(self._count(), self.learning_rate, self.decay_rate)
+
+
+class InverseTimeDecay(_Stretched):
+    """η₀ / (1 + r n/D); see `schedules.inverse_time_decay`."""
+
+    def step(self):
+        return schedules.inverse_time_decay.at(self._count(), self.learning_rate, self.decay_rate)
+
+
+class PolynomialDecay(LearningRateDecay):
+    """A polynomial down to `end_learning_rate`, once or in cycles; see `schedules.polynomial_decay`."""
+
+    def __init__(
+        self,
+        learning_rate,
+        decay_steps,
+        end_learning_rate=0.0001,
+        power=1.0,
+        cycle=False,
+        begin=0,
+        step=1,
+        dtype="float32",
+    ):
+        super().__init__(begin, step, dtype)
+        self.learning_rate, self.decay_steps, self.power = learning_rate, decay_steps, power
+        self.end_learning_rate, self.cycle = end_learning_rate, cycle
+
+    def step(self):
+        shape = self.decay_steps, self.end_learning_rate, self.power, self.cycle
+        return schedules.polynomial_decay.at(self.step_num, self.learning_rate, *shape)
+
+
+class CosineDecay(LearningRateDecay):
+    """Half a cosine in steps, one per epoch of `step_each_epoch` steps; see `schedules.cosine_decay`."""
+
+    def __init__(self, learning_rate, step_each_epoch, epochs, begin=0, step=1, dtype="float32"):
+        super().__init__(begin, step, dtype)
+        self.learning_rate, self.step_each_epoch, self.epochs = learning_rate, step_each_epoch, epochs
+
+    def step(self):
+        return schedules.cosine_decay.at(self.step_num, self.learning_rate, self.step_each_epoch, self.epochs)
+
+
+class LinearLrWarmup(LearningRateDecay):
+    """A linear rise before a rate or another schedule; see `schedules.linear_warmup`.
+
+    The rise begins at `start_lr`, as documented; Paddle 1.8.5 begins at 0. A wrapped schedule advances from
+    the first step on, also during the rise, and does not start anew after it.
+
+    >>> rate = LinearLrWarmup(0.5, 4, start_lr=0.0, end_lr=0.5, begin=0)
+    >>> [float(rate()) for _ in range(5)]
+    [0.0, 0.125, 0.25, 0.375, 0.5]
+    """
+
+    def __init__(self, learning_rate, warmup_steps, start_lr, end_lr, begin=1, step=1, dtype="float32"):
+        super().__init__(begin, step, dtype)
+        known = isinstance(learning_rate, (int, float, LearningRateDecay))
+        expect(known, TypeError, "learning_rate", learning_rate, "a float or a schedule")
+        expect(end_lr > start_lr, AssertionError, "end_lr", end_lr, f"more than start_lr={start_lr!r}")
+        self.learning_rate, self.warmup_steps = learning_rate, warmup_steps
+        self.start_lr, self.end_lr = start_lr, end_lr
+
+    def step(self):
+        inner = self.learning_rate
+        rate = inner._rate() if isinstance(inner, LearningRateDecay) else inner
+        return schedules.linear_warmup.at(self.step_num, rate, self.warmup_steps, self.start_lr, self.end_lr)
+
+    def _advance(self, calls=1):
+        super()._advance(calls)
+        if isinstance(self.learning_rate, LearningRateDecay):
+            self.learning_rate._advance(calls)
+
+    def state_dict(self):
+        """Also the state of a wrapped schedule that moves on its own, which 1.8.5 loses."""
+        state = super().state_dict()
+        if isinstance(self.learning_rate, (LearningRateEpochDecay, ReduceLROnPlateau)):
+            state["learning_rate"] = self.learning_rate.state_dict()
+        return state
+
+    def set_state_dict(self, state_dict):
+        before, inner = self.step_num, self.learning_rate
+        super().set_state_dict(state_dict)
+        if isinstance(inner, LearningRateDecay):
+            # 1.8.5's state has no place for the wrapped schedule, but the two move in step.
+            inner._advance(round((self.step_num - before) / (self.step_size or 1)))
+            if "learning_rate" in state_dict:
+                inner.set_state_dict(state_dict["learning_rate"])
+
+
+class LearningRateEpochDecay(LearningRateDecay):
+    """The base of schedules that only `.epoch()` moves; a subclass defines `get_lr`, the rate of an epoch."""
+
+    def __init__(self, learning_rate, step=1, dtype="float32"):
+        super().__init__(step=step, dtype=dtype)
+        expect(isinstance(learning_rate, (int, float)), TypeError, "learning_rate", learning_rate, "a float")
+        expect(learning_rate >= 0, ValueError, "learning_rate", learning_rate, "a float >= 0")
+        self.base_lr = float(learning_rate)
+        self.epoch_num = -1
+        self.epoch()
+
+    def get_lr(self):
+        """The rate at `epoch_num`."""
+        raise NotImplementedError(f"{type(self).__name__} must define get_lr()")
+
+    def epoch(self, epoch=None):
+        """Advance to the next epoch, or to the one given, and take its rate."""
+        self.epoch_num = self.epoch_num + 1 if epoch is None else epoch
+        self.learning_rate = float(self._rounded(self.get_lr()))
+
+    def step(self):
+        return self.learning_rate
+
+    def _advance(self, calls=1):
+        """A minimize leaves the epoch as it is."""
+
+    def _state_keys(self):
+        self.keys = ["epoch_num", "learning_rate"]
+
+
+class StepDecay(LearningRateEpochDecay):
+    """A factor every `step_size` epochs; see `schedules.step_decay`.
+
+    >>> rate = StepDecay(0.5, step_size=1, decay_rate=0.5)
+    >>> rate.epoch()
+    >>> float(rate()), float(rate())
+    (0.25, 0.25)
+    """
+
+    def __init__(self, learning_rate, step_size, decay_rate=0.1):
+        expect(isinstance(step_size, int), TypeError, "step_size", step_size, "an int")
+        expect(step_size != 0, ZeroDivisionError, "step_size", step_size, "an int > 0")
+        expect(decay_rate < 1, ValueError, "decay_rate", decay_rate, "a number below 1")
+        self.decay_rate = decay_rate
+        super().__init__(learning_rate, step_size)  # counted in epochs here
+
+    def get_lr(self):
+        return schedules.step_decay.at(self.epoch_num, self.base_lr, self.step_size, self.decay_rate)
+
+
+class MultiStepDecay(LearningRateEpochDecay):
+    """A factor at every milestone; see `schedules.multi_step_decay`."""
+
+    def __init__(self, learning_rate, milestones, decay_rate=0.1):
+        schedules.multi_step_decay(0.0, milestones)  # raises unless the milestones rise
+        expect(decay_rate < 1, ValueError, "decay_rate", decay_rate, "a number below 1")
+        self.milestones, self.decay_rate = milestones, decay_rate
+        super().__init__(learning_rate)
+
+    def get_lr(self):
+        return schedules.multi_step_decay.at(self.epoch_num, self.base_lr, self.milestones, self.decay_rate)
+
+
+class LambdaDecay(LearningRateEpochDecay):
+    """A function of the epoch times the rate; see `schedules.lambda_decay`."""
+
+    def __init__(self, learning_rate, lr_lambda):
+        expect(callable(lr_lambda), TypeError, "lr_lambda", lr_lambda, "a function of the epoch")
+        self.lr_lambda = lr_lambda
+        super().__init__(learning_rate)
+
+    def get_lr(self):
+        return schedules.lambda_decay.at(self.epoch_num, self.base_lr, self.lr_lambda)
+
+
+class ReduceLROnPlateau(LearningRateDecay):
+    """A rate that falls when a loss stops improving; see `schedules.reduce_on_plateau`.
+
+    >>> rate = ReduceLROnPlateau(1.0, decay_rate=0.5, patience=0)
+    >>> for loss in np.ones((2, 1)):
+    ...     rate.step(loss)
+    >>> float(rate())
+    0.5
+    """
+
+    def __init__(
+        self,
+        learning_rate,
+        mode="min",
+        decay_rate=0.1,
+        patience=10,
+        verbose=False,
+        threshold=1e-4,
+        threshold_mode="rel",
+        cooldown=0,
+        min_lr=0,
+        eps=1e-8,
+        dtype="float32",
+    ):
+        super().__init__(dtype=dtype)
+        rule = (mode, decay_rate, patience, threshold, threshold_mode, cooldown, min_lr, eps)
+        self.rule, self.verbose = schedules.PlateauRule(*rule).checked("decay_rate"), verbose
+        expect(isinstance(learning_rate, (int, float)), TypeError, "learning_rate", learning_rate, "a float")
+        self.learning_rate = float(learning_rate)
+        self.best_loss = None
+        self.epoch_num = self.num_bad_epochs = self.cooldown_counter = 0
+
+    def step(self, loss):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take one loss: an array or loss of one element."""
+        known = hasattr(loss, "shape") or hasattr(loss, "numpy")
+        expect(known, AttributeError, "loss", loss, "an array or a loss of one element")
+        if hasattr(loss, "shape"):
+            expect(np.size(loss) == 1, AssertionError, "loss", f"of shape {loss.shape}", "one element")
+            loss = np.reshape(loss, ())
+        self.epoch_num += 1
+        before = self.learning_rate
+        moved = (before, self.best_loss, self.num_bad_epochs, self.cooldown_counter)
+        moved = self.rule.step(float(loss), self.best_loss is not None, *moved)
+        self.learning_rate, self.best_loss, self.num_bad_epochs, self.cooldown_counter = moved
+        if self.verbose and self.learning_rate != before:
+            print(f"Epoch {self.epoch_num}: reducing learning rate from {before} to {self.learning_rate}.")
+
+    def current(self):
+        """As in 1.8.5 there is none to ask for before the first minimize; `learning_rate` is the number."""
+        raise TypeError("under ReduceLROnPlateau there is no current rate before the first minimize")
+
+    def _rate(self):
+        return self.learning_rate
+
+    def _advance(self, calls=1):
+        """A minimize changes nothing."""
+
+    def _state_keys(self):
+        self.keys = ["cooldown_counter", "best_loss", "num_bad_epochs", "epoch_num", "learning_rate"]

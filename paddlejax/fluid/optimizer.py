@@ -1,0 +1,181 @@
+"""Paddle 1.x's `fluid.optimizer`: a table of its names and arguments over the same rules, and one adapter."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+import numpy as np
+
+from .. import rules
+from ..optimizer.cohorts import StateDictError
+from ..optimizer.optimizer import OWN, Optimizer, checked_clip
+from ..rule import Rule
+from .dygraph import LearningRateDecay, LearningRateEpochDecay
+
+
+class FluidOptimizer(Optimizer):
+    """An optimizer with Paddle 1.x's methods and argument names: parameter_list, regularization, set_dict.
+
+    Hyperparameters come first, in the order of the 1.x documents; `parameter_list`, `regularization`, `grad_clip` and
+    `name` by keyword. A schedule of `fluid.dygraph` is evaluated, and then advances, at every minimize.
+    """
+
+    _signature: inspect.Signature
+    _rule: type[Rule]
+    _dialect: dict[str, Any]  # what 1.x computes differently
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        try:
+            bound = self._signature.bind(*args, **kwargs)
+        except TypeError as e:
+            known = ", ".join(self._signature.parameters)
+            raise TypeError(f"{type(self).__name__}(): {e}; its arguments are {known}") from None
+        bound.apply_defaults()
+        given = bound.arguments
+        rate, parameters, decay, clip, name = (
+            given.pop(argument) for argument in ("learning_rate", *_COMMON)
+        )
+        given.pop("lazy_mode", None)  # speaks of row-sparse gradients only
+        self._used_rate: Any = None  # what the last minimize took from a schedule
+        super().__init__(rate, parameters, decay, clip, name, rule=self._rule(**given, **self._dialect))
+
+    def minimize(  # type: ignore[override]
+        self,
+        loss: Any,
+        startup_program: None = None,
+        parameter_list: Any = None,
+        no_grad_set: Any = None,
+        grad_clip: Any = OWN,
+    ) -> tuple[list[Any], list[tuple[Any, Any]]]:
+        """As `Optimizer.minimize`; `grad_clip` takes the place of the constructor's for this call."""
+        clip = OWN if grad_clip is OWN or grad_clip is None else checked_clip("grad_clip", grad_clip)
+        return [], self._minimize(loss, startup_program, parameter_list, no_grad_set, clip)
+
+    def backward(  # type: ignore[override]
+        self,
+        loss: Any,
+        startup_program: None = None,
+        parameter_list: Any = None,
+        no_grad_set: Any = None,
+        callbacks: Any = None,
+    ) -> list[tuple[Any, Any]]:
+        """As `Optimizer.backward`."""
+        return super().backward(loss, startup_program, parameter_list, no_grad_set, callbacks)
+
+    def current_step_lr(self) -> float:
+        """The rate the last minimize used; under a schedule and before the first one, the rate it will use."""
+        schedule = self._learning_rate
+        if not isinstance(schedule, LearningRateDecay):
+            return self.get_lr()
+        return float(schedule.current() if self._used_rate is None else self._used_rate)
+
+    def _checked_rate(self, learning_rate: Any) -> Any:
+        return (
+            learning_rate
+            if isinstance(learning_rate, LearningRateDecay)
+            else super()._checked_rate(learning_rate)
+        )
+
+    def _rate_for_step(self) -> float:
+        if not isinstance(self._learning_rate, LearningRateDecay):
+            return super()._rate_for_step()
+        self._used_rate = self._learning_rate()
+        return float(self._used_rate)
+
+    def get_lr(self) -> float:
+        """The number, or under a schedule the rate of the next minimize."""
+        schedule = self._learning_rate
+        return float(schedule.current()) if isinstance(schedule, LearningRateDecay) else super().get_lr()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `Optimizer.state_dict`, with `global_step` under a schedule that counts steps."""
+        entries = super().state_dict()
+        if _counts(self._learning_rate):
+            entries["global_step"] = np.array([self._learning_rate.step_num], np.int32)
+        return entries
+
+    def _taken_schedule(self, entries: dict[str, Any]) -> Any:
+        step = entries.pop("global_step", None)
+        schedule = super()._taken_schedule(entries)
+        if schedule is not None and _counts(self._learning_rate):
+            if step is None or np.shape(step) != (1,):
+                found = (
+                    "missing" if step is None else f"misshapen: its shape is {np.shape(step)}, expected (1,)"
+                )
+                raise StateDictError(f"global_step is {found}, and nothing was changed")
+        return schedule
+
+    def set_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
+        """As `set_state_dict`."""
+        self.set_state_dict(state_dict, strict)
+
+
+_COMMON = ("parameter_list", "regularization", "grad_clip", "name")
+
+
+def _counts(rate: Any) -> bool:
+    return isinstance(rate, LearningRateDecay) and not isinstance(rate, LearningRateEpochDecay)
+
+
+def _define(
+    name: str,
+    rule: type[Rule],
+    arguments: str,
+    rate: Any = inspect.Parameter.empty,
+    later: str = "",
+    **dialect: Any,
+) -> type[FluidOptimizer]:
+    """The class of one row: `arguments` are the rule's, by position, `later` those by keyword; `!` is required."""
+    defaults = {f.name: f.default for f in fields(rule)} | {"lazy_mode": False}
+    positional, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter("learning_rate", positional, default=rate)]
+    for kind, words in ((positional, arguments), (keyword, later)):
+        for word in words.split():
+            default = defaults[word.rstrip("!")]
+            required = word.endswith("!") or default is MISSING
+            default = inspect.Parameter.empty if required else default
+            parameters.append(inspect.Parameter(word.rstrip("!"), kind, default=default))
+    parameters += [inspect.Parameter(argument, keyword, default=None) for argument in _COMMON]
+    signature = inspect.Signature(parameters)
+    doc = f"Paddle 1.x's {name}{signature}: the rule `rules.{rule.__name__}`"
+    doc += f" with {', '.join(f'{k}={v}' for k, v in dialect.items())}." if dialect else "."
+    body = {
+        "_signature": signature,
+        "_rule": rule,
+        "_dialect": dialect,
+        "__signature__": signature,
+        "__doc__": doc,
+    }
+    return type(name, (FluidOptimizer,), {**body, "__module__": __name__})
+
+
+SGDOptimizer = SGD = _define("SGDOptimizer", rules.SGD, "")
+MomentumOptimizer = Momentum = _define("MomentumOptimizer", rules.Momentum, "momentum! use_nesterov")
+LarsMomentumOptimizer = LarsMomentum = _define(
+    "LarsMomentumOptimizer", rules.LarsMomentum, "momentum! lars_coeff lars_weight_decay", always_adapt=True
+)
+AdagradOptimizer = Adagrad = _define(
+    "AdagradOptimizer", rules.Adagrad, "epsilon", later="initial_accumulator_value"
+)
+DecayedAdagradOptimizer = DecayedAdagrad = _define(
+    "DecayedAdagradOptimizer", rules.DecayedAdagrad, "decay epsilon"
+)
+AdadeltaOptimizer = Adadelta = _define(
+    "AdadeltaOptimizer", rules.Adadelta, "epsilon rho", use_learning_rate=False
+)
+AdamOptimizer = Adam = _define(
+    "AdamOptimizer", rules.Adam, "beta1 beta2 epsilon", 0.001, later="lazy_mode", scaled_epsilon=False
+)
+AdamaxOptimizer = Adamax = _define("AdamaxOptimizer", rules.Adamax, "beta1 beta2 epsilon", 0.001)
+RMSPropOptimizer = RMSProp = _define("RMSPropOptimizer", rules.RMSProp, "rho epsilon momentum centered")
+FtrlOptimizer = Ftrl = _define("FtrlOptimizer", rules.Ftrl, "l1 l2 lr_power", guard=0.0)
+LambOptimizer = Lamb = _define(
+    "LambOptimizer",
+    rules.Lamb,
+    "lamb_weight_decay beta1 beta2 epsilon",
+    0.001,
+    later="exclude_from_weight_decay_fn",
+    always_adapt=True,
+    bias_correction=False,
+)

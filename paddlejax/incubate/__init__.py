@@ -1,0 +1,5 @@
+"""Paddle's `paddle.incubate`."""
+
+from . import optimizer
+
+__all__ = ["optimizer"]

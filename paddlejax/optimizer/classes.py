@@ -1,0 +1,194 @@
+"""Paddle 2.x's signatures, one class each; everything they do is in `Optimizer` and in their rule.
+
+The arguments that all share are explained at `Optimizer`, the hyperparameters and formulas at the rules.
+"""
+
+from typing import Any
+
+from .. import rules
+from ..rule import compute_dtype
+from .optimizer import Optimizer
+
+
+class SGD(Optimizer):
+    """Paddle's SGD: p ← p - η g, see `sgd`."""
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        parameters: Any = None,
+        weight_decay: Any = None,
+        grad_clip: Any = None,
+        multi_precision: bool = False,
+        name: str | None = None,
+    ):
+        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rules.SGD())
+        refuse_masters(self, multi_precision)
+
+
+class Momentum(Optimizer):
+    """Paddle's Momentum, see `momentum`. `use_multi_tensor` has no effect: a step is one program anyway."""
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        momentum: Any = 0.9,
+        parameters: Any = None,
+        use_nesterov: bool = False,
+        weight_decay: Any = None,
+        grad_clip: Any = None,
+        multi_precision: bool = False,
+        rescale_grad: Any = 1.0,
+        use_multi_tensor: bool = False,
+        name: str | None = None,
+    ):
+        rule = rules.Momentum(momentum, use_nesterov, rescale_grad)
+        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule)
+        refuse_masters(self, multi_precision)
+
+
+class Adagrad(Optimizer):
+    """Paddle's Adagrad, see `adagrad`."""
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        epsilon: Any = 1e-6,
+        parameters: Any = None,
+        weight_decay: Any = None,
+        grad_clip: Any = None,
+        name: str | None = None,
+        initial_accumulator_value: Any = 0.0,
+    ):
+        rule = rules.Adagrad(epsilon, initial_accumulator_value)
+        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule)
+
+
+class Adadelta(Optimizer):
+    """Paddle's Adadelta, see `adadelta`; as in Paddle 2 and 3 the step is multiplied by the rate."""
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        epsilon: Any = 1e-6,
+        rho: Any = 0.95,
+        parameters: Any = None,
+        weight_decay: Any = None,
+        grad_clip: Any = None,
+        name: str | None = None,
+    ):
+        rule = rules.Adadelta(epsilon, rho)
+        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule)
+
+
+class Adam(Optimizer):
+    """Paddle's Adam, see `adam`.
+
+    `lazy_mode` speaks of row-sparse gradients only; `use_multi_tensor` has no effect: a step is one program anyway.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta1: Any = 0.9,
+        beta2: Any = 0.999,
+        epsilon: Any = 1e-8,
+        parameters: Any = None,
+        weight_decay: Any = None,
+        grad_clip: Any = None,
+        lazy_mode: bool = False,
+        multi_precision: bool = False,
+        use_multi_tensor: bool = False,
+        amsgrad: bool = False,
+        name: str | None = None,
+    ):
+        rule = rules.Adam(beta1, beta2, epsilon, amsgrad)
+        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule)
+        refuse_masters(self, multi_precision)
+
+
+class Adamax(Optimizer):
+    """Paddle's Adamax, see `adamax`."""
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta1: Any = 0.9,
+        beta2: Any = 0.999,
+        epsilon: Any = 1e-8,
+        parameters: Any = None,
+        weight_decay: Any = None,
+        grad_clip: Any = None,
+        name: str | None = None,
+    ):
+        rule = rules.Adamax(beta1, beta2, epsilon)
+        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule)
+
+
+class RMSProp(Optimizer):
+    """Paddle's RMSProp, see `rmsprop`."""
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        rho: Any = 0.95,
+        epsilon: Any = 1e-6,
+        momentum: Any = 0.0,
+        centered: bool = False,
+        parameters: Any = None,
+        weight_decay: Any = None,
+        grad_clip: Any = None,
+        name: str | None = None,
+    ):
+        rule = rules.RMSProp(rho, epsilon, momentum, centered)
+        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule)
+
+
+class Lamb(Optimizer):
+    """Paddle's Lamb, see `lamb`; exclude_from_weight_decay_fn is asked about each Parameter."""
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        lamb_weight_decay: Any = 0.01,
+        beta1: Any = 0.9,
+        beta2: Any = 0.999,
+        epsilon: Any = 1e-6,
+        parameters: Any = None,
+        grad_clip: Any = None,
+        exclude_from_weight_decay_fn: Any = None,
+        multi_precision: bool = False,
+        always_adapt: bool = False,
+        name: str | None = None,
+    ):
+        rule = rules.Lamb(
+            lamb_weight_decay, beta1, beta2, epsilon, exclude_from_weight_decay_fn, always_adapt
+        )
+        super().__init__(learning_rate, parameters, None, grad_clip, name, rule=rule)
+        refuse_masters(self, multi_precision)
+
+
+class ASGD(Optimizer):
+    """Paddle's ASGD, stochastic average gradient, see `asgd`."""
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        batch_num: Any = 1,
+        parameters: Any = None,
+        weight_decay: Any = None,
+        grad_clip: Any = None,
+        multi_precision: bool = False,
+        name: str | None = None,
+    ):
+        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rules.ASGD(batch_num))
+        refuse_masters(self, multi_precision)
+
+
+def refuse_masters(optimizer: Optimizer, multi_precision: bool) -> None:
+    """float32 and float64 parameters are their own masters; for narrower ones there are none yet."""
+    for p in optimizer._parameters:
+        if multi_precision and p.trainable and compute_dtype((), p._value) != p.dtype:
+            raise NotImplementedError(
+                f"multi_precision: Parameter {p.name} is {p.dtype}, and masters are not kept yet"
+            )

@@ -1,0 +1,172 @@
+"""The state behind an optimizer: parameters that have taken the same steps share one RuleState.
+
+Paddle corrects the bias of every parameter by its own count of steps. Scalars stored per parameter would cost several
+times the compile time, so they are stored once per cohort; a step that reaches only part of a cohort splits it.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..rule import Lifted, RuleState, compute_dtype
+from .parameter import Parameter
+
+
+class StateDictError(ValueError, AssertionError, RuntimeError, KeyError):
+    """A state_dict does not fit the optimizer; everything that is wrong with it is in the message.
+
+    Paddle raises one of these four, depending on version and fault.
+    """
+
+    __str__ = Exception.__str__  # KeyError's would quote the message
+
+
+@dataclass(eq=False)
+class Cohort:
+    """Parameters, by position, whose scalars agree; every slot is a list in the order of `members`."""
+
+    rule: Lifted
+    members: list[int]
+    state: RuleState
+
+    def split(self, present: Sequence[bool]) -> "list[Cohort]":
+        """One cohort for the members that are present and one for the others, if there are both."""
+        parts = [[j for j, i in enumerate(self.members) if present[i] is here] for here in (True, False)]
+        if not all(parts):
+            return [self]
+        return [Cohort(self.rule, [self.members[j] for j in part], _part(self.state, part)) for part in parts]
+
+
+def _part(state: RuleState, part: list[int]) -> RuleState:
+    slots = {name: [slot[j] for j in part] for name, slot in state.slots.items()}
+    # Scalars are copied: a buffer in two states could not be donated twice.
+    count, learning_rate, shared = jax.tree.map(jnp.copy, (state.count, state.learning_rate, state.shared))
+    return RuleState(count, learning_rate, shared, slots)
+
+
+def regroup(
+    cohorts: list[Cohort], rules: Sequence[Lifted], parameters: Sequence[Parameter], present: Sequence[bool]
+) -> list[Cohort]:
+    """Cohorts of which each is wholly present or wholly absent; parameters seen for the first time start at t = 1."""
+    cohorts = [part for cohort in cohorts for part in cohort.split(present)]
+    known = {i for cohort in cohorts for i in cohort.members}
+    fresh: dict[int, list[int]] = {}
+    for i, here in enumerate(present):
+        if here and i not in known:
+            fresh.setdefault(id(rules[i]), []).append(i)
+    for members in fresh.values():
+        rule = rules[members[0]]
+        cohorts.append(Cohort(rule, members, rule.init([parameters[i]._value for i in members])))
+    return cohorts
+
+
+def state_dict(cohorts: list[Cohort], parameters: Sequence[Parameter], name: str | None) -> dict[str, Any]:
+    """Paddle's dictionary: `<parameter>[_<name>]_<accumulator>_0`, accumulator by accumulator; values are copies."""
+    rows: dict[str, dict[int, Any]] = {}
+    for cohort in cohorts:
+        for accumulator, slot in cohort.state.slots.items():
+            rows.setdefault(accumulator, {}).update(zip(cohort.members, map(jnp.copy, slot), strict=True))
+    for cohort in cohorts:
+        for accumulator, scalar in cohort.state.shared.items():
+            values = [_written(scalar, parameters[i]) for i in cohort.members]
+            rows.setdefault(accumulator, {}).update(zip(cohort.members, values, strict=True))
+    return {
+        f"{_key(parameters[i], name, accumulator)}_0": row[i]
+        for accumulator, row in rows.items()
+        for i in sorted(row)
+    }
+
+
+def _key(p: Parameter, name: str | None, accumulator: str) -> str:
+    return "_".join([p.name, *([name] if name else []), accumulator])
+
+
+def _written(scalar: jax.Array, p: Parameter) -> Any:
+    """A shared scalar as Paddle stores it, per parameter with shape (1,): in its dtype, or int64 (numpy's)."""
+    if jnp.issubdtype(scalar.dtype, jnp.integer):
+        return np.asarray(scalar, np.int64).reshape(1)
+    return jnp.copy(scalar.astype(compute_dtype((), p._value)).reshape(1))
+
+
+def read_state_dict(
+    entries: dict[str, Any],
+    rules: Sequence[Lifted],
+    parameters: Sequence[Parameter],
+    name: str | None,
+    strict: bool,
+) -> list[Cohort]:
+    """Cohorts from Paddle's dictionary, or one error that lists all that is missing, unexpected or misshapen.
+
+    The trailing counter of a key (`_0`, `_1`) is not part of the match. Without `strict` a parameter may be absent
+    altogether and then starts afresh.
+    """
+    problems: list[str] = []
+    by_base: dict[str, list[str]] = {}
+    for key in entries:
+        by_base.setdefault(re.sub(r"_\d+$", "", key), []).append(key)
+    found: list[dict[str, Any]] = []
+    for i, p in enumerate(parameters):
+        # What the rule would make of this parameter: names, shapes and dtypes to expect.
+        fresh = jax.eval_shape(rules[i].init, [p._value])
+        expected = {k: (s[0].shape, s[0].dtype) for k, s in fresh.slots.items()}
+        expected |= {
+            k: ((1,), np.int64 if s.dtype == jnp.int32 else s.dtype) for k, s in fresh.shared.items()
+        }
+        keys = {k: by_base.pop(_key(p, name, k), []) for k in expected}
+        if not any(keys.values()) and (p.stop_gradient or not strict):
+            found.append({})
+            continue
+        for k, (shape, dtype) in expected.items():
+            if len(keys[k]) == 1:
+                problems += _misfit(keys[k][0], entries[keys[k][0]], shape, dtype)
+            elif keys[k]:
+                problems.append(f"ambiguous: {' and '.join(keys[k])} are both {k} of {p.name}")
+            else:
+                near = difflib.get_close_matches(_key(p, name, k) + "_0", entries, 1, 0.5)
+                problems.append(f"missing: {_key(p, name, k)}_0" + (f" (nearest: {near[0]})" if near else ""))
+        found.append({k: entries[keys[k][0]] for k in expected if keys[k]})
+    problems += [f"unexpected: {key}" for keys in by_base.values() for key in keys]
+    if problems:
+        raise StateDictError(
+            "the state_dict does not fit, and nothing was changed:\n  " + "\n  ".join(problems)
+        )
+    return _cohorts_of(found, rules, parameters)
+
+
+def _misfit(key: str, value: Any, shape: tuple[int, ...], dtype: Any) -> list[str]:
+    if not isinstance(value, jax.Array | np.ndarray):
+        return [f"not an array: {key} is {type(value).__name__}"]
+    scalar = shape == (1,) and value.shape == ()
+    if value.shape != shape and not scalar:
+        return [f"misshapen: {key} has shape {value.shape}, expected {shape}"]
+    if value.dtype != dtype and not (dtype == np.int64 and value.dtype == np.int32):
+        return [f"wrong dtype: {key} is {value.dtype}, expected {np.dtype(dtype)}"]
+    return []
+
+
+def _cohorts_of(
+    found: list[dict[str, Any]], rules: Sequence[Lifted], parameters: Sequence[Parameter]
+) -> list[Cohort]:
+    """Parameters of one rule whose scalars are equal, bit for bit, make one cohort."""
+    groups: dict[Any, list[int]] = {}
+    shared = [rule.source.rule.shared() for rule in rules]
+    for i, entry in enumerate(found):
+        if entry:
+            scalars = tuple(np.asarray(entry[k]).tobytes() for k in shared[i])
+            groups.setdefault((id(rules[i]), scalars), []).append(i)
+        elif not parameters[i].stop_gradient and not rules[i].source.rule.slots and not shared[i]:
+            groups.setdefault((id(rules[i]), ()), []).append(i)
+    cohorts = []
+    for members in groups.values():
+        rule = rules[members[0]]
+        state = rule.init([parameters[i]._value for i in members])
+        scalars = {k: jnp.array(found[members[0]][k], v.dtype).reshape(()) for k, v in state.shared.items()}
+        slots = {k: [jnp.array(found[i][k]) for i in members] for k in state.slots}
+        cohorts.append(Cohort(rule, members, state._replace(shared=scalars, slots=slots)))
+    return cohorts

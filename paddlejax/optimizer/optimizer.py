@@ -1,0 +1,470 @@
+"""The Paddle-style object: a cell around the functional chain that holds parameters, gradients, state and rate."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..clip import ClipGradBase
+from ..paths import LeafOptions, per_leaf, with_hyperparameters
+from ..regularizer import as_regularizer
+from ..rule import ArgumentError, Lifted, Rule, compute_dtype, lift, number
+from ..transform import apply_updates, set_learning_rate
+from .cohorts import Cohort, StateDictError, read_state_dict, regroup, state_dict
+from .loss import Call, Loss
+from .lr import LRScheduler
+from .parameter import ZEROS, Parameter, parameters as wrap
+
+OWN = object()  # "the optimizer's own", where None already means something
+
+
+class ParametersError(TypeError, AttributeError, AssertionError):
+    """`parameters=` is missing or of the wrong kind; Paddle raises one of these three, depending on the kind."""
+
+
+class Optimizer:
+    """Base of all optimizers: `minimize`, `step`, `clear_grad`, `set_lr`, `get_lr`, `state_dict` and their like.
+
+    `parameters` is a list of Parameters, a list of group dicts (`params`, and what differs there: `learning_rate` as
+    a factor, `weight_decay`, `grad_clip`, hyperparameters), or a pytree of arrays or Parameters: a bare tree is
+    wrapped and reachable as `.parameters`. `weight_decay` is a number (L2) or a regularizer, `grad_clip` one of
+    `nn.ClipGradBy*`; `name` becomes part of the keys of `state_dict()`. `learning_rate` is a number or an LRScheduler.
+
+    A step reaches the parameters that have a gradient and leaves the others alone, accumulators included. It is one
+    compiled program that reuses the memory of parameters and accumulators; a new rate never compiles again.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        parameters: Any = None,
+        weight_decay: Any = None,
+        grad_clip: Any = None,
+        name: str | None = None,
+        *,
+        rule: Rule | None = None,
+    ):
+        self._learning_rate = self._checked_rate(learning_rate)
+        self._name = _checked_name(name)
+        general = {
+            "weight_decay": as_regularizer("weight_decay", weight_decay),
+            "grad_clip": checked_clip("grad_clip", grad_clip),
+        }
+        self.parameters, groups = _parameters(parameters)
+        self._parameters: list[Parameter] = [p for members, _ in groups for p in members]
+        _check_distinct(self._parameters)
+        self._position = {p: i for i, p in enumerate(self._parameters)}
+        base = lift(rule or Rule(), 0.0)
+        self._options = [o for members, own in groups for o in _options_of(members, base, own, general)]
+        self._rules: list[Lifted] = [o.rule for o in self._options]
+        self._cohorts: list[Cohort] = []
+        self._present: tuple[bool, ...] | None = None
+        self._plans: dict[Any, Plan] = {}
+
+    # ------------------------------------------------------------------ one step
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient, from its `.grad`."""
+        self._apply([None if p.stop_gradient else p._grad for p in self._parameters])
+
+    def minimize(
+        self, loss: Any, startup_program: None = None, parameters: Any = None, no_grad_set: Any = None
+    ) -> tuple[list[Any], list[tuple[Parameter, jax.Array]]]:
+        """Backward and step; `([], [(parameter, gradient), ...])`.
+
+        `loss` is what a `@paddle.loss` function returned, or a function of the parameter tree that returns a scalar.
+        If its backward has not run, forward, backward and update are one compiled program. `parameters` and
+        `no_grad_set`, Parameters or names, say which to update and which to leave.
+        """
+        return [], self._minimize(loss, startup_program, parameters, no_grad_set)
+
+    def _minimize(self, loss: Any, startup_program: Any, chosen: Any, excluded: Any, grad_clip: Any = OWN):
+        if chosen is None and excluded is None and isinstance(loss, Loss) and self._fuses(loss):
+            _check_program(startup_program)
+            self._run_fused(loss, grad_clip)
+            return [(p, p.grad) for p in self._parameters if p in set(loss.parameters)]
+        pairs = self.backward(loss, startup_program, chosen, excluded)
+        self._apply(self._aligned(pairs), grad_clip)
+        return pairs
+
+    def backward(
+        self,
+        loss: Any,
+        startup_program: None = None,
+        parameters: Any = None,
+        no_grad_set: Any = None,
+        callbacks: Any = None,
+    ) -> list[tuple[Parameter, jax.Array]]:
+        """The first half of `minimize`: run backward unless it has run, and pair parameters with their gradients."""
+        _check_program(startup_program)
+        if callbacks is not None:
+            raise TypeError("callbacks: found something, expected None; there is no program to append to")
+        chosen = self._selected("parameters", parameters, self._parameters)
+        excluded = self._selected("no_grad_set", no_grad_set, [])
+        if isinstance(loss, Loss):
+            if not loss.ran_backward:
+                loss.backward()
+        elif callable(loss):
+            self._backward_of(loss)
+        else:
+            expected = "a loss of a @paddle.loss function, or a function of the parameters"
+            raise ArgumentError(f"loss: found {type(loss).__name__}, expected {expected}")
+        wanted = [p for p in self._parameters if p in chosen and p not in excluded and p.trainable]
+        return [(p, p.grad) for p in wanted if p._grad is not None]
+
+    def _backward_of(self, function: Callable[[Any], Any]) -> None:
+        """Gradients of a function of the whole tree; it is not compiled here, for it may be a new one every time."""
+        leaves, tree = jax.tree.flatten(self.parameters)
+        trained = [i for i, p in enumerate(leaves) if isinstance(p, Parameter) and p.trainable]
+        values = [p._value if isinstance(p, Parameter) else p for p in leaves]
+
+        def of(trained_values: list[jax.Array]) -> jax.Array:
+            replaced = dict(zip(trained, trained_values, strict=True))
+            return function(tree.unflatten([replaced.get(i, v) for i, v in enumerate(values)]))
+
+        grads = jax.grad(of)([values[i] for i in trained])
+        for i, g in zip(trained, grads, strict=True):
+            leaves[i].accumulate(g)
+
+    def apply_gradients(self, params_grads: Iterable[tuple[Parameter, Any]]) -> list[Any]:
+        """The second half of `minimize`: update exactly these parameters with these gradients; `[]`."""
+        self._apply(self._aligned(params_grads))
+        return []
+
+    def apply_optimize(
+        self, loss: Any, startup_program: None, params_grads: Iterable[tuple[Parameter, Any]]
+    ) -> list[Any]:
+        """`apply_gradients`, with the arguments of Paddle's older method."""
+        _check_program(startup_program)
+        return self.apply_gradients(params_grads)
+
+    def clear_grad(self, set_to_zero: bool = True) -> None:
+        """Zero every gradient, so that a step without backward still moves what has momentum; or drop them."""
+        for p in self._parameters:
+            if not p.stop_gradient:
+                p.clear_grad(set_to_zero)
+
+    clear_gradients = clear_grad
+
+    def _aligned(self, params_grads: Iterable[tuple[Parameter, Any]]) -> list[Any]:
+        grads: list[Any] = [None] * len(self._parameters)
+        for pair in params_grads:
+            if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], Parameter):
+                raise TypeError(f"params_grads: found {pair!r}, expected (Parameter, gradient)")
+            p, g = pair
+            if p not in self._position:
+                raise ValueError(f"params_grads: Parameter {p.name} is not one of this optimizer's")
+            if grads[self._position[p]] is not None:
+                raise ValueError(f"params_grads: Parameter {p.name} appears twice")
+            grads[self._position[p]] = None if g is None or p.stop_gradient else p.check_gradient(g)
+        return grads
+
+    def _selected(self, argument: str, chosen: Any, default: Any) -> set[Parameter]:
+        if chosen is None:
+            return set(default)
+        by_name = {p.name: p for p in self._parameters}
+        selected = set()
+        for p in [chosen] if isinstance(chosen, str | Parameter) else chosen:
+            found = by_name.get(p) if isinstance(p, str) else p
+            if not isinstance(found, Parameter) or found not in self._position:
+                raise ValueError(f"{argument}: {p!r} is not one of this optimizer's: {', '.join(by_name)}")
+            selected.add(found)
+        return selected
+
+    def _apply(self, grads: list[Any], grad_clip: Any = OWN) -> None:
+        """Run the compiled step over the parameters that have a gradient."""
+        rate = self._rate_for_step()
+        plan = self._plan(tuple(g is not None for g in grads), grad_clip)
+        if plan is None:
+            return
+        ordered = [self._parameters[i].grad if grads[i] is ZEROS else grads[i] for i in plan.order]
+        values = [self._parameters[i].take() for i in plan.order]
+        plan.store(*plan.step(values, plan.states(), ordered, plan.rate(rate)))
+
+    def _fuses(self, loss: Loss) -> bool:
+        """Whether forward, backward and step can be one program: no gradient but this loss's takes part."""
+        if loss.ran_backward or not loss.is_current():
+            return False
+        mine = set(loss.parameters)
+        clear = all(p.trainable and (p._grad is None or p._grad is ZEROS) for p in mine)
+        return clear and all(p in mine or p._grad is None or p.stop_gradient for p in self._parameters)
+
+    def _run_fused(self, loss: Loss, grad_clip: Any) -> None:
+        mine = set(loss.parameters)
+        rate = self._rate_for_step()
+        plan = self._plan(tuple(p in mine for p in self._parameters), grad_clip)
+        if plan is None:
+            return loss.backward()
+        values = [self._parameters[i].take() for i in plan.order]
+        places = tuple(plan.place.get(p) for p in loss.parameters)
+        others = [p._value for p, place in zip(loss.parameters, places, strict=True) if place is None]
+        values, states, result, gs = plan.minimize(
+            loss.call, places, values, plan.states(), others, loss.fixed, plan.rate(rate)
+        )
+        plan.store(values, states)
+        loss.done(result, gs)
+
+    def _plan(self, present: tuple[bool, ...], grad_clip: Any) -> "Plan | None":
+        """The compiled programs for the parameters that take part in this step."""
+        if present != self._present:
+            self._cohorts = regroup(self._cohorts, self._rules, self._parameters, present)
+            self._present = present
+        active = tuple(c for c in self._cohorts if present[c.members[0]])
+        if not active:
+            return None
+        if (active, grad_clip) not in self._plans:
+            self._plans[active, grad_clip] = Plan(active, self._options, self._parameters, grad_clip)
+        return self._plans[active, grad_clip]
+
+    # ------------------------------------------------------------------ learning rate
+
+    def _checked_rate(self, learning_rate: Any) -> Any:
+        if isinstance(learning_rate, LRScheduler):
+            return learning_rate
+        if learning_rate is None:
+            raise ArgumentError("learning_rate is not set: found None, expected a number or an LRScheduler")
+        number("learning_rate", learning_rate)
+        return float(learning_rate)
+
+    def _rate_for_step(self) -> float:
+        return self.get_lr()
+
+    def get_lr(self) -> float:
+        """The rate of the next step: the number, or the scheduler's current value."""
+        scheduled = isinstance(self._learning_rate, LRScheduler)
+        return float(self._learning_rate()) if scheduled else self._learning_rate
+
+    def set_lr(self, value: float) -> None:
+        """Replace the rate; under a scheduler use `set_lr_scheduler`."""
+        if not isinstance(self._learning_rate, float):
+            found = type(self._learning_rate).__name__
+            raise RuntimeError(
+                f"set_lr: the rate is set by a scheduler, {found}; replace that with set_lr_scheduler"
+            )
+        number("set_lr's value", value)
+        self._learning_rate = float(value)
+
+    def set_lr_scheduler(self, scheduler: LRScheduler) -> None:
+        """Let a scheduler set the rate from now on."""
+        if not isinstance(scheduler, LRScheduler):
+            raise TypeError(f"set_lr_scheduler: found {type(scheduler).__name__}, expected an LRScheduler")
+        self._learning_rate = scheduler
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Accumulators under Paddle's names, and `LR_Scheduler`; empty before the first step. Values are copies."""
+        entries = state_dict(self._cohorts, self._parameters, self._name)
+        if not isinstance(self._learning_rate, float):
+            entries["LR_Scheduler"] = self._learning_rate.state_dict()
+        return entries
+
+    def set_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
+        """Take over what `state_dict()` returned, or raise one error with all that does not fit, and change nothing.
+
+        With strict=False a parameter none of whose accumulators is there starts afresh.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict: found {type(state_dict).__name__}, expected a dict")
+        entries = dict(state_dict)
+        schedule = self._taken_schedule(entries)
+        cohorts = self._cohorts
+        if entries or self._cohorts:
+            cohorts = read_state_dict(entries, self._rules, self._parameters, self._name, strict)
+        if schedule is not None:
+            self._learning_rate.set_state_dict(schedule)
+        self._cohorts, self._present, self._plans = cohorts, None, {}
+
+    load_state_dict = set_state_dict
+    set_dict = set_state_dict
+
+    def _taken_schedule(self, entries: dict[str, Any]) -> Any:
+        """Remove the scheduler's part from the entries, and check that there is one if it is needed."""
+        schedule = entries.pop("LR_Scheduler", None)
+        if isinstance(self._learning_rate, float) or not entries and schedule is None:
+            return None
+        if schedule is None:
+            raise StateDictError("missing: LR_Scheduler, which the optimizer's scheduler needs")
+        return schedule
+
+
+class Plan:
+    """The compiled programs of a step that reaches certain cohorts."""
+
+    def __init__(
+        self,
+        cohorts: tuple[Cohort, ...],
+        options: Sequence[LeafOptions],
+        parameters: Sequence[Parameter],
+        grad_clip: Any,
+    ):
+        self.cohorts = cohorts
+        self.order = [i for c in cohorts for i in c.members]
+        self.parameters = [parameters[i] for i in self.order]
+        self.place = {p: at for at, p in enumerate(self.parameters)}
+        chosen = [options[i]._replace(rule=None) for i in self.order]
+        if grad_clip is not OWN:
+            clip = None if grad_clip is None else grad_clip.transformation()
+            asked = [clip if clip and grad_clip.selects(p) else None for p in self.parameters]
+            chosen = [o._replace(grad_clip=c) for o, c in zip(chosen, asked, strict=True)]
+        self.prepare = per_leaf(lambda path: chosen[int(path)])
+        self.rules = [_about(c, options) for c in cohorts]
+        wide = {compute_dtype((), p._value) for p in self.parameters}
+        self.rate = np.float64 if np.float64 in wide else np.float32
+        self.step = jax.jit(self._step, donate_argnums=(0, 1))
+        self.minimize = jax.jit(self._minimize, static_argnums=(0, 1), donate_argnums=(2, 3))
+
+    def states(self) -> list[Any]:
+        return [c.state for c in self.cohorts]
+
+    def store(self, values: list[jax.Array], states: list[Any]) -> None:
+        for p, value in zip(self.parameters, values, strict=True):
+            p.put(value)
+        for c, state in zip(self.cohorts, states, strict=True):
+            c.state = state
+
+    def _step(
+        self, values: list[Any], states: list[Any], grads: list[Any], rate: Any
+    ) -> tuple[list[Any], list[Any]]:
+        grads, _ = self.prepare.update(grads, self.prepare.init(values), values)
+        new_values, new_states, start = [], [], 0
+        for c, rule, state in zip(self.cohorts, self.rules, states, strict=True):
+            part = slice(start, start := start + len(c.members))
+            updates, state = rule.update(grads[part], set_learning_rate(state, rate), values[part])
+            new_values += apply_updates(values[part], updates)
+            new_states.append(state)
+        return new_values, new_states
+
+    def _minimize(
+        self,
+        call: Call,
+        places: tuple[int | None, ...],
+        values: list[Any],
+        states: list[Any],
+        others: list[Any],
+        fixed: list[Any],
+        rate: Any,
+    ) -> Any:
+        rest = iter(others)
+        trained = [next(rest) if place is None else values[place] for place in places]
+        result, grads = jax.value_and_grad(call, has_aux=True)(trained, fixed)
+        ordered: list[Any] = [None] * len(values)
+        for place, g in zip(places, grads, strict=True):
+            if place is not None:
+                ordered[place] = g
+        return *self._step(values, states, ordered, rate), result, grads
+
+
+def _about(cohort: Cohort, options: Sequence[LeafOptions]) -> Lifted:
+    """The cohort's rule, told each member's Parameter and factor on the rate."""
+    mine = [options[i] for i in cohort.members]
+
+    def leaf(path: str) -> tuple[Any, float]:
+        return mine[int(path)].leaf, mine[int(path)].learning_rate
+
+    return lift(cohort.rule.source.rule, 0.0, leaf)
+
+
+# ---------------------------------------------------------------------- what the constructor is given
+
+
+def _options_of(members: list[Parameter], base: Lifted, own: Mapping[str, Any], general: Mapping[str, Any]):
+    """What each parameter of a group gets: the group's word, else the parameter's own, else the optimizer's."""
+    own = dict(own)
+    factor = own.pop("learning_rate", None)
+    if factor is not None:
+        number("a group's learning_rate", factor)
+    decides = "weight_decay" in own
+    decay = as_regularizer("a group's weight_decay", own.pop("weight_decay", None))
+    clip = checked_clip("a group's grad_clip", own.pop("grad_clip", general["grad_clip"]))
+    clipping = None if clip is None else clip.transformation()  # of this group alone, and so is its norm
+    rule = with_hyperparameters("a parameter group", base, own) if own else base
+    for p in members:
+        regularizer = decay if decides else p.regularizer or general["weight_decay"]
+        yield LeafOptions(
+            rule,
+            p.learning_rate if factor is None else float(factor),
+            None if regularizer is None else regularizer.transformation(),
+            clipping if clip is not None and clip.selects(p) else None,
+            leaf=p,
+        )
+
+
+def _parameters(given: Any) -> tuple[Any, list[tuple[list[Parameter], dict[str, Any]]]]:
+    """The tree to show as `.parameters`, and the groups: (parameters, options)."""
+    if given is None:
+        raise ParametersError(
+            "parameters: found None, expected a list of Parameters, group dicts, or a tree of arrays"
+        )
+    if isinstance(given, Parameter) or hasattr(given, "dtype"):
+        raise ParametersError(
+            f"parameters: found one {type(given).__name__}, expected a list or tree of them"
+        )
+    if not isinstance(given, Mapping | Sequence) and isinstance(given, Iterable) and not _is_node(given):
+        given = list(given)
+    if isinstance(given, list | tuple) and any(isinstance(g, Mapping) and "params" in g for g in given):
+        groups = [_read_group(i, g) for i, g in enumerate(given)]
+        return [p for members, _ in groups for p in members], groups
+    try:
+        tree = wrap(given)
+    except TypeError as e:
+        raise ParametersError(str(e)) from None
+    leaves = jax.tree.leaves(tree)
+    if not all(isinstance(p, Parameter) for p in leaves):
+        raise ParametersError(
+            f"parameters: found {type(given).__name__}, expected a list or tree of Parameters or arrays"
+        )
+    return tree, [(leaves, {})]
+
+
+def _is_node(x: Any) -> bool:
+    return not jax.tree_util.all_leaves([x])
+
+
+def _read_group(i: int, group: Any) -> tuple[list[Parameter], dict[str, Any]]:
+    if not isinstance(group, Mapping) or "params" not in group:
+        raise ParametersError(f"parameters: group {i} is {group!r}, expected a dict with 'params'")
+    given = group["params"]
+    if isinstance(given, set | frozenset):
+        raise ParametersError(f"parameters: group {i}'s params are a set, expected an ordered collection")
+    members = jax.tree.leaves(
+        list(given)
+        if not _is_node(given) and isinstance(given, Iterable) and not isinstance(given, Parameter)
+        else given
+    )
+    for p in members:
+        if not isinstance(p, Parameter):
+            raise ParametersError(f"parameters: group {i} holds {type(p).__name__}, expected Parameters")
+    return members, {k: v for k, v in group.items() if k != "params"}
+
+
+def _check_distinct(parameters: list[Parameter]) -> None:
+    names: dict[str, Parameter] = {}
+    for p in parameters:
+        if names.setdefault(p.name, p) is not p:
+            raise ValueError(f"parameters: two different Parameters are named {p.name}")
+        if p.trainable:
+            compute_dtype((jax.tree_util.GetAttrKey(p.name),), p._value)
+    if len(names) < len(parameters):
+        twice = next(name for name in names if sum(p.name == name for p in parameters) > 1)
+        raise ValueError(f"parameters: {twice} appears more than once")
+
+
+def checked_clip(argument: str, value: Any) -> ClipGradBase | None:
+    if value is not None and not isinstance(value, ClipGradBase):
+        raise TypeError(f"{argument}: found {value!r}, expected an instance of nn.ClipGradBy*, or None")
+    return value
+
+
+def _checked_name(name: Any) -> str | None:
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name: found {name!r}, expected a str or None")
+    return name
+
+
+def _check_program(startup_program: Any) -> None:
+    if startup_program is not None:
+        raise TypeError(
+            f"startup_program: found {type(startup_program).__name__}, expected None; JAX has no programs"
+        )

@@ -1,0 +1,268 @@
+"""Parameters as Paddle has them: named cells that hold a value and its gradient."""
+
+import itertools
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..regularizer import as_regularizer
+from ..rule import flatten, number
+
+_counter = itertools.count()
+
+
+class _Zeros:
+    """The gradient after `clear_grad()`: zeros that nobody has looked at yet."""
+
+    def __repr__(self) -> str:
+        return "zeros"
+
+
+ZEROS: Any = _Zeros()
+
+
+class ParamAttr:
+    """What a parameter may say of itself: Paddle's bundle of `Parameter`'s arguments.
+
+    >>> Parameter(jnp.zeros(2), attr=ParamAttr(name="w", learning_rate=0.5)).learning_rate
+    0.5
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        initializer: Any = None,
+        learning_rate: float = 1.0,
+        regularizer: Any = None,
+        trainable: bool = True,
+        do_model_average: bool = True,
+        need_clip: bool = True,
+    ):
+        if initializer is not None:
+            raise TypeError("ParamAttr's initializer: a Parameter is given its value, so expected None")
+        self.name, self.learning_rate, self.regularizer = name, learning_rate, regularizer
+        self.trainable, self.do_model_average, self.need_clip = trainable, do_model_average, need_clip
+
+
+class Parameter:
+    """A named, mutable cell for one array and its gradient.
+
+    It copies what it is given, and whatever `.value` has handed out survives later steps. `learning_rate` is a factor
+    on the optimizer's; `regularizer` replaces the optimizer's weight decay; `need_clip=False` keeps the gradient out
+    of clipping. These three are fixed at construction; `stop_gradient` may be switched at any time. Arithmetic,
+    comparison by size and indexing see the value; `==` asks whether it is the same Parameter.
+
+    >>> w = Parameter(jnp.ones(3), "w")
+    >>> w.grad = jnp.zeros(3)
+    >>> print(w * 2, w.shape, w.name)
+    [2. 2. 2.] (3,) w
+    """
+
+    __hash__ = object.__hash__
+    __array_priority__ = 100  # numpy's operators hand over to ours
+
+    def __init__(
+        self,
+        value: Any,
+        name: str | None = None,
+        *,
+        trainable: bool = True,
+        learning_rate: float = 1.0,
+        regularizer: Any = None,
+        need_clip: bool = True,
+        attr: ParamAttr | None = None,
+    ):
+        attr = attr or ParamAttr(name, None, learning_rate, regularizer, trainable, True, need_clip)
+        name = name or attr.name
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"Parameter's name: found {name!r}, expected a str")
+        self.name = name or f"param_{next(_counter)}"
+        for flag in ("trainable", "need_clip"):
+            if not isinstance(getattr(attr, flag), bool):
+                raise TypeError(f"Parameter's {flag}: found {getattr(attr, flag)!r}, expected True or False")
+        number("Parameter's learning_rate", attr.learning_rate)
+        self._value = _array(value, f"the value of Parameter {self.name}")
+        self._grad: Any = None
+        self._lent = False  # somebody outside holds the array: it must not be donated
+        self._learning_rate, self._need_clip = float(attr.learning_rate), attr.need_clip
+        self._regularizer = as_regularizer(f"Parameter {self.name}'s regularizer", attr.regularizer)
+        self.do_model_average = attr.do_model_average
+        self.stop_gradient = not attr.trainable
+
+    @property
+    def learning_rate(self) -> float:
+        return self._learning_rate
+
+    @property
+    def regularizer(self) -> Any:
+        return self._regularizer
+
+    @property
+    def need_clip(self) -> bool:
+        return self._need_clip
+
+    @property
+    def trainable(self) -> bool:
+        return not self.stop_gradient
+
+    @trainable.setter
+    def trainable(self, trainable: bool) -> None:
+        self.stop_gradient = not trainable
+
+    @property
+    def value(self) -> jax.Array:
+        """The array as it is now; it stays valid after later steps, which leave it as it was."""
+        self._lent = True
+        return self._value
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        self.set_value(value)
+
+    def set_value(self, value: Any) -> None:
+        """Replace the value by a copy of another of the same shape, cast to the parameter's dtype."""
+        new = _array(value, f"the value of Parameter {self.name}")
+        if new.shape != self.shape:
+            raise ValueError(
+                f"Parameter {self.name}: found a value of shape {new.shape}, expected {self.shape}"
+            )
+        self._value, self._lent = new.astype(self.dtype), False
+
+    @property
+    def grad(self) -> jax.Array | None:
+        """The gradient: None if there was none, zeros after `clear_grad()`."""
+        if self._grad is ZEROS:
+            self._grad = jnp.zeros_like(self._value)
+        return self._grad
+
+    @grad.setter
+    def grad(self, grad: Any) -> None:
+        self._grad = None if grad is None else self.check_gradient(grad)
+
+    def check_gradient(self, grad: Any) -> jax.Array:
+        """The gradient as an array, or an error if it cannot be one of this parameter."""
+        if not isinstance(grad, jax.Array | np.ndarray | Parameter):
+            raise TypeError(
+                f"Parameter {self.name}: found a gradient of type {type(grad).__name__}, expected an array"
+            )
+        grad = jnp.asarray(grad)
+        if grad.shape != self.shape:
+            raise ValueError(
+                f"Parameter {self.name}: found a gradient of shape {grad.shape}, expected {self.shape}"
+            )
+        if not jnp.issubdtype(grad.dtype, jnp.floating):
+            expected = "expected a real floating dtype"
+            raise TypeError(f"Parameter {self.name}: found a gradient of dtype {grad.dtype}, {expected}")
+        return grad
+
+    def accumulate(self, grad: jax.Array) -> None:
+        """Add a gradient to what is there, as every `backward()` does."""
+        self._grad = grad if self._grad is None or self._grad is ZEROS else self._grad + grad
+
+    def clear_grad(self, set_to_zero: bool = True) -> None:
+        """Zero the gradient if there is one; with set_to_zero=False, drop it."""
+        self._grad = ZEROS if set_to_zero and self._grad is not None else None
+
+    clear_gradient = clear_grad
+
+    def take(self) -> jax.Array:
+        """The array to donate: a copy if the current one was handed out."""
+        if self._lent:
+            self._value, self._lent = jnp.copy(self._value), False
+        return self._value
+
+    def put(self, value: jax.Array) -> None:
+        """The result of a step, which nobody else holds."""
+        self._value, self._lent = value, False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._value.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self._value.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self._value.ndim
+
+    @property
+    def size(self) -> int:
+        return self._value.size
+
+    def numpy(self) -> np.ndarray:
+        return np.array(self._value)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self._value, dtype)
+
+    def __jax_array__(self) -> jax.Array:
+        return self.value
+
+    def __getitem__(self, index: Any) -> jax.Array:
+        return self.value[index]
+
+    def __iter__(self) -> Any:
+        return iter(self.value)
+
+    def __len__(self) -> int:
+        return len(self._value)
+
+    def __float__(self) -> float:
+        return float(self._value)
+
+    def __repr__(self) -> str:
+        frozen = ", stop_gradient=True" if self.stop_gradient else ""
+        return f"Parameter({self.name!r}, shape={self.shape}, dtype={self.dtype}{frozen})"
+
+
+def _array(value: Any, what: str) -> jax.Array:
+    try:
+        return jnp.array(value.value if isinstance(value, Parameter) else value)
+    except (TypeError, ValueError) as e:
+        raise TypeError(f"{what}: found {type(value).__name__}, expected an array") from e
+
+
+def _delegate(name: str, swap: bool) -> Any:
+    apply = getattr(operator, name)
+
+    def method(self: Parameter, other: Any) -> Any:
+        other = other._value if isinstance(other, Parameter) else other
+        return apply(other, self._value) if swap else apply(self._value, other)
+
+    return method
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"):
+    setattr(Parameter, f"__{_name}__", _delegate(_name, swap=False))
+    setattr(Parameter, f"__r{_name}__", _delegate(_name, swap=True))
+for _name in ("lt", "le", "gt", "ge"):
+    setattr(Parameter, f"__{_name}__", _delegate(_name, swap=False))
+for _name in ("neg", "abs"):
+    setattr(Parameter, f"__{_name}__", lambda self, apply=getattr(operator, _name): apply(self._value))
+
+
+def parameters(tree: Any) -> Any:
+    """The same tree with every array in a Parameter that is named by its path, such as `layer.w`.
+
+    Leaves that are Parameters already stay; the arrays are copied.
+
+    >>> params = parameters({"w": jnp.zeros((2, 3)), "b": jnp.zeros(3)})
+    >>> params["w"]
+    Parameter('w', shape=(2, 3), dtype=float32)
+    """
+    paths, leaves, structure = flatten(tree)
+    wrapped = []
+    for path, leaf in zip(paths, leaves, strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator=".") or "param"
+        if leaf is None or isinstance(leaf, Parameter):
+            wrapped.append(leaf)
+        elif hasattr(leaf, "dtype"):
+            wrapped.append(Parameter(leaf, name))
+        else:
+            raise TypeError(f"parameters: at {name} found {leaf!r}, expected an array or a Parameter")
+    return structure.unflatten(wrapped)

@@ -14,8 +14,8 @@ from .transform import stateless
 class ClipGradBase:
     """What `grad_clip=` of an optimizer must be: it changes a list of gradients, seen together.
 
-    Called with Paddle's list of (param, grad) it returns the list with clipped gradients, without the pairs whose
-    grad is None; parameters with need_clip=False neither count nor change.
+    Called with Paddle's list of (param, grad) it returns the list with clipped gradients, without the pairs
+    whose grad is None; parameters with need_clip=False neither count nor change.
     """
 
     need_clip: Callable[[Any], bool] | None = None  # 1.x: which parameters, besides those that opted out
@@ -96,8 +96,9 @@ class ClipGradByNorm(ClipGradBase):
 class ClipGradByGlobalNorm(ClipGradBase):
     """Scale all tensors by one factor so that their common 2-norm is at most clip_norm.
 
-    A NaN anywhere makes everything NaN, an infinite norm everything 0 (NaN where the gradient was infinite); with
-    auto_skip_clip only a norm that is above clip_norm changes anything. `group_name` is Paddle's and has no effect.
+    A NaN anywhere makes everything NaN, an infinite norm everything 0 (NaN where the gradient was infinite);
+    with auto_skip_clip only a norm that is above clip_norm changes anything. `group_name` is Paddle's and has
+    no effect.
 
     >>> print(str(ClipGradByGlobalNorm(1.0)))
     Gradient Clip By GlobalNorm, global_norm=1.000000
@@ -155,8 +156,8 @@ def clip_by_value(max: Any, min: Any = None) -> GradientTransformation:
 def clip_by_norm(clip_norm: Any, *, axis_name: Any = None) -> GradientTransformation:
     """Scale each tensor by min(1, clip_norm / ‖g‖), its own norm, in float32 or wider.
 
-    Under `shard_map` name the mesh axes over which tensors are sharded in `axis_name`. optax.clip_by_block_rms
-    is its nearest kin; optax.clip_by_global_norm is `clip_by_global_norm`.
+    Under `shard_map` name the mesh axes over which tensors are sharded in `axis_name`.
+    optax.clip_by_block_rms is its nearest kin; optax.clip_by_global_norm is `clip_by_global_norm`.
 
     >>> updates, _ = clip_by_norm(1.0).update({"a": jnp.array([3.0, 4.0]), "b": jnp.zeros(2)}, ())
     >>> print(updates["a"], updates["b"])

@@ -15,7 +15,7 @@ from .transform import is_transformation
 
 
 class LeafOptions(NamedTuple):
-    """What one leaf gets. Leaves with the same object share its state; with the same clip object, its norm."""
+    """What one leaf gets; leaves that get the same object share its state, and a clip's norm."""
 
     rule: Any  # a transformation, or None to hand on the clipped and decayed gradient
     learning_rate: float = 1.0  # factor on the rate
@@ -34,7 +34,7 @@ class PathState(NamedTuple):
 
 
 def per_leaf(choose: Callable[[str], LeafOptions]) -> GradientTransformation:
-    """Clip, decay and step every leaf as `choose(path)` says: the one mechanism for everything per parameter."""
+    """Clip, decay and step every leaf as `choose(path)` says: the mechanism of all per-parameter options."""
 
     def resolve(params: Any):
         paths, leaves, tree = flatten(params)
@@ -128,12 +128,13 @@ def by_path(
 ) -> GradientTransformation:
     """An optimizer whose options depend on where a parameter stands in the tree.
 
-    `table` lists (pattern, options); the first pattern that matches a path such as `layers/0/bias` decides. A pattern
-    is a glob over the whole path (`*` also crosses `/`) or a compiled regular expression, searched in it. Options:
-    `learning_rate` (a factor on the rate), `weight_decay` and `grad_clip` (in place of the general ones; None switches
-    them off), `frozen`, `rule` (another optimizer), and any hyperparameter of the rule, such as `beta1`.
-    Order: clip, decay, rule. Leaves with one clip share one norm. A pattern that matches nothing is an error.
-    optax needs multi_transform and a tree of labels for this, torch a list of groups.
+    `table` lists (pattern, options); the first pattern that matches a path such as `layers/0/bias` decides. A
+    pattern is a glob over the whole path (`*` also crosses `/`) or a compiled regular expression, searched in
+    it. Options: `learning_rate` (a factor on the rate), `weight_decay` and `grad_clip` (in place of the
+    general ones; None switches them off), `frozen`, `rule` (another optimizer), and any hyperparameter of the
+    rule, such as `beta1`. Order: clip, decay, rule. Leaves with one clip share one norm. A pattern that
+    matches nothing is an error. optax needs multi_transform and a tree of labels for this, torch a list of
+    groups.
 
     >>> tx = by_path([("*/bias", {"weight_decay": None, "learning_rate": 2.0})], sgd(0.1), weight_decay=1.0)
     >>> p = {"out": {"bias": jnp.ones(1), "kernel": jnp.ones(1)}}

@@ -1,5 +1,6 @@
 """Weight decay added to the gradient (coupled): Paddle's objects, and the same as transformations."""
 
+import functools
 from typing import Any
 
 import jax
@@ -22,7 +23,8 @@ class WeightDecayRegularizer:
     def term(self, p: jax.Array) -> jax.Array:
         raise NotImplementedError(f"{type(self).__name__} has no term")
 
-    def transformation(self) -> GradientTransformation:
+    @functools.cached_property
+    def _pair(self) -> GradientTransformation:
         pair = stateless(lambda grads, params: [g + self.term(p) for g, p in zip(grads, params, strict=True)])
 
         def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
@@ -31,6 +33,10 @@ class WeightDecayRegularizer:
             return pair.update(grads, state, params)
 
         return GradientTransformation(pair.init, update)
+
+    def transformation(self) -> GradientTransformation:
+        """The same as a function of any pytree; always the same object, so that its leaves are done together."""
+        return self._pair
 
     def __str__(self):
         return f"{type(self).__name__}, coeff={self.coeff:f}"
@@ -82,8 +88,8 @@ def l1_decay(coeff: Any) -> GradientTransformation:
 def l2_decay(coeff: Any) -> GradientTransformation:
     """Add coeff p to each gradient: the gradient of ½ coeff ‖p‖².
 
-    Put it between the clip and the rule, as Paddle does; the same as optax.add_decayed_weights in that place and as
-    torch's weight_decay. It enters the moments: AdamW's decay does not.
+    Put it between the clip and the rule, as Paddle does; the same as optax.add_decayed_weights in that place
+    and as torch's weight_decay. It enters the moments: AdamW's decay does not.
 
     >>> p = jnp.array([2.0, 0.0])
     >>> updates, _ = l2_decay(0.1).update(jnp.ones(2), (), p)

@@ -8,8 +8,18 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, Generic, NamedTuple, ParamSpec, TypeVar, dataclass_transform
-from typing import get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    NamedTuple,
+    ParamSpec,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_origin,
+)
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +105,7 @@ class Rule:
     reads_params: ClassVar[bool] = False  # whether `step` looks at p
 
     def at(self, leaf: Any) -> "Rule":
-        """This rule on one leaf, given its path or its Parameter: only numbers that `step` reads may differ."""
+        """This rule on the leaf with this path or Parameter: only numbers that `step` reads may differ."""
         return self
 
     def init(self, p: jax.Array) -> Slots:
@@ -150,7 +160,8 @@ def lift(
 
     `learning_rate` is a number, a 0-d array or a schedule `count -> rate`. As a number it lives in the state,
     where `set_learning_rate` replaces it without a new trace; as a schedule it is evaluated at `state.count`.
-    `leaf(path)` says what `rule.at` is asked about, by default the path, and gives the leaf's factor on the rate.
+    `leaf(path)` says what `rule.at` is asked about, by default the path, and gives the leaf's factor on the
+    rate.
 
     >>> tx = lift(rules.SGD(), lambda count: 0.5 / (1 + count))
     >>> state = tx.init({"w": jnp.zeros(2)})
@@ -232,9 +243,8 @@ class _Lift:
             slots = {name: column[i] for name, column in columns.items()}
             for name, slot in slots.items():
                 if jnp.shape(slot)[jnp.ndim(slot) - jnp.ndim(p) :] != jnp.shape(p):
-                    raise ValueError(
-                        f"at {keystr_(paths[i])}: {name} has shape {jnp.shape(slot)}, the parameter {jnp.shape(p)}"
-                    )
+                    shapes = f"{name} has shape {jnp.shape(slot)}, the parameter {jnp.shape(p)}"
+                    raise ValueError(f"at {keystr_(paths[i])}: {shapes}")
             updates[i], slots = _step(self.rule.at(leaf), g, p, ks[factor][0], slots)
             for name, slot in slots.items():
                 columns[name][i] = slot
@@ -350,9 +360,8 @@ def gradients(tree: Any, paths: list[Any], params: list[Any], grads: Any) -> lis
             shapes = f"found a gradient of shape {jnp.shape(g)}, expected the parameter's {jnp.shape(p)}"
             raise ValueError(f"at {keystr_(path)}: {shapes}")
         if not jnp.issubdtype(jnp.result_type(g), jnp.floating):
-            raise TypeError(
-                f"at {keystr_(path)}: found a gradient of dtype {jnp.result_type(g)}, expected a real floating dtype"
-            )
+            dtypes = f"found a gradient of dtype {jnp.result_type(g)}, expected a real floating dtype"
+            raise TypeError(f"at {keystr_(path)}: {dtypes}")
     return gs
 
 
@@ -366,7 +375,7 @@ class Factory(Generic[P]):
 
 
 def lifted(cls: Callable[P, Rule], learning_rate: Any = inspect.Parameter.empty) -> Factory[P]:
-    """`rmsprop = lifted(RMSProp)`: the rule's own signature after the rate, so no default is written twice."""
+    """`rmsprop = lifted(RMSProp)`: the rule's own signature, after the rate."""
 
     name = cls.__module__.rsplit(".", 1)[-1]  # a rule's file bears the name of its function
 

@@ -26,8 +26,8 @@ def identity() -> GradientTransformation:
 def chain(*transformations: Any) -> GradientTransformation:
     """Apply transformations one after another, each to what the one before it returned.
 
-    Takes optax's transformations as well. Paddle's order is clip, then decay, then the rule; the rule comes last
-    since it turns gradients into steps.
+    Takes optax's transformations as well. Paddle's order is clip, then decay, then the rule; the rule comes
+    last since it turns gradients into steps.
 
     >>> tx = chain(clip_by_value(1.0), l2_decay(0.5), sgd(0.1))
     >>> p = jnp.array([2.0])

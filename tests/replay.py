@@ -66,15 +66,16 @@ def error(got: Any, want: np.ndarray, scale: float | None = None) -> float:
         return float(np.nan_to_num(np.max(np.abs(got - want), initial=0) / largest, nan=0.0, posinf=np.inf))
 
 
-# One element that comes to rest near zero, where one rounding of the velocity (XLA fuses multiply and add, Paddle
-# does not) is 3e-5 of what is left of it.
+# One element that comes to rest near zero, where one rounding of the velocity (XLA fuses multiply and add,
+# Paddle # does not) is 3e-5 of what is left of it.
 NEAR_ZERO = {("momentum_rescale", "s")}
 
 
 def scales(case: golden_cases.Case) -> dict[str, float | None]:
     """What errors are relative to: each step's own largest magnitude (None), or the whole trajectory's.
 
-    The trajectory's for FTRL, which sets p anew from differences of large numbers, and for tensors in NEAR_ZERO.
+    The trajectory's for FTRL, which sets p anew from differences of large numbers, and for tensors in
+    NEAR_ZERO.
     """
     ftrl = reference.CLASSES[case.oracle, case.cls][0] == "ftrl"
     steps = [case.p0, *map(case.expected, case.record_steps)]
@@ -163,7 +164,8 @@ def accumulators(case: golden_cases.Case, entries: dict[str, Any]) -> dict[tuple
 
 
 def run_class(case: golden_cases.Case) -> Iterator[tuple[int, dict[str, Any], dict[Any, Any]]]:
-    """(step, parameters, accumulators) of the Paddle-style object; its keys and rates are checked on the way."""
+    """(step, parameters, accumulators) of the Paddle-style object; its keys and rates are checked on the
+    way."""
     params = [
         paddle.Parameter(
             jnp.asarray(case.p0[s.name]),

@@ -46,8 +46,7 @@ STOCK_ADADELTA = [c for c in ALL if c.quirk == "step_uses_new_update_average"]
 def test_accumulators_of_adadelta_1x(case):
     """1.8.5's step uses the wrong average, but its accumulators are right."""
     with precision(case):
-        for _, _, state in run_class(case):
-            pass
+        *_, (_, _, state) = run_class(case)
         recorded = case.state()
         assert state.keys() == recorded.keys()
         for key, want in recorded.items():
@@ -58,7 +57,8 @@ def test_accumulators_of_adadelta_1x(case):
 
 @pytest.mark.parametrize("case", [c for c in ALL if c.id == "sgd_bf16"], ids=str)
 def test_bfloat16_differs_from_paddle_by_its_rounding_alone(case):
-    """Paddle's CPU kernel rounds every operation to bfloat16, here only the result is: each at most half a unit."""
+    """Paddle's CPU kernel rounds every operation to bfloat16, here only the result is: each at most half a
+    unit."""
     import jax.numpy as jnp
 
     params = [paddle.Parameter(jnp.asarray(case.p0[s.name], jnp.bfloat16), s.name) for s in case.params]

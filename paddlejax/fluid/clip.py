@@ -1,4 +1,5 @@
-"""Paddle 1.x's `fluid.clip`: the same clips, with `need_clip`, a function that says which parameters are clipped."""
+"""Paddle 1.x's `fluid.clip`: the same clips, with `need_clip`, a function that says which parameters are
+clipped."""
 
 from collections.abc import Callable
 from typing import Any

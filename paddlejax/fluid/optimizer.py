@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from .. import rules
+from ..optimizer.arguments import checked_clip
 from ..optimizer.cohorts import StateDictError
-from ..optimizer.optimizer import OWN, Optimizer, checked_clip
+from ..optimizer.optimizer import Optimizer
+from ..optimizer.plan import OWN
 from ..rule import Rule
 from .dygraph import LearningRateDecay, LearningRateEpochDecay
 
@@ -17,8 +19,9 @@ from .dygraph import LearningRateDecay, LearningRateEpochDecay
 class FluidOptimizer(Optimizer):
     """An optimizer with Paddle 1.x's methods and argument names: parameter_list, regularization, set_dict.
 
-    Hyperparameters come first, in the order of the 1.x documents; `parameter_list`, `regularization`, `grad_clip` and
-    `name` by keyword. A schedule of `fluid.dygraph` is evaluated, and then advances, at every minimize.
+    Hyperparameters come first, in the order of the 1.x documents; `parameter_list`, `regularization`,
+    `grad_clip` and `name` by keyword. A schedule of `fluid.dygraph` is evaluated, and then advances, at every
+    minimize.
     """
 
     _signature: inspect.Signature
@@ -64,7 +67,7 @@ class FluidOptimizer(Optimizer):
         return super().backward(loss, startup_program, parameter_list, no_grad_set, callbacks)
 
     def current_step_lr(self) -> float:
-        """The rate the last minimize used; under a schedule and before the first one, the rate it will use."""
+        """The rate the last minimize used; under a schedule and before the first, the rate it will use."""
         schedule = self._learning_rate
         if not isinstance(schedule, LearningRateDecay):
             return self.get_lr()
@@ -126,7 +129,7 @@ def _define(
     later: str = "",
     **dialect: Any,
 ) -> type[FluidOptimizer]:
-    """The class of one row: `arguments` are the rule's, by position, `later` those by keyword; `!` is required."""
+    """The class of a row: the rule's `arguments` by position, those `later` by keyword; `!` is required."""
     defaults = {f.name: f.default for f in fields(rule)} | {"lazy_mode": False}
     positional, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("learning_rate", positional, default=rate)]

@@ -84,7 +84,8 @@ class Adadelta(Optimizer):
 class Adam(Optimizer):
     """Paddle's Adam, see `adam`.
 
-    `lazy_mode` speaks of row-sparse gradients only; `use_multi_tensor` has no effect: a step is one program anyway.
+    `lazy_mode` speaks of row-sparse gradients only; `use_multi_tensor` has no effect: a step is one program
+    anyway.
     """
 
     def __init__(

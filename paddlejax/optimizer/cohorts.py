@@ -1,7 +1,8 @@
 """The state behind an optimizer: parameters that have taken the same steps share one RuleState.
 
-Paddle corrects the bias of every parameter by its own count of steps. Scalars stored per parameter would cost several
-times the compile time, so they are stored once per cohort; a step that reaches only part of a cohort splits it.
+Paddle corrects the bias of every parameter by its own count of steps. Scalars stored per parameter would cost
+several times the compile time, so they are stored once per cohort; a step that reaches only part of a cohort
+splits it.
 """
 
 import difflib
@@ -53,7 +54,7 @@ def _part(state: RuleState, part: list[int]) -> RuleState:
 def regroup(
     cohorts: list[Cohort], rules: Sequence[Lifted], parameters: Sequence[Parameter], present: Sequence[bool]
 ) -> list[Cohort]:
-    """Cohorts of which each is wholly present or wholly absent; parameters seen for the first time start at t = 1."""
+    """Cohorts that are wholly present or wholly absent; parameters never seen before start at t = 1."""
     cohorts = [part for cohort in cohorts for part in cohort.split(present)]
     known = {i for cohort in cohorts for i in cohort.members}
     fresh: dict[int, list[int]] = {}
@@ -67,7 +68,7 @@ def regroup(
 
 
 def state_dict(cohorts: list[Cohort], parameters: Sequence[Parameter], name: str | None) -> dict[str, Any]:
-    """Paddle's dictionary: `<parameter>[_<name>]_<accumulator>_0`, accumulator by accumulator; values are copies."""
+    """Paddle's dictionary of copies: `<parameter>[_<name>]_<accumulator>_0`, accumulator by accumulator."""
     rows: dict[str, dict[int, Any]] = {}
     for cohort in cohorts:
         for accumulator, slot in cohort.state.slots.items():
@@ -88,7 +89,7 @@ def _key(p: Parameter, name: str | None, accumulator: str) -> str:
 
 
 def _written(scalar: jax.Array, p: Parameter) -> Any:
-    """A shared scalar as Paddle stores it, per parameter with shape (1,): in its dtype, or int64 (numpy's)."""
+    """A shared scalar as Paddle stores it with each parameter: of shape (1,), counters as int64."""
     if jnp.issubdtype(scalar.dtype, jnp.integer):
         return np.asarray(scalar, np.int64).reshape(1)
     return jnp.copy(scalar.astype(compute_dtype((), p._value)).reshape(1))
@@ -103,8 +104,8 @@ def read_state_dict(
 ) -> list[Cohort]:
     """Cohorts from Paddle's dictionary, or one error that lists all that is missing, unexpected or misshapen.
 
-    The trailing counter of a key (`_0`, `_1`) is not part of the match. Without `strict` a parameter may be absent
-    altogether and then starts afresh.
+    The trailing counter of a key (`_0`, `_1`) is not part of the match. Without `strict` a parameter may be
+    absent altogether and then starts afresh.
     """
     problems: list[str] = []
     by_base: dict[str, list[str]] = {}

@@ -24,19 +24,19 @@ class Call(NamedTuple):
         sources = {"trained": trained, "fixed": fixed}
         leaves = [where if kind == "static" else sources[kind][where] for kind, where in self.places]
         args, kwargs = self.tree.unflatten(leaves)
-        result = self.function(*args, **kwargs)
+        result: Any = self.function(*args, **kwargs)
         name = getattr(self.function, "__name__", "the loss function")
         if self.has_aux and (not isinstance(result, tuple) or len(result) != 2):
             raise TypeError(
                 f"{name}: found {type(result).__name__}, expected (loss, aux) because has_aux=True"
             )
-        loss, aux = result if self.has_aux else (result, None)
+        loss: Any = result[0] if self.has_aux else result
         if not hasattr(loss, "dtype") or jnp.size(loss) != 1 or not jnp.issubdtype(loss.dtype, jnp.floating):
             found = (
                 f"shape {jnp.shape(loss)} and dtype {loss.dtype}" if hasattr(loss, "dtype") else repr(loss)
             )
             raise ArgumentError(f"{name}: found a loss of {found}, expected a real floating scalar")
-        return jnp.reshape(loss, ()), aux
+        return jnp.reshape(loss, ()), result[1] if self.has_aux else None
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -50,10 +50,11 @@ def _backward(call: Call, trained: list[jax.Array], fixed: list[Any]) -> Any:
 
 
 class Loss:
-    """A scalar that has not been computed yet: `float()`, `.item()`, `.numpy()`, `.backward()`, or `minimize` it.
+    """A scalar that has not been computed yet: `float()`, `.item()`, `.numpy()`, `.backward()`, or `minimize`
+    it.
 
-    It speaks of the parameters as they were when it was built. Once a step has moved them it cannot be computed any
-    more (their old values are gone) and says so; a value that was computed before stays.
+    It speaks of the parameters as they were when it was built. Once a step has moved them it cannot be
+    computed any more (their old values are gone) and says so; a value that was computed before stays.
     """
 
     def __init__(self, call: Call, parameters: list[Parameter], fixed: list[Any]):
@@ -85,8 +86,8 @@ class Loss:
         gone = [x for x in (*self.trained, *self.fixed) if isinstance(x, jax.Array) and x.is_deleted()]
         if gone:
             raise RuntimeError(
-                f"{self._name}: this loss was built before a step moved its parameters and was not computed in time; "
-                "call the loss function again"
+                f"{self._name}: this loss was built before a step moved its parameters and was not computed "
+                "in time; call the loss function again"
             )
         return compiled(self.call, self.trained, self.fixed)
 
@@ -165,11 +166,12 @@ class LossFunction:
 
 
 def loss(function: Callable[..., Any] | None = None, *, has_aux: bool = False) -> Any:
-    """Decorate a function of parameters and data that returns a scalar; a call then builds a `Loss`, and runs nothing.
+    """Decorate a function of parameters and data that returns a scalar; a call then builds a `Loss`, and runs
+    nothing.
 
-    Inside, Parameters are plain arrays. Compiled once per function and shapes: arrays and numbers among the arguments
-    are traced, everything else (str, bool, functions, objects) is static. With has_aux=True the function
-    returns (loss, aux), and aux is found in `.aux`.
+    Inside, Parameters are plain arrays. Compiled once per function and shapes: arrays and numbers among the
+    arguments are traced, everything else (str, bool, functions, objects) is static. With has_aux=True the
+    function returns (loss, aux), and aux is found in `.aux`.
 
     >>> @loss
     ... def square(w):

@@ -1,38 +1,34 @@
-"""The Paddle-style object: a cell around the functional chain that holds parameters, gradients, state and rate."""
+"""The Paddle-style object: a cell around the functional chain with parameters, gradients, state and rate."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
-from ..clip import ClipGradBase
-from ..paths import LeafOptions, per_leaf, with_hyperparameters
 from ..regularizer import as_regularizer
-from ..rule import ArgumentError, Lifted, Rule, compute_dtype, lift, number
-from ..transform import apply_updates, set_learning_rate
+from ..rule import ArgumentError, Lifted, Rule, lift, number
+from .arguments import check_distinct, check_program, checked_clip, checked_name, options_of, read_parameters
 from .cohorts import Cohort, StateDictError, read_state_dict, regroup, state_dict
-from .loss import Call, Loss
+from .loss import Loss
 from .lr import LRScheduler
-from .parameter import ZEROS, Parameter, parameters as wrap
+from .parameter import ZEROS, Parameter
+from .plan import OWN, Plan
 
-OWN = object()  # "the optimizer's own", where None already means something
-
-
-class ParametersError(TypeError, AttributeError, AssertionError):
-    """`parameters=` is missing or of the wrong kind; Paddle raises one of these three, depending on the kind."""
+Pairs = list[tuple[Parameter, jax.Array | None]]
 
 
 class Optimizer:
-    """Base of all optimizers: `minimize`, `step`, `clear_grad`, `set_lr`, `get_lr`, `state_dict` and their like.
+    """Base of all optimizers, with Paddle's `minimize`, `step`, `clear_grad`, `set_lr`, `state_dict`.
 
-    `parameters` is a list of Parameters, a list of group dicts (`params`, and what differs there: `learning_rate` as
-    a factor, `weight_decay`, `grad_clip`, hyperparameters), or a pytree of arrays or Parameters: a bare tree is
-    wrapped and reachable as `.parameters`. `weight_decay` is a number (L2) or a regularizer, `grad_clip` one of
-    `nn.ClipGradBy*`; `name` becomes part of the keys of `state_dict()`. `learning_rate` is a number or an LRScheduler.
+    `parameters` is a list of Parameters, a list of group dicts (`params`, and what differs there:
+    `learning_rate` as a factor, `weight_decay`, `grad_clip`, hyperparameters), or a pytree of arrays or
+    Parameters: a bare tree is wrapped and reachable as `.parameters`. `weight_decay` is a number (L2) or a
+    regularizer, `grad_clip` one of `nn.ClipGradBy*`; `name` becomes part of the keys of `state_dict()`.
+    `learning_rate` is a number or an LRScheduler.
 
-    A step reaches the parameters that have a gradient and leaves the others alone, accumulators included. It is one
-    compiled program that reuses the memory of parameters and accumulators; a new rate never compiles again.
+    A step reaches the parameters that have a gradient and leaves the others alone, accumulators included. It
+    is one compiled program that reuses the memory of parameters and accumulators; a new rate never compiles
+    again.
     """
 
     def __init__(
@@ -45,18 +41,18 @@ class Optimizer:
         *,
         rule: Rule | None = None,
     ):
-        self._learning_rate = self._checked_rate(learning_rate)
-        self._name = _checked_name(name)
+        self._learning_rate: Any = self._checked_rate(learning_rate)  # a float or a scheduler
+        self._name = checked_name(name)
         general = {
             "weight_decay": as_regularizer("weight_decay", weight_decay),
             "grad_clip": checked_clip("grad_clip", grad_clip),
         }
-        self.parameters, groups = _parameters(parameters)
+        self.parameters, groups = read_parameters(parameters)
         self._parameters: list[Parameter] = [p for members, _ in groups for p in members]
-        _check_distinct(self._parameters)
+        check_distinct(self._parameters)
         self._position = {p: i for i, p in enumerate(self._parameters)}
         base = lift(rule or Rule(), 0.0)
-        self._options = [o for members, own in groups for o in _options_of(members, base, own, general)]
+        self._options = [o for members, own in groups for o in options_of(members, base, own, general)]
         self._rules: list[Lifted] = [o.rule for o in self._options]
         self._cohorts: list[Cohort] = []
         self._present: tuple[bool, ...] | None = None
@@ -70,18 +66,20 @@ class Optimizer:
 
     def minimize(
         self, loss: Any, startup_program: None = None, parameters: Any = None, no_grad_set: Any = None
-    ) -> tuple[list[Any], list[tuple[Parameter, jax.Array]]]:
+    ) -> tuple[list[Any], Pairs]:
         """Backward and step; `([], [(parameter, gradient), ...])`.
 
-        `loss` is what a `@paddle.loss` function returned, or a function of the parameter tree that returns a scalar.
-        If its backward has not run, forward, backward and update are one compiled program. `parameters` and
-        `no_grad_set`, Parameters or names, say which to update and which to leave.
+        `loss` is what a `@paddle.loss` function returned, or a function of the parameter tree that returns a
+        scalar. If its backward has not run, forward, backward and update are one compiled program.
+        `parameters` and `no_grad_set`, Parameters or names, say which to update and which to leave.
         """
         return [], self._minimize(loss, startup_program, parameters, no_grad_set)
 
-    def _minimize(self, loss: Any, startup_program: Any, chosen: Any, excluded: Any, grad_clip: Any = OWN):
+    def _minimize(
+        self, loss: Any, startup_program: Any, chosen: Any, excluded: Any, grad_clip: Any = OWN
+    ) -> Pairs:
         if chosen is None and excluded is None and isinstance(loss, Loss) and self._fuses(loss):
-            _check_program(startup_program)
+            check_program(startup_program)
             self._run_fused(loss, grad_clip)
             return [(p, p.grad) for p in self._parameters if p in set(loss.parameters)]
         pairs = self.backward(loss, startup_program, chosen, excluded)
@@ -95,9 +93,9 @@ class Optimizer:
         parameters: Any = None,
         no_grad_set: Any = None,
         callbacks: Any = None,
-    ) -> list[tuple[Parameter, jax.Array]]:
-        """The first half of `minimize`: run backward unless it has run, and pair parameters with their gradients."""
-        _check_program(startup_program)
+    ) -> Pairs:
+        """The first half of `minimize`: run backward unless it has run; (parameter, gradient) pairs."""
+        check_program(startup_program)
         if callbacks is not None:
             raise TypeError("callbacks: found something, expected None; there is no program to append to")
         chosen = self._selected("parameters", parameters, self._parameters)
@@ -114,7 +112,7 @@ class Optimizer:
         return [(p, p.grad) for p in wanted if p._grad is not None]
 
     def _backward_of(self, function: Callable[[Any], Any]) -> None:
-        """Gradients of a function of the whole tree; it is not compiled here, for it may be a new one every time."""
+        """Gradients of a function of the whole tree, not compiled here: it may be a new one every time."""
         leaves, tree = jax.tree.flatten(self.parameters)
         trained = [i for i, p in enumerate(leaves) if isinstance(p, Parameter) and p.trainable]
         values = [p._value if isinstance(p, Parameter) else p for p in leaves]
@@ -136,11 +134,11 @@ class Optimizer:
         self, loss: Any, startup_program: None, params_grads: Iterable[tuple[Parameter, Any]]
     ) -> list[Any]:
         """`apply_gradients`, with the arguments of Paddle's older method."""
-        _check_program(startup_program)
+        check_program(startup_program)
         return self.apply_gradients(params_grads)
 
     def clear_grad(self, set_to_zero: bool = True) -> None:
-        """Zero every gradient, so that a step without backward still moves what has momentum; or drop them."""
+        """Zero every gradient there is (a step would still move what has momentum), or drop them."""
         for p in self._parameters:
             if not p.stop_gradient:
                 p.clear_grad(set_to_zero)
@@ -209,6 +207,8 @@ class Optimizer:
         """The compiled programs for the parameters that take part in this step."""
         if present != self._present:
             self._cohorts = regroup(self._cohorts, self._rules, self._parameters, present)
+            alive = set(self._cohorts)
+            self._plans = {key: plan for key, plan in self._plans.items() if alive.issuperset(plan.cohorts)}
             self._present = present
         active = tuple(c for c in self._cohorts if present[c.members[0]])
         if not active:
@@ -254,14 +254,15 @@ class Optimizer:
     # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
-        """Accumulators under Paddle's names, and `LR_Scheduler`; empty before the first step. Values are copies."""
+        """Copies of all accumulators under Paddle's names, and `LR_Scheduler`; empty before any step."""
         entries = state_dict(self._cohorts, self._parameters, self._name)
         if not isinstance(self._learning_rate, float):
             entries["LR_Scheduler"] = self._learning_rate.state_dict()
         return entries
 
     def set_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
-        """Take over what `state_dict()` returned, or raise one error with all that does not fit, and change nothing.
+        """Take over what `state_dict()` returned, or raise one error with all that does not fit, and change
+        nothing.
 
         With strict=False a parameter none of whose accumulators is there starts afresh.
         """
@@ -287,184 +288,3 @@ class Optimizer:
         if schedule is None:
             raise StateDictError("missing: LR_Scheduler, which the optimizer's scheduler needs")
         return schedule
-
-
-class Plan:
-    """The compiled programs of a step that reaches certain cohorts."""
-
-    def __init__(
-        self,
-        cohorts: tuple[Cohort, ...],
-        options: Sequence[LeafOptions],
-        parameters: Sequence[Parameter],
-        grad_clip: Any,
-    ):
-        self.cohorts = cohorts
-        self.order = [i for c in cohorts for i in c.members]
-        self.parameters = [parameters[i] for i in self.order]
-        self.place = {p: at for at, p in enumerate(self.parameters)}
-        chosen = [options[i]._replace(rule=None) for i in self.order]
-        if grad_clip is not OWN:
-            clip = None if grad_clip is None else grad_clip.transformation()
-            asked = [clip if clip and grad_clip.selects(p) else None for p in self.parameters]
-            chosen = [o._replace(grad_clip=c) for o, c in zip(chosen, asked, strict=True)]
-        self.prepare = per_leaf(lambda path: chosen[int(path)])
-        self.rules = [_about(c, options) for c in cohorts]
-        wide = {compute_dtype((), p._value) for p in self.parameters}
-        self.rate = np.float64 if np.float64 in wide else np.float32
-        self.step = jax.jit(self._step, donate_argnums=(0, 1))
-        self.minimize = jax.jit(self._minimize, static_argnums=(0, 1), donate_argnums=(2, 3))
-
-    def states(self) -> list[Any]:
-        return [c.state for c in self.cohorts]
-
-    def store(self, values: list[jax.Array], states: list[Any]) -> None:
-        for p, value in zip(self.parameters, values, strict=True):
-            p.put(value)
-        for c, state in zip(self.cohorts, states, strict=True):
-            c.state = state
-
-    def _step(
-        self, values: list[Any], states: list[Any], grads: list[Any], rate: Any
-    ) -> tuple[list[Any], list[Any]]:
-        grads, _ = self.prepare.update(grads, self.prepare.init(values), values)
-        new_values, new_states, start = [], [], 0
-        for c, rule, state in zip(self.cohorts, self.rules, states, strict=True):
-            part = slice(start, start := start + len(c.members))
-            updates, state = rule.update(grads[part], set_learning_rate(state, rate), values[part])
-            new_values += apply_updates(values[part], updates)
-            new_states.append(state)
-        return new_values, new_states
-
-    def _minimize(
-        self,
-        call: Call,
-        places: tuple[int | None, ...],
-        values: list[Any],
-        states: list[Any],
-        others: list[Any],
-        fixed: list[Any],
-        rate: Any,
-    ) -> Any:
-        rest = iter(others)
-        trained = [next(rest) if place is None else values[place] for place in places]
-        result, grads = jax.value_and_grad(call, has_aux=True)(trained, fixed)
-        ordered: list[Any] = [None] * len(values)
-        for place, g in zip(places, grads, strict=True):
-            if place is not None:
-                ordered[place] = g
-        return *self._step(values, states, ordered, rate), result, grads
-
-
-def _about(cohort: Cohort, options: Sequence[LeafOptions]) -> Lifted:
-    """The cohort's rule, told each member's Parameter and factor on the rate."""
-    mine = [options[i] for i in cohort.members]
-
-    def leaf(path: str) -> tuple[Any, float]:
-        return mine[int(path)].leaf, mine[int(path)].learning_rate
-
-    return lift(cohort.rule.source.rule, 0.0, leaf)
-
-
-# ---------------------------------------------------------------------- what the constructor is given
-
-
-def _options_of(members: list[Parameter], base: Lifted, own: Mapping[str, Any], general: Mapping[str, Any]):
-    """What each parameter of a group gets: the group's word, else the parameter's own, else the optimizer's."""
-    own = dict(own)
-    factor = own.pop("learning_rate", None)
-    if factor is not None:
-        number("a group's learning_rate", factor)
-    decides = "weight_decay" in own
-    decay = as_regularizer("a group's weight_decay", own.pop("weight_decay", None))
-    clip = checked_clip("a group's grad_clip", own.pop("grad_clip", general["grad_clip"]))
-    clipping = None if clip is None else clip.transformation()  # of this group alone, and so is its norm
-    rule = with_hyperparameters("a parameter group", base, own) if own else base
-    for p in members:
-        regularizer = decay if decides else p.regularizer or general["weight_decay"]
-        yield LeafOptions(
-            rule,
-            p.learning_rate if factor is None else float(factor),
-            None if regularizer is None else regularizer.transformation(),
-            clipping if clip is not None and clip.selects(p) else None,
-            leaf=p,
-        )
-
-
-def _parameters(given: Any) -> tuple[Any, list[tuple[list[Parameter], dict[str, Any]]]]:
-    """The tree to show as `.parameters`, and the groups: (parameters, options)."""
-    if given is None:
-        raise ParametersError(
-            "parameters: found None, expected a list of Parameters, group dicts, or a tree of arrays"
-        )
-    if isinstance(given, Parameter) or hasattr(given, "dtype"):
-        raise ParametersError(
-            f"parameters: found one {type(given).__name__}, expected a list or tree of them"
-        )
-    if not isinstance(given, Mapping | Sequence) and isinstance(given, Iterable) and not _is_node(given):
-        given = list(given)
-    if isinstance(given, list | tuple) and any(isinstance(g, Mapping) and "params" in g for g in given):
-        groups = [_read_group(i, g) for i, g in enumerate(given)]
-        return [p for members, _ in groups for p in members], groups
-    try:
-        tree = wrap(given)
-    except TypeError as e:
-        raise ParametersError(str(e)) from None
-    leaves = jax.tree.leaves(tree)
-    if not all(isinstance(p, Parameter) for p in leaves):
-        raise ParametersError(
-            f"parameters: found {type(given).__name__}, expected a list or tree of Parameters or arrays"
-        )
-    return tree, [(leaves, {})]
-
-
-def _is_node(x: Any) -> bool:
-    return not jax.tree_util.all_leaves([x])
-
-
-def _read_group(i: int, group: Any) -> tuple[list[Parameter], dict[str, Any]]:
-    if not isinstance(group, Mapping) or "params" not in group:
-        raise ParametersError(f"parameters: group {i} is {group!r}, expected a dict with 'params'")
-    given = group["params"]
-    if isinstance(given, set | frozenset):
-        raise ParametersError(f"parameters: group {i}'s params are a set, expected an ordered collection")
-    members = jax.tree.leaves(
-        list(given)
-        if not _is_node(given) and isinstance(given, Iterable) and not isinstance(given, Parameter)
-        else given
-    )
-    for p in members:
-        if not isinstance(p, Parameter):
-            raise ParametersError(f"parameters: group {i} holds {type(p).__name__}, expected Parameters")
-    return members, {k: v for k, v in group.items() if k != "params"}
-
-
-def _check_distinct(parameters: list[Parameter]) -> None:
-    names: dict[str, Parameter] = {}
-    for p in parameters:
-        if names.setdefault(p.name, p) is not p:
-            raise ValueError(f"parameters: two different Parameters are named {p.name}")
-        if p.trainable:
-            compute_dtype((jax.tree_util.GetAttrKey(p.name),), p._value)
-    if len(names) < len(parameters):
-        twice = next(name for name in names if sum(p.name == name for p in parameters) > 1)
-        raise ValueError(f"parameters: {twice} appears more than once")
-
-
-def checked_clip(argument: str, value: Any) -> ClipGradBase | None:
-    if value is not None and not isinstance(value, ClipGradBase):
-        raise TypeError(f"{argument}: found {value!r}, expected an instance of nn.ClipGradBy*, or None")
-    return value
-
-
-def _checked_name(name: Any) -> str | None:
-    if name is not None and not isinstance(name, str):
-        raise TypeError(f"name: found {name!r}, expected a str or None")
-    return name
-
-
-def _check_program(startup_program: Any) -> None:
-    if startup_program is not None:
-        raise TypeError(
-            f"startup_program: found {type(startup_program).__name__}, expected None; JAX has no programs"
-        )

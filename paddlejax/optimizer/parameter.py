@@ -50,10 +50,11 @@ class ParamAttr:
 class Parameter:
     """A named, mutable cell for one array and its gradient.
 
-    It copies what it is given, and whatever `.value` has handed out survives later steps. `learning_rate` is a factor
-    on the optimizer's; `regularizer` replaces the optimizer's weight decay; `need_clip=False` keeps the gradient out
-    of clipping. These three are fixed at construction; `stop_gradient` may be switched at any time. Arithmetic,
-    comparison by size and indexing see the value; `==` asks whether it is the same Parameter.
+    It copies what it is given, and whatever `.value` has handed out survives later steps. `learning_rate` is
+    a factor on the optimizer's; `regularizer` replaces the optimizer's weight decay; `need_clip=False` keeps
+    the gradient out of clipping. These three are fixed at construction; `stop_gradient` may be switched at
+    any time. Arithmetic, comparison by size and indexing see the value; `==` asks whether it is the same
+    Parameter.
 
     >>> w = Parameter(jnp.ones(3), "w")
     >>> w.grad = jnp.zeros(3)
@@ -242,8 +243,8 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"
     setattr(Parameter, f"__r{_name}__", _delegate(_name, swap=True))
 for _name in ("lt", "le", "gt", "ge"):
     setattr(Parameter, f"__{_name}__", _delegate(_name, swap=False))
-for _name in ("neg", "abs"):
-    setattr(Parameter, f"__{_name}__", lambda self, apply=getattr(operator, _name): apply(self._value))
+Parameter.__neg__ = lambda self: -self._value  # type: ignore[attr-defined]
+Parameter.__abs__ = lambda self: abs(self._value)  # type: ignore[attr-defined]
 
 
 def parameters(tree: Any) -> Any:

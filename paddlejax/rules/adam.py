@@ -1,5 +1,3 @@
-from typing import ClassVar
-
 import jax.numpy as jnp
 
 from ..rule import Beta, NonNegative, Rule, lifted, rule
@@ -15,9 +13,9 @@ class Adam(Rule):
         p ← p - η √(1-c₂)/(1-c₁) · m / (√v + ε √(1-c₂))
         c₁ ← β₁ c₁,  c₂ ← β₂ c₂     beta1_pow_acc, beta2_pow_acc, from β₁ and β₂
 
-    That is p - η m̂/(√v̂ + ε), as optax.adam and torch.optim.Adam; Paddle's page forgets √(1-c₂) beside ε, and
-    Paddle 1.x really adds the bare ε: scaled_epsilon=False. amsgrad takes the maximum of the uncorrected v, as
-    torch (optax.amsgrad: of the corrected one).
+    That is p - η m̂/(√v̂ + ε), as optax.adam and torch.optim.Adam; Paddle's page forgets √(1-c₂) beside ε,
+    and Paddle 1.x really adds the bare ε: scaled_epsilon=False. amsgrad takes the maximum of the uncorrected
+    v, as torch (optax.amsgrad: of the corrected one).
 
     >>> tx = adam(0.1)
     >>> p = jnp.array([1.0, -1.0])

@@ -15,8 +15,8 @@ class ASGD(Rule):
         y[i] ← g
         p ← p - η / min(k+1, n) · d
 
-    With n = 1 it is SGD. Not torch.optim.ASGD, which is Polyak's averaging; optax has neither. Weight decay, added
-    to g, enters d and y. Memory: n + 1 copies of the parameters.
+    With n = 1 it is SGD. Not torch.optim.ASGD, which is Polyak's averaging; optax has neither. Weight decay,
+    added to g, enters d and y. Memory: n + 1 copies of the parameters.
 
     >>> tx = asgd(0.1, batch_num=2)
     >>> p = jnp.array([1.0, -1.0])

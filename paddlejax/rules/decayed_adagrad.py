@@ -12,7 +12,8 @@ class DecayedAdagrad(Rule):
         m ← ρ m + (1-ρ) g²          moment, ρ = decay
         p ← p - η g / (√m + ε)
 
-    RMSProp without momentum, but with ε outside the root: torch.optim.RMSprop's formula (its α is ρ, 0.99 there).
+    RMSProp without momentum, but with ε outside the root: torch.optim.RMSprop's formula (its α is ρ, 0.99
+    there).
 
     >>> tx = decayed_adagrad(0.1, decay=0.75)
     >>> p = jnp.array([1.0, -1.0])

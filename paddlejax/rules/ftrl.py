@@ -14,9 +14,9 @@ class Ftrl(Rule):
         p ← (l₁ sign(z) - z) / (φ(n')/η + 2 l₂)       where |z| > l₁, else 0
         n ← n'
 
-    p is set, not stepped: an element whose gradient was always zero becomes 0 at the first step. `guard` is what
-    Paddle 3's kernel adds to both l₁ and l₂; Paddle 1.x adds nothing, and its class hands l₁ to the kernel as l₂,
-    a bug not repeated here. Neither optax nor torch has FTRL; TensorFlow's uses β beside φ.
+    p is set, not stepped: an element whose gradient was always zero becomes 0 at the first step. `guard` is
+    what Paddle 3's kernel adds to both l₁ and l₂; Paddle 1.x adds nothing, and its class hands l₁ to the
+    kernel as l₂, a bug not repeated here. Neither optax nor torch has FTRL; TensorFlow's uses β beside φ.
 
     >>> tx = ftrl(0.5, l1=0.5)
     >>> p = jnp.array([1.0, 1.0])

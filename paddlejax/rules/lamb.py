@@ -17,9 +17,9 @@ class Lamb(Rule):
         c₁ ← β₁ c₁,  c₂ ← β₂ c₂                        beta1_pow_acc, beta2_pow_acc, from β₁ and β₂
 
     λ = 0 where exclude_from_weight_decay_fn(path) is true. `always_adapt` keeps the ratio at λ = 0. Without
-    bias_correction (Paddle 1.x, which always adapts) c₁ and c₂ count as 0 and never move. Paddle's page divides by
-    β₁ᵗ; its kernel, as here, by 1-β₁ᵗ. optax.lamb takes the ratio at λ = 0 too. Under `shard_map` name the mesh
-    axes over which a tensor is sharded in `axis_name`.
+    bias_correction (Paddle 1.x, which always adapts) c₁ and c₂ count as 0 and never move. Paddle's page
+    divides by β₁ᵗ; its kernel, as here, by 1-β₁ᵗ. optax.lamb takes the ratio at λ = 0 too. Under `shard_map`
+    name the mesh axes over which a tensor is sharded in `axis_name`.
 
     >>> tx = lamb(0.1)
     >>> p = jnp.array([3.0, 4.0])

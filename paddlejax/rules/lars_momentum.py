@@ -16,9 +16,9 @@ class LarsMomentum(Rule):
         p ← p - v
 
     L is the plain η where a norm is zero or λ is, without κ; so a tensor whose path or name contains a string
-    of exclude_from_weight_decay (it has λ = 0) moves with η. `always_adapt` keeps the ratio at λ = 0, as Paddle 1.x.
-    optax.lars divides by ‖g + λp‖ and puts η outside v. Under `shard_map` name the mesh axes over which
-    a tensor is sharded in `axis_name`.
+    of exclude_from_weight_decay (it has λ = 0) moves with η. `always_adapt` keeps the ratio at λ = 0, as
+    Paddle 1.x. optax.lars divides by ‖g + λp‖ and puts η outside v. Under `shard_map` name the mesh axes over
+    which a tensor is sharded in `axis_name`.
 
     >>> tx = lars_momentum(0.1, 0.9, lars_coeff=0.01)
     >>> p = jnp.array([3.0, 4.0])

@@ -14,8 +14,8 @@ class RMSProp(Rule):
         v ← μ v + η g / √(r-m²+ε)   momentum; η is inside, so a new rate acts on new gradients only
         p ← p - v
 
-    ε is under the root (torch adds it outside, with ρ = 0.99). Paddle's page calls μ Nesterov momentum; its kernel
-    is heavy-ball. All three slots exist whatever the flags, as in Paddle's checkpoints.
+    ε is under the root (torch adds it outside, with ρ = 0.99). Paddle's page calls μ Nesterov momentum; its
+    kernel is heavy-ball. All three slots exist whatever the flags, as in Paddle's checkpoints.
 
     >>> tx = rmsprop(0.1, momentum=0.9)
     >>> p = jnp.array([1.0, -1.0])

@@ -7,8 +7,8 @@ class SGD(Rule):
 
         p ← p - η g
 
-    No slots. The same numbers as optax.sgd and torch.optim.SGD without momentum; Paddle and torch decay weights
-    by adding to g beforehand, as `l2_decay` does.
+    No slots. The same numbers as optax.sgd and torch.optim.SGD without momentum; Paddle and torch decay
+    weights by adding to g beforehand, as `l2_decay` does.
 
     >>> tx = sgd(0.1)
     >>> p = jnp.array([1.0, -1.0])

@@ -1,0 +1,108 @@
+"""What an optimizer's constructor is given, checked and resolved to one set of options per parameter."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from ..clip import ClipGradBase
+from ..paths import LeafOptions, with_hyperparameters
+from ..regularizer import as_regularizer
+from ..rule import Lifted, compute_dtype, number
+from .parameter import Parameter
+from .parameter import parameters as wrap
+
+
+class ParametersError(TypeError, AttributeError, AssertionError):
+    """`parameters=` is missing or of the wrong kind; Paddle raises one of these three."""
+
+
+def options_of(
+    members: list[Parameter], base: Lifted, own: Mapping[str, Any], general: Mapping[str, Any]
+) -> Iterator[LeafOptions]:
+    """What each parameter of a group gets: the group's word, else its own, else the optimizer's."""
+    own = dict(own)
+    factor = own.pop("learning_rate", None)
+    if factor is not None:
+        number("a group's learning_rate", factor)
+    decides = "weight_decay" in own
+    decay = as_regularizer("a group's weight_decay", own.pop("weight_decay", None))
+    clip = checked_clip("a group's grad_clip", own.pop("grad_clip", general["grad_clip"]))
+    clipping = None if clip is None else clip.transformation()  # of this group alone, and so is its norm
+    rule = with_hyperparameters("a parameter group", base, own) if own else base
+    for p in members:
+        regularizer = decay if decides else p.regularizer or general["weight_decay"]
+        yield LeafOptions(
+            rule,
+            p.learning_rate if factor is None else float(factor),
+            None if regularizer is None else regularizer.transformation(),
+            clipping if clip is not None and clip.selects(p) else None,
+            leaf=p,
+        )
+
+
+def read_parameters(given: Any) -> tuple[Any, list[tuple[list[Parameter], dict[str, Any]]]]:
+    """The tree to show as `.parameters`, and the groups: (parameters, options)."""
+    expected = "expected a list of Parameters, group dicts, or a tree of arrays"
+    if given is None or isinstance(given, Parameter) or hasattr(given, "dtype"):
+        found = "None" if given is None else f"one {type(given).__name__}"
+        raise ParametersError(f"parameters: found {found}, {expected}")
+    given = _ordered(given, "parameters")
+    if isinstance(given, list | tuple) and any(isinstance(g, Mapping) and "params" in g for g in given):
+        groups = [_read_group(i, g) for i, g in enumerate(given)]
+        return [p for members, _ in groups for p in members], groups
+    try:
+        tree = wrap(given)
+    except TypeError as e:
+        raise ParametersError(f"{e}; {expected}") from None
+    return tree, [(jax.tree.leaves(tree), {})]
+
+
+def _read_group(i: int, group: Any) -> tuple[list[Parameter], dict[str, Any]]:
+    where = f"parameters: group {i}"
+    if not isinstance(group, Mapping) or "params" not in group:
+        raise ParametersError(f"{where} is {group!r}, expected a dict with 'params'")
+    members = jax.tree.leaves(_ordered(group["params"], where))
+    for p in members:
+        if not isinstance(p, Parameter):
+            raise ParametersError(f"{where} holds {type(p).__name__}, expected Parameters")
+    return members, {k: v for k, v in group.items() if k != "params"}
+
+
+def _ordered(given: Any, where: str) -> Any:
+    """A tree as it is, a generator or view as a list; a set has no order to restore a state by."""
+    if isinstance(given, set | frozenset):
+        raise ParametersError(f"{where}: found a set, expected an ordered collection")
+    loose = isinstance(given, Iterable) and not isinstance(given, Parameter | str)
+    return list(given) if loose and jax.tree_util.all_leaves([given]) else given
+
+
+def check_distinct(parameters: list[Parameter]) -> None:
+    names: dict[str, Parameter] = {}
+    for p in parameters:
+        if names.setdefault(p.name, p) is not p:
+            raise ValueError(f"parameters: two different Parameters are named {p.name}")
+        if p.trainable:
+            compute_dtype((jax.tree_util.GetAttrKey(p.name),), p._value)
+    if len(names) < len(parameters):
+        twice = next(name for name in names if sum(p.name == name for p in parameters) > 1)
+        raise ValueError(f"parameters: {twice} appears more than once")
+
+
+def checked_clip(argument: str, value: Any) -> ClipGradBase | None:
+    if value is not None and not isinstance(value, ClipGradBase):
+        raise TypeError(f"{argument}: found {value!r}, expected an instance of nn.ClipGradBy*, or None")
+    return value
+
+
+def checked_name(name: Any) -> str | None:
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name: found {name!r}, expected a str or None")
+    return name
+
+
+def check_program(startup_program: Any) -> None:
+    if startup_program is not None:
+        raise TypeError(
+            f"startup_program: found {type(startup_program).__name__}, expected None; JAX has no programs"
+        )

@@ -1,0 +1,302 @@
+"""Every rule against its numpy reference, and what every rule must do whatever its formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from cases import CASES, drawn, every_rule
+from jax.sharding import NamedSharding, PartitionSpec
+
+import paddlejax as paddle
+from paddlejax import rule
+
+
+def train(tx, p, grads, update=None):
+    """Parameters and state after these gradients, the update compiled unless given."""
+    update, state = update or jax.jit(tx.update), tx.init(p)
+    for g in grads:
+        updates, state = update(g, state, p)
+        p = paddle.apply_updates(p, updates)
+    return p, state
+
+
+def accumulators(state, name="w"):
+    shared = {k: np.asarray(v).reshape(1) for k, v in state.shared.items()}
+    return {**{k: np.asarray(tree[name]) for k, tree in state.slots.items()}, **shared}
+
+
+@every_rule
+@pytest.mark.parametrize("x64", [False, True], ids=["float32", "float64"])
+def test_follows_the_reference_and_compiles_once(case, x64):
+    dtype = np.float64 if x64 else np.float32
+    p, grads = drawn(3, 2)
+    p, grads = p.astype(dtype), grads.astype(dtype)
+    with jax.enable_x64(x64):
+        tx = case.make()
+        update = jax.jit(tx.update)
+        trees = [{"w": jnp.asarray(g), "nothing": None} for g in grads]
+        q, state = train(tx, {"w": jnp.asarray(p), "nothing": None}, trees, update)
+        want, slots = case.expected(p, grads)
+        tolerance = 1e-12 if x64 else 2e-6
+        np.testing.assert_allclose(q["w"], want, rtol=0, atol=tolerance * np.max(np.abs(want)))
+        for name, found in accumulators(state).items():
+            scale = np.max(np.abs(slots[name]))
+            np.testing.assert_allclose(found, slots[name], rtol=0, atol=tolerance * scale, err_msg=name)
+        assert found.dtype == dtype if state.shared and case.name != "asgd" else True
+        assert state.count == len(grads)
+        update(
+            trees[0], paddle.set_learning_rate(state, 1.0), q
+        )  # a new rate is a new value, not a new program
+        assert update._cache_size() == 1
+
+
+@every_rule
+@pytest.mark.parametrize("scale", [0.0, 1e-9, 1e6])
+def test_zero_tiny_and_huge_gradients(case, scale):
+    p, grads = drawn(4, steps=5)
+    grads = (grads * scale).astype(np.float32)
+    p = p.astype(np.float32)
+    q, _ = train(case.make(), {"w": jnp.asarray(p)}, [{"w": jnp.asarray(g)} for g in grads])
+    want, _ = case.expected(p, grads)
+    np.testing.assert_allclose(q["w"], want, rtol=0, atol=5e-6 * max(np.max(np.abs(want)), 1.0))
+
+
+@every_rule
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_dtypes_and_structure_are_stable_in_a_scan(case, dtype):
+    params = {"m": jnp.ones((2, 3), dtype), "scalar": jnp.ones((), dtype), "empty": jnp.ones((0, 2), dtype)}
+    grads = jax.tree.map(lambda p: jnp.full((4, *p.shape), 0.5, dtype), params)
+    tx = case.make()
+
+    def step(carry, g):
+        updates, state = tx.update(g, carry[1], carry[0])
+        assert [u.dtype for u in jax.tree.leaves(updates)] == [dtype] * 3
+        return (paddle.apply_updates(carry[0], updates), state), None
+
+    start = (params, tx.init(params))
+    end, _ = jax.jit(lambda c: jax.lax.scan(step, c, grads))(start)
+    assert jax.tree.structure(end) == jax.tree.structure(start)
+    assert [(x.dtype, x.shape) for x in jax.tree.leaves(end)] == [
+        (x.dtype, x.shape) for x in jax.tree.leaves(start)
+    ]
+    assert all(s.dtype == jnp.float32 for s in jax.tree.leaves(end[1].slots))
+
+
+@every_rule
+def test_half_precision_follows_float32_rounded_at_every_step(case):
+    p, grads = drawn(5, steps=3)
+    narrow = lambda x: jnp.asarray(x, jnp.bfloat16)  # noqa: E731
+    p, grads = narrow(p), [narrow(g) for g in grads]
+    tx = case.make()
+    state, q, wide_state = tx.init(p), p.astype(jnp.float32), tx.init(p.astype(jnp.float32))
+    for g in grads:
+        updates, state = tx.update(g, state, p)
+        wide_updates, wide_state = tx.update(g.astype(jnp.float32), wide_state, p.astype(jnp.float32))
+        np.testing.assert_array_equal(updates, narrow(wide_updates))
+        p = paddle.apply_updates(p, updates)
+        jax.tree.map(np.testing.assert_array_equal, state.slots, wide_state.slots)
+    assert q.dtype == jnp.float32
+
+
+@every_rule
+def test_compiled_equals_uncompiled(case):
+    p, grads = drawn(4, steps=4)
+    p, grads = jnp.asarray(p, jnp.float32), [jnp.asarray(g, jnp.float32) for g in grads]
+    tx = case.make()
+    for a, b in zip(
+        *(jax.tree.leaves(train(tx, p, grads, u)) for u in (tx.update, jax.jit(tx.update))), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7)
+
+
+@every_rule
+def test_abstract_init(case):
+    tx, params = case.make(), {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    abstract, real = jax.eval_shape(tx.init, params), tx.init(params)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), abstract) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), real
+    )
+
+
+@every_rule
+def test_slots_are_sharded_like_their_parameters(case):
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = NamedSharding(mesh, PartitionSpec(None, "x"))
+    p = jax.device_put(jnp.ones((3, 16)), sharding)
+    tx = case.make()
+    state = tx.init(p)
+    updates, after = jax.jit(tx.update)(p, state, p)
+    want, _ = tx.update(jnp.ones((3, 16)), tx.init(jnp.ones((3, 16))), jnp.ones((3, 16)))
+    np.testing.assert_allclose(updates, want, rtol=1e-6)
+    for slot in (*jax.tree.leaves(state.slots), *jax.tree.leaves(after.slots)):
+        assert slot.sharding.is_equivalent_to(
+            NamedSharding(mesh, PartitionSpec(*[None] * (slot.ndim - 1), "x")), slot.ndim
+        )
+
+
+@every_rule
+def test_a_population_of_rates_is_one_program(case):
+    p, grads = drawn(3, steps=3)
+    p, grads = jnp.asarray(p, jnp.float32), [jnp.asarray(g, jnp.float32) for g in grads]
+    rates = jnp.array([0.001, 0.01, 0.1])
+
+    @jax.jit
+    @jax.vmap
+    def run(rate):
+        tx = case.make(rate)
+        return train(tx, p, grads, tx.update)[0]
+
+    for rate, found in zip(rates, run(rates), strict=True):
+        np.testing.assert_allclose(found, train(case.make(rate), p, grads)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_population_of_betas_is_one_program():
+    p, grads = drawn(3, steps=3)
+    p, grads = jnp.asarray(p, jnp.float32), [jnp.asarray(g, jnp.float32) for g in grads]
+
+    def run(beta1):
+        tx = paddle.adam(0.1, beta1=beta1)
+        return train(tx, p, grads, tx.update)[0]
+
+    found = jax.vmap(run)(jnp.array([0.5, 0.9]))
+    np.testing.assert_allclose(found, jnp.stack([run(0.5), run(0.9)]), rtol=1e-6)
+
+
+@every_rule
+def test_fresh_state_shares_no_memory_and_can_be_donated(case):
+    rate = jnp.asarray(case.rate, jnp.float32)
+    params = {"w": jnp.ones((2, 3)), "v": jnp.ones((2, 3))}
+    tx = case.make(rate)
+    state = tx.init(params)
+    pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves((state, params, rate)) if x.size]
+    assert len(set(pointers)) == len(pointers)
+    grads = jax.tree.map(jnp.copy, params)
+    updates, state = jax.jit(tx.update, donate_argnums=1)(grads, state, params)
+    jax.block_until_ready((updates, state, params, rate))
+
+
+@every_rule
+def test_a_leaf_without_gradient_stays_as_it_is(case):
+    params = {"a": jnp.array([1.0, -0.0]), "b": jnp.array([2.0])}
+    tx = case.make()
+    _, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    updates, after = tx.update({"a": None, "b": jnp.ones(1)}, state, params)
+    new = paddle.apply_updates(params, updates)
+    assert updates["a"] is None and new["a"] is params["a"]
+    assert all(after.slots[k]["a"] is state.slots[k]["a"] for k in state.slots)
+    updates, same = tx.update({"a": None, "b": None}, after, params)
+    assert same is after and updates == {"a": None, "b": None}
+
+
+@every_rule
+def test_differentiable_through_an_update(case):
+    p = jnp.array([1.0, -2.0, 3.0])
+
+    def after_two_steps(rate):
+        tx = case.make(rate)
+        q, _ = train(tx, p, [p * 0.5 + 0.1, p], tx.update)
+        return jnp.sum(q * q)
+
+    found = jax.grad(after_two_steps)(0.05)
+    step = 1e-2
+    numeric = (after_two_steps(0.05 + step) - after_two_steps(0.05 - step)) / (2 * step)
+    np.testing.assert_allclose(found, numeric, rtol=0.05, atol=0.02)
+
+
+@every_rule
+def test_converges_on_a_parabola(case):
+    rate = {"adadelta": 3.0, "lamb": 0.02, "sgd": 0.1, "lars_momentum": 0.5, "adagrad": 1.0, "ftrl": 1.0}
+    tx = case.make(rate.get(case.name, 0.05))
+    target = jnp.array([1.0, -0.5, 0.75])
+
+    def step(carry, _):
+        p, state = carry
+        updates, state = tx.update(p - target, state, p)
+        return (paddle.apply_updates(p, updates), state), jnp.sum((p - target) ** 2)
+
+    p = jnp.array([0.5, 0.5, 0.5])
+    _, losses = jax.lax.scan(step, (p, tx.init(p)), length=500)
+    assert losses[-1] < 0.1 * losses[0]
+
+
+@every_rule
+def test_inside_optax_and_optax_inside_ours(case):
+    p = {"w": jnp.array([1.0, -2.0])}
+    alone, _ = train(case.make(), p, [p, p])
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        inside, _ = train(optax.chain(optax.identity(), case.make()), p, [p, p])
+        around, _ = train(paddle.chain(optax.scale(1.0), case.make()), p, [p, p])
+    for found in (inside, around):
+        np.testing.assert_allclose(found["w"], alone["w"], rtol=1e-6)
+
+
+@every_rule
+def test_in_a_cond(case):
+    tx, p = case.make(), jnp.ones(3)
+    state = tx.init(p)
+
+    @jax.jit
+    def maybe(go):
+        return jax.lax.cond(go, lambda: tx.update(p, state, p), lambda: (jnp.zeros(3), state))
+
+    assert jax.tree.structure(maybe(True)) == jax.tree.structure(maybe(False))
+
+
+def test_rules_that_differ_in_numbers_share_their_program():
+    p = jnp.ones((7, 11))
+    paddle.adam(0.1).update(p, paddle.adam(0.1).init(p), p)
+    before = rule._step._cache_size()
+    for beta in (0.5, 0.6, 0.7):
+        tx = paddle.adam(0.1, beta1=beta)
+        tx.update(p, tx.init(p), p)
+    assert rule._step._cache_size() == before
+
+
+def test_a_schedule_sets_the_rate_of_each_update():
+    tx = paddle.sgd(lambda count: 1.0 / (1 + count))
+    p, state = jnp.zeros(()), None
+    state = tx.init(p)
+    rates = []
+    for _ in range(3):
+        updates, state = jax.jit(tx.update)(jnp.ones(()), state, p)
+        rates.append((float(-updates), float(paddle.get_learning_rate(state))))
+    np.testing.assert_allclose(rates, [(1, 1), (1 / 2, 1 / 2), (1 / 3, 1 / 3)])
+
+
+@pytest.mark.parametrize("name", ["lamb", "lars_momentum"])
+def test_norms_over_the_axis_of_a_shard_map(name):
+    case = next(c for c in CASES if c.name == name)
+    mesh = jax.make_mesh((4,), ("x",), devices=jax.devices()[:4], axis_types=(jax.sharding.AxisType.Auto,))
+    p, grads = (jnp.asarray(a, jnp.float32) for a in drawn(8, steps=1))
+    tx = case.make(axis_name="x")
+    shard = PartitionSpec("x")
+
+    def update(g, p):
+        return tx.update(g, tx.init(p), p)[0]
+
+    found = jax.shard_map(update, mesh=mesh, in_specs=(shard, shard), out_specs=shard)(grads[0], p)
+    want, _ = case.make().update(grads[0], case.make().init(p), p)
+    np.testing.assert_allclose(found, want, rtol=1e-6)
+
+
+def test_exclusions_by_path():
+    params = {"dense": {"w": jnp.full(2, 3.0), "b": jnp.full(2, 3.0)}}
+    grads = jax.tree.map(jnp.ones_like, params)
+    lamb = paddle.lamb(
+        0.1, lamb_weight_decay=0.5, exclude_from_weight_decay_fn=lambda path: path.endswith("b")
+    )
+    plain = paddle.lamb(0.1, lamb_weight_decay=0.0)
+    decayed = paddle.lamb(0.1, lamb_weight_decay=0.5)
+    found, state = lamb.update(grads, lamb.init(params), params)
+    np.testing.assert_array_equal(
+        found["dense"]["b"], plain.update(grads, plain.init(params), params)[0]["dense"]["b"]
+    )
+    want = decayed.update(grads, decayed.init(params), params)[0]["dense"]["w"]
+    np.testing.assert_array_equal(found["dense"]["w"], want)
+    assert jax.tree.structure(state) == jax.tree.structure(
+        plain.init(params)
+    )  # a flag does not change the state
+    lars = paddle.lars_momentum(0.1, 0.9, exclude_from_weight_decay=("/b",))
+    found, _ = lars.update(grads, lars.init(params), params)
+    np.testing.assert_allclose(found["dense"]["b"], -0.1)  # neither decay nor ratio: the plain rate

@@ -213,8 +213,12 @@ class Parameter:
     def __len__(self) -> int:
         return len(self._value)
 
+    def item(self) -> Any:
+        """The one element of the value, as a Python number."""
+        return self._value.item()
+
     def __float__(self) -> float:
-        return float(self._value)
+        return float(self.item())
 
     def __repr__(self) -> str:
         frozen = ", stop_gradient=True" if self.stop_gradient else ""

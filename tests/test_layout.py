@@ -1,0 +1,146 @@
+"""The shape of the package: which way imports point, and that signatures are Paddle's."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import paddlejax as paddle
+
+PACKAGE = Path(paddle.__file__).parent
+
+# A module may import modules of its own layer's left, never to the right. Packages count as one.
+LAYERS = [
+    {"schedules", "rule"},
+    {"rules", "transform"},
+    {"clip", "regularizer"},
+    {"paths"},
+    {"optimizer"},
+    {"nn", "fluid", "incubate"},
+    {"__init__"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def imports(path: Path) -> set[str]:
+    """The top-level modules of the package that a file imports."""
+    parts = ("paddlejax", *path.relative_to(PACKAGE).with_suffix("").parts)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = parts[: len(parts) - node.level] if node.level else ()
+            target = [*base, *(node.module or "").split(".")] if node.module else list(base)
+            if target[:1] == ["paddlejax"]:
+                found |= {target[1]} if len(target) > 1 else {alias.name for alias in node.names}
+    return found
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for other in imports(path) - {own}:
+        assert LEVEL[other] < LEVEL[own], f"{own} imports {other}"
+
+
+def test_every_module_has_its_place():
+    assert {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in FILES} == set(LEVEL)
+
+
+LONG = {
+    "schedules.py": "two dozen schedules, each with its formula, its page and its checks",
+    "lr.py": "18 classes",
+}
+
+
+def test_files_are_short():
+    long = {p.name for p in FILES if len(p.read_text().splitlines()) > 400}
+    assert long <= set(LONG)
+
+
+# Paddle 3.3.1's signatures; LarsMomentumOptimizer's is that of paddle.incubate.optimizer.
+SIGNATURES = """
+SGD(learning_rate=0.001, parameters=None, weight_decay=None, grad_clip=None, multi_precision=False, name=None)
+Momentum(learning_rate=0.001, momentum=0.9, parameters=None, use_nesterov=False, weight_decay=None, grad_clip=None, multi_precision=False, rescale_grad=1.0, use_multi_tensor=False, name=None)
+Adagrad(learning_rate, epsilon=1e-06, parameters=None, weight_decay=None, grad_clip=None, name=None, initial_accumulator_value=0.0)
+Adadelta(learning_rate=0.001, epsilon=1e-06, rho=0.95, parameters=None, weight_decay=None, grad_clip=None, name=None)
+Adam(learning_rate=0.001, beta1=0.9, beta2=0.999, epsilon=1e-08, parameters=None, weight_decay=None, grad_clip=None, lazy_mode=False, multi_precision=False, use_multi_tensor=False, amsgrad=False, name=None)
+Adamax(learning_rate=0.001, beta1=0.9, beta2=0.999, epsilon=1e-08, parameters=None, weight_decay=None, grad_clip=None, name=None)
+RMSProp(learning_rate, rho=0.95, epsilon=1e-06, momentum=0.0, centered=False, parameters=None, weight_decay=None, grad_clip=None, name=None)
+Lamb(learning_rate=0.001, lamb_weight_decay=0.01, beta1=0.9, beta2=0.999, epsilon=1e-06, parameters=None, grad_clip=None, exclude_from_weight_decay_fn=None, multi_precision=False, always_adapt=False, name=None)
+ASGD(learning_rate=0.001, batch_num=1, parameters=None, weight_decay=None, grad_clip=None, multi_precision=False, name=None)
+LarsMomentumOptimizer(learning_rate, momentum, lars_coeff=0.001, lars_weight_decay=0.0005, parameter_list=None, regularization=None, grad_clip=None, name=None, exclude_from_weight_decay=None, epsilon=0, multi_precision=False, rescale_grad=1.0)
+"""  # noqa: E501
+
+# The 1.x documents': hyperparameters in this order, then regularization and name.
+FLUID_SIGNATURES = """
+SGDOptimizer(learning_rate)
+MomentumOptimizer(learning_rate, momentum, use_nesterov=False)
+LarsMomentumOptimizer(learning_rate, momentum, lars_coeff=0.001, lars_weight_decay=0.0005)
+AdagradOptimizer(learning_rate, epsilon=1e-06)
+DecayedAdagradOptimizer(learning_rate, decay=0.95, epsilon=1e-06)
+AdadeltaOptimizer(learning_rate, epsilon=1e-06, rho=0.95)
+AdamOptimizer(learning_rate=0.001, beta1=0.9, beta2=0.999, epsilon=1e-08)
+AdamaxOptimizer(learning_rate=0.001, beta1=0.9, beta2=0.999, epsilon=1e-08)
+RMSPropOptimizer(learning_rate, rho=0.95, epsilon=1e-06, momentum=0.0, centered=False)
+FtrlOptimizer(learning_rate, l1=0.0, l2=0.0, lr_power=-0.5)
+LambOptimizer(learning_rate=0.001, lamb_weight_decay=0.01, beta1=0.9, beta2=0.999, epsilon=1e-06)
+"""
+KEYWORDS = "parameter_list=None, regularization=None, grad_clip=None, name=None"
+
+
+def bare(signature: inspect.Signature) -> str:
+    """Without annotations and self."""
+    kept = [
+        p.replace(annotation=inspect.Parameter.empty) for n, p in signature.parameters.items() if n != "self"
+    ]
+    return str(signature.replace(parameters=kept, return_annotation=inspect.Signature.empty))
+
+
+@pytest.mark.parametrize("line", SIGNATURES.split("\n")[1:-1])
+def test_signatures_are_paddles(line):
+    name, arguments = line.split("(", 1)
+    cls = getattr(paddle.optimizer, name, None) or paddle.incubate.optimizer.LarsMomentumOptimizer
+    assert bare(inspect.signature(cls)) == "(" + arguments
+
+
+@pytest.mark.parametrize("line", FLUID_SIGNATURES.split("\n")[1:-1])
+def test_signatures_are_those_of_1x(line):
+    name, arguments = line.rstrip(")").split("(", 1)
+    found = bare(inspect.signature(getattr(paddle.fluid.optimizer, name)))
+    assert found.startswith(f"({arguments}, *, ") and found.endswith(KEYWORDS + ")")
+
+
+FUNCTIONS = [
+    "sgd",
+    "momentum",
+    "lars_momentum",
+    "adagrad",
+    "adadelta",
+    "adam",
+    "adamax",
+    "rmsprop",
+    "lamb",
+    "asgd",
+]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_have_the_defaults_of_their_classes(name):
+    by_name = {n.lower(): cls for n, cls in vars(paddle.optimizer).items() if inspect.isclass(cls)}
+    cls = by_name.get(name.replace("_", "")) or paddle.incubate.optimizer.LarsMomentumOptimizer
+    theirs = inspect.signature(cls).parameters
+    for argument, p in inspect.signature(getattr(paddle, name)).parameters.items():
+        if argument in theirs and argument != "exclude_from_weight_decay":
+            assert p.default == theirs[argument].default, argument
+
+
+def test_each_formula_stands_once():
+    """A rule's step is in its own file and nowhere else: no moments outside rules/."""
+    for path in FILES:
+        if path.parent.name != "rules":
+            assert not re.search(r"1 - self\.(beta|rho|decay)", path.read_text()), path

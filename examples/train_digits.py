@@ -193,16 +193,11 @@ def plot(histories, out):
     colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     for i, (name, (_, h)) in enumerate(histories.items()):
-        look = {
-            "color": colours[i % 7],
-            "linestyle": "-" if i < 7 else "--",
-            "marker": ".",
-            "ms": 4,
-            "label": name,
-        }
+        line = {"color": colours[i % 7], "label": name, "marker": ".", "markersize": 4}
+        line["linestyle"] = "-" if i < 7 else "--"
         epochs = np.arange(1, len(h.test_accuracy) + 1)
-        left.plot(epochs, h.losses.reshape(len(epochs), -1).mean(axis=1), **look)
-        right.plot(epochs, h.test_accuracy, **look)
+        left.plot(epochs, h.losses.reshape(len(epochs), -1).mean(axis=1), **line)
+        right.plot(epochs, h.test_accuracy, **line)
     left.set(yscale="log", title="training loss, mean of each epoch", xlabel="epoch")
     lowest = min(h.test_accuracy[-1] for _, h in histories.values())
     right.set(ylim=(min(0.9, lowest - 0.05), 1.0), title="test accuracy", xlabel="epoch")

@@ -3,7 +3,7 @@
 from . import fluid, incubate, nn, optimizer, regularizer, rules, schedules
 from .clip import clip_by_global_norm, clip_by_norm, clip_by_value
 from .optimizer.loss import Loss, loss
-from .optimizer.parameter import ParamAttr, Parameter, parameters
+from .optimizer.parameter import ParamAttr, Parameter, parameters, values
 from .paths import by_path
 from .regularizer import l1_decay, l2_decay
 from .rule import GradientTransformation, Rule, RuleState, lift
@@ -63,4 +63,5 @@ __all__ = [
     "schedules",
     "set_learning_rate",
     "sgd",
+    "values",
 ]

@@ -43,6 +43,8 @@ def _limit(name: str, value: Any) -> Any:
     if value is None:
         raise ArgumentError(f"{name} is not set: found None, expected a number")
     number(name, value)
+    if not isinstance(value, jax.Array) and math.isnan(value):
+        raise ArgumentError(f"{name}: found nan, expected a number")
     return value if isinstance(value, jax.Array) else float(value)
 
 
@@ -116,8 +118,6 @@ class ClipGradByGlobalNorm(ClipGradBase):
             found = f"found {auto_skip_clip!r}, expected True or False"
             raise ArgumentError(f"ClipGradByGlobalNorm's auto_skip_clip: {found}")
         self.clip_norm = _limit("ClipGradByGlobalNorm's clip_norm", clip_norm)
-        if _known(self.clip_norm) and math.isnan(self.clip_norm):
-            raise ArgumentError("ClipGradByGlobalNorm's clip_norm: found nan, expected a number")
         self.group_name, self.auto_skip_clip, self.axis_name = group_name, auto_skip_clip, axis_name
 
     def clip(self, grads):

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from .clip import ClipGradBase
 from .regularizer import as_regularizer
-from .rule import GradientTransformation, Lifted, align, flatten, gradients, keystr_, lift, number
+from .rule import GradientTransformation, Lifted, lift, number
 from .transform import is_transformation
+from .trees import align, flatten, gradients, path_name
 
 
 class LeafOptions(NamedTuple):
@@ -39,7 +40,7 @@ def per_leaf(choose: Callable[[str], LeafOptions]) -> GradientTransformation:
     def resolve(params: Any):
         paths, leaves, tree = flatten(params)
         options = [
-            None if p is None else choose(keystr_(path)) for path, p in zip(paths, leaves, strict=True)
+            None if p is None else choose(path_name(path)) for path, p in zip(paths, leaves, strict=True)
         ]
         return paths, leaves, tree, options
 
@@ -74,7 +75,7 @@ def per_leaf(choose: Callable[[str], LeafOptions]) -> GradientTransformation:
                 raise ValueError(f"the state is of another table: found {found}, expected {len(stage)}")
             for (t, members), s in zip(stage, getattr(state, field), strict=True):
                 if field == "rule":
-                    t = _about(t, {keystr_(paths[i]): o for i in members if (o := options[i])})
+                    t = _about(t, {path_name(paths[i]): o for i in members if (o := options[i])})
                 changed, s = t.update(_only(tree, gs, members), s, _only(tree, leaves, members))
                 changed = align(tree, paths, changed, field)
                 for i in members:
@@ -153,7 +154,7 @@ def by_path(
     pair = per_leaf(choose)
 
     def init(params: Any) -> PathState:
-        paths = [keystr_(path) for path in flatten(params)[0]]
+        paths = [path_name(path) for path in flatten(params)[0]]
         for pattern, _ in rows:
             if not any(_matches(pattern, path) for path in paths):
                 raise ValueError(f"the pattern {pattern!r} matches no parameter: found {', '.join(paths)}")

@@ -35,7 +35,7 @@ class WeightDecayRegularizer:
         return GradientTransformation(pair.init, update)
 
     def transformation(self) -> GradientTransformation:
-        """The same as a function of any pytree; always the same object, so that its leaves are done together."""
+        """The same as functions: always one object, so that its leaves are done together."""
         return self._pair
 
     def __str__(self):

@@ -24,7 +24,8 @@ from typing import (
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr, tree_flatten_with_path
+
+from .trees import align, compute_dtype, flatten, gradients, path_name
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=type)
@@ -137,6 +138,10 @@ def check(rule: Rule) -> None:
             raise TypeError(
                 f"{name}: found {value!r}, expected {'True or False' if kind is bool else 'an int'}"
             )
+        elif kind == tuple[str, ...] and not (
+            isinstance(value, tuple) and all(isinstance(part, str) for part in value)
+        ):
+            raise TypeError(f"{name}: found {value!r}, expected a list or tuple of str")
         elif kind is Predicate and value is not None and not callable(value):
             raise TypeError(f"{name}: found {value!r}, expected a function of the leaf")
         for bound in bounds:
@@ -185,6 +190,9 @@ class Lifted(GradientTransformation):
     def source(self) -> "_Lift":
         return self.init.__self__  # type: ignore[attr-defined]
 
+    def __repr__(self) -> str:
+        return f"lift({self.source.rule}, {self.source.learning_rate})"
+
 
 @dataclass(frozen=True, eq=False)
 class _Lift:
@@ -231,7 +239,7 @@ class _Lift:
         rate = state.learning_rate
         if callable(self.learning_rate):
             rate = jnp.asarray(self._rate(state.count), rate.dtype)
-        about = [self.leaf(keystr_(path)) for path in paths]
+        about = [self.leaf(path_name(path)) for path in paths]
         factors = dict.fromkeys(factor for _, factor in about)
         ks = {factor: _advance(self.rule, rate, state.shared, factor) for factor in factors}
         shared = next(iter(ks.values()))[1]
@@ -244,7 +252,7 @@ class _Lift:
             for name, slot in slots.items():
                 if jnp.shape(slot)[jnp.ndim(slot) - jnp.ndim(p) :] != jnp.shape(p):
                     shapes = f"{name} has shape {jnp.shape(slot)}, the parameter {jnp.shape(p)}"
-                    raise ValueError(f"at {keystr_(paths[i])}: {shapes}")
+                    raise ValueError(f"at {path_name(paths[i])}: {shapes}")
             updates[i], slots = _step(self.rule.at(leaf), g, p, ks[factor][0], slots)
             for name, slot in slots.items():
                 columns[name][i] = slot
@@ -296,16 +304,6 @@ def _cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(cast, tree)
 
 
-def compute_dtype(path: Any, p: Any) -> Any:
-    """The dtype in which a leaf is updated: float32, or float64 if the parameter is that wide."""
-    dtype = jnp.result_type(p)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(
-            f"at {keystr_(path)}: found a parameter of dtype {dtype}, expected a real floating dtype"
-        )
-    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype.type
-
-
 def squared_norm(x: jax.Array, axis_name: Any = None) -> jax.Array:
     """Σ x² over the whole tensor, also over the devices of `axis_name`; () of x's dtype.
 
@@ -313,59 +311,6 @@ def squared_norm(x: jax.Array, axis_name: Any = None) -> jax.Array:
     """
     total = jnp.sum(x * x)
     return total if axis_name is None else jax.lax.psum(total, axis_name)
-
-
-# ---------------------------------------------------------------------------------------------- trees
-
-
-def keystr_(path: Any) -> str:
-    return keystr(path, simple=True, separator="/") or "the root"
-
-
-def flatten(params: Any) -> tuple[list[Any], list[Any], Any]:
-    """Paths, leaves and structure; a None among the parameters is a leaf that is never touched."""
-    pairs, tree = tree_flatten_with_path(params, is_leaf=lambda x: x is None)
-    return [path for path, _ in pairs], [p for _, p in pairs], tree
-
-
-def align(tree: Any, paths: list[Any], other: Any, what: str) -> list[Any]:
-    """The entries of `other` in the order of `tree`, or an error that names the leaf where they part."""
-    try:
-        return tree.flatten_up_to(other)
-    except (ValueError, TypeError, KeyError):
-        pass
-    found = {keystr_(path): x for path, x in tree_flatten_with_path(other, is_leaf=lambda x: x is None)[0]}
-    expected = [keystr_(path) for path in paths]
-    missing = [path for path in expected if path not in found]
-    unexpected = [path for path in found if path not in expected]
-    raise ValueError(
-        f"the tree of {what} is not that of the parameters: "
-        + (f"missing at {', '.join(missing)}; " if missing else "")
-        + (f"unexpected at {', '.join(unexpected)}" if unexpected else f"found {jax.tree.structure(other)}")
-    )
-
-
-def gradients(tree: Any, paths: list[Any], params: list[Any], grads: Any) -> list[Any]:
-    """One gradient or None per parameter, each of its parameter's shape: nothing broadcasts."""
-    gs = align(tree, paths, grads, "gradients")
-    for path, p, g in zip(paths, params, gs, strict=True):
-        if g is None:
-            continue
-        if p is None or not (hasattr(g, "dtype") or isinstance(g, float | int)):
-            expected = "None, as the parameter" if p is None else "an array"
-            raise ValueError(
-                f"at {keystr_(path)}: found a gradient of type {type(g).__name__}, expected {expected}"
-            )
-        if jnp.shape(g) != jnp.shape(p):
-            shapes = f"found a gradient of shape {jnp.shape(g)}, expected the parameter's {jnp.shape(p)}"
-            raise ValueError(f"at {keystr_(path)}: {shapes}")
-        if not jnp.issubdtype(jnp.result_type(g), jnp.floating):
-            dtypes = f"found a gradient of dtype {jnp.result_type(g)}, expected a real floating dtype"
-            raise TypeError(f"at {keystr_(path)}: {dtypes}")
-    return gs
-
-
-# ---------------------------------------------------------------------------------------------- functions
 
 
 class Factory(Generic[P]):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .rule import GradientTransformation, RuleState, align, compute_dtype, flatten, gradients, number
+from .rule import GradientTransformation, RuleState, number
+from .trees import align, compute_dtype, flatten, gradients, path_name
 
 
 def identity() -> GradientTransformation:
@@ -80,10 +81,16 @@ def apply_updates(params: Any, updates: Any) -> Any:
     def add(path: Any, p: Any, u: Any) -> Any:
         if p is None or u is None:
             return p
-        if jnp.shape(p) != jnp.shape(u):
-            raise ValueError(
-                f"at {path}: found an update of shape {jnp.shape(u)}, the parameter's is {jnp.shape(p)}"
+        if not hasattr(u, "dtype") and not isinstance(u, float | int):
+            raise TypeError(
+                f"at {path_name(path)}: found an update of type {type(u).__name__}, expected an array"
             )
+        if jnp.shape(p) != jnp.shape(u):
+            shapes = f"found an update of shape {jnp.shape(u)}, the parameter's is {jnp.shape(p)}"
+            raise ValueError(f"at {path_name(path)}: {shapes}")
+        if jnp.issubdtype(jnp.result_type(u), jnp.complexfloating):
+            found = f"found an update of dtype {jnp.result_type(u)}, expected a real dtype"
+            raise TypeError(f"at {path_name(path)}: {found}")
         wide = compute_dtype(path, p)
         return (jnp.asarray(p, wide) + jnp.asarray(u, wide)).astype(jnp.result_type(p))
 
@@ -126,7 +133,10 @@ def set_learning_rate(state: Any, learning_rate: Any) -> Any:
     >>> print(get_learning_rate(state))
     0.01
     """
-    if not isinstance(learning_rate, jax.Array | np.ndarray):
+    real = isinstance(learning_rate, jax.Array | np.ndarray) and any(
+        jnp.issubdtype(learning_rate.dtype, kind) for kind in (jnp.floating, jnp.integer)
+    )
+    if not real:
         number("learning_rate", learning_rate)
 
     def replace(s: Any) -> Any:

@@ -245,7 +245,7 @@ def test_a_plain_function_is_a_loss_too():
 
 def test_a_bare_tree_is_wrapped():
     opt = paddle.optimizer.SGD(0.1, {"layer": [jnp.ones(2), None], "n": jnp.ones(1)})
-    assert [p.name for p in jax.tree.leaves(opt.parameters)] == ["layer.0", "n"]
+    assert [p.name for p in jax.tree.leaves(opt.parameters)] == ["layer/0", "n"]
     opt.minimize(lambda p: jnp.sum(p["layer"][0]) + jnp.sum(p["n"]))
     np.testing.assert_allclose(opt.parameters["n"].numpy(), [0.9])
 

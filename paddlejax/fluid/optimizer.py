@@ -12,6 +12,7 @@ from ..optimizer.arguments import checked_clip
 from ..optimizer.cohorts import StateDictError
 from ..optimizer.optimizer import Optimizer
 from ..optimizer.plan import OWN
+from ..regularizer import as_regularizer
 from ..rule import Rule
 from .dygraph import LearningRateDecay, LearningRateEpochDecay
 
@@ -24,11 +25,14 @@ class FluidOptimizer(Optimizer):
     minimize.
     """
 
+    _argument = "parameter_list"
     _signature: inspect.Signature
     _rule: type[Rule]
     _dialect: dict[str, Any]  # what 1.x computes differently
 
     def __init__(self, *args: Any, **kwargs: Any):
+        if type(self) is FluidOptimizer:
+            raise TypeError("FluidOptimizer has no rule of its own; use SGD, Adam or another of its classes")
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as e:
@@ -39,6 +43,7 @@ class FluidOptimizer(Optimizer):
         rate, parameters, decay, clip, name = (
             given.pop(argument) for argument in ("learning_rate", *_COMMON)
         )
+        decay = as_regularizer("regularization", decay)
         given.pop("lazy_mode", None)  # speaks of row-sparse gradients only
         self._used_rate: Any = None  # what the last minimize took from a schedule
         super().__init__(rate, parameters, decay, clip, name, rule=self._rule(**given, **self._dialect))

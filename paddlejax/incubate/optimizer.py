@@ -5,6 +5,7 @@ from typing import Any
 from .. import rules
 from ..optimizer.classes import refuse_masters
 from ..optimizer.optimizer import Optimizer
+from ..regularizer import as_regularizer
 
 
 class LarsMomentumOptimizer(Optimizer):
@@ -12,6 +13,8 @@ class LarsMomentumOptimizer(Optimizer):
 
     A Parameter whose name contains one of the strings of exclude_from_weight_decay has no decay and no ratio.
     """
+
+    _argument = "parameter_list"
 
     def __init__(
         self,
@@ -28,12 +31,8 @@ class LarsMomentumOptimizer(Optimizer):
         multi_precision: bool = False,
         rescale_grad: Any = 1.0,
     ):
-        excluded = exclude_from_weight_decay or ()
-        if isinstance(excluded, str) or not all(isinstance(part, str) for part in excluded):
-            found = f"found {exclude_from_weight_decay!r}, expected a list of str"
-            raise TypeError(f"exclude_from_weight_decay: {found}")
-        rule = rules.LarsMomentum(
-            momentum, lars_coeff, lars_weight_decay, tuple(excluded), epsilon, rescale_grad
-        )
-        super().__init__(learning_rate, parameter_list, regularization, grad_clip, name, rule=rule)
+        excluded = () if exclude_from_weight_decay is None else exclude_from_weight_decay
+        decay = as_regularizer("regularization", regularization)
+        rule = rules.LarsMomentum(momentum, lars_coeff, lars_weight_decay, excluded, epsilon, rescale_grad)
+        super().__init__(learning_rate, parameter_list, decay, grad_clip, name, rule=rule)
         refuse_masters(self, multi_precision)

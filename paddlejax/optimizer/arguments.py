@@ -8,7 +8,8 @@ import jax
 from ..clip import ClipGradBase
 from ..paths import LeafOptions, with_hyperparameters
 from ..regularizer import as_regularizer
-from ..rule import Lifted, compute_dtype, number
+from ..rule import Lifted, number
+from ..trees import compute_dtype
 from .parameter import Parameter
 from .parameter import parameters as wrap
 
@@ -41,25 +42,24 @@ def options_of(
         )
 
 
-def read_parameters(given: Any) -> tuple[Any, list[tuple[list[Parameter], dict[str, Any]]]]:
+def read_parameters(argument: str, given: Any) -> tuple[Any, list[tuple[list[Parameter], dict[str, Any]]]]:
     """The tree to show as `.parameters`, and the groups: (parameters, options)."""
     expected = "expected a list of Parameters, group dicts, or a tree of arrays"
     if given is None or isinstance(given, Parameter) or hasattr(given, "dtype"):
         found = "None" if given is None else f"one {type(given).__name__}"
-        raise ParametersError(f"parameters: found {found}, {expected}")
-    given = _ordered(given, "parameters")
+        raise ParametersError(f"{argument}: found {found}, {expected}")
+    given = _ordered(given, argument)
     if isinstance(given, list | tuple) and any(isinstance(g, Mapping) and "params" in g for g in given):
-        groups = [_read_group(i, g) for i, g in enumerate(given)]
+        groups = [_read_group(f"{argument}: group {i}", g) for i, g in enumerate(given)]
         return [p for members, _ in groups for p in members], groups
     try:
         tree = wrap(given)
     except TypeError as e:
-        raise ParametersError(f"{e}; {expected}") from None
+        raise ParametersError(f"{argument}: {e}; {expected}") from None
     return tree, [(jax.tree.leaves(tree), {})]
 
 
-def _read_group(i: int, group: Any) -> tuple[list[Parameter], dict[str, Any]]:
-    where = f"parameters: group {i}"
+def _read_group(where: str, group: Any) -> tuple[list[Parameter], dict[str, Any]]:
     if not isinstance(group, Mapping) or "params" not in group:
         raise ParametersError(f"{where} is {group!r}, expected a dict with 'params'")
     members = jax.tree.leaves(_ordered(group["params"], where))
@@ -77,16 +77,16 @@ def _ordered(given: Any, where: str) -> Any:
     return list(given) if loose and jax.tree_util.all_leaves([given]) else given
 
 
-def check_distinct(parameters: list[Parameter]) -> None:
+def check_distinct(argument: str, parameters: list[Parameter]) -> None:
     names: dict[str, Parameter] = {}
     for p in parameters:
         if names.setdefault(p.name, p) is not p:
-            raise ValueError(f"parameters: two different Parameters are named {p.name}")
+            raise ValueError(f"{argument}: two different Parameters are named {p.name}")
         if p.trainable:
             compute_dtype((jax.tree_util.GetAttrKey(p.name),), p._value)
     if len(names) < len(parameters):
         twice = next(name for name in names if sum(p.name == name for p in parameters) > 1)
-        raise ValueError(f"parameters: {twice} appears more than once")
+        raise ValueError(f"{argument}: {twice} appears more than once")
 
 
 def checked_clip(argument: str, value: Any) -> ClipGradBase | None:

@@ -6,7 +6,7 @@ The arguments that all share are explained at `Optimizer`, the hyperparameters a
 from typing import Any
 
 from .. import rules
-from ..rule import compute_dtype
+from ..trees import compute_dtype
 from .optimizer import Optimizer
 
 
@@ -188,6 +188,8 @@ class ASGD(Optimizer):
 
 def refuse_masters(optimizer: Optimizer, multi_precision: bool) -> None:
     """float32 and float64 parameters are their own masters; for narrower ones there are none yet."""
+    if not isinstance(multi_precision, bool):
+        raise TypeError(f"multi_precision: found {multi_precision!r}, expected True or False")
     for p in optimizer._parameters:
         if multi_precision and p.trainable and compute_dtype((), p._value) != p.dtype:
             raise NotImplementedError(

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..rule import Lifted, RuleState, compute_dtype
+from ..rule import Lifted, RuleState
+from ..trees import compute_dtype
 from .parameter import Parameter
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..rule import ArgumentError
+from ..trees import compute_dtype
 from .parameter import Parameter
 
 
@@ -114,6 +115,9 @@ class Loss:
 
     __float__ = item
 
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else repr(self)
+
     def numpy(self) -> np.ndarray:
         return np.array(self.value)
 
@@ -140,6 +144,7 @@ class LossFunction:
         places = []
         for leaf in leaves:
             if isinstance(leaf, Parameter) and leaf.trainable:
+                compute_dtype((jax.tree_util.GetAttrKey(leaf.name),), leaf._value)
                 places.append(("trained", trained.setdefault(leaf, len(trained))))
             elif isinstance(leaf, Parameter | jax.Array | np.ndarray | np.generic) or type(leaf) in (
                 int,

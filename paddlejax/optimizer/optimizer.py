@@ -31,6 +31,8 @@ class Optimizer:
     again.
     """
 
+    _argument = "parameters"  # how the constructor calls them
+
     def __init__(
         self,
         learning_rate: Any,
@@ -47,9 +49,9 @@ class Optimizer:
             "weight_decay": as_regularizer("weight_decay", weight_decay),
             "grad_clip": checked_clip("grad_clip", grad_clip),
         }
-        self.parameters, groups = read_parameters(parameters)
+        self.parameters, groups = read_parameters(self._argument, parameters)
         self._parameters: list[Parameter] = [p for members, _ in groups for p in members]
-        check_distinct(self._parameters)
+        check_distinct(self._argument, self._parameters)
         self._position = {p: i for i, p in enumerate(self._parameters)}
         base = lift(rule or Rule(), 0.0)
         self._options = [o for members, own in groups for o in options_of(members, base, own, general)]
@@ -57,6 +59,11 @@ class Optimizer:
         self._cohorts: list[Cohort] = []
         self._present: tuple[bool, ...] | None = None
         self._plans: dict[Any, Plan] = {}
+
+    def __repr__(self) -> str:
+        rate = self._learning_rate
+        rate = rate if isinstance(rate, float) else type(rate).__name__
+        return f"{type(self).__name__}(learning_rate={rate}, {len(self._parameters)} parameters)"
 
     # ------------------------------------------------------------------ one step
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..regularizer import as_regularizer
-from ..rule import flatten, number
+from ..rule import number
+from ..trees import flatten, path_name
 
 _counter = itertools.count()
 
@@ -76,6 +77,8 @@ class Parameter:
         need_clip: bool = True,
         attr: ParamAttr | None = None,
     ):
+        if attr is not None and not isinstance(attr, ParamAttr):
+            raise TypeError(f"Parameter's attr: found {attr!r}, expected a ParamAttr")
         attr = attr or ParamAttr(name, None, learning_rate, regularizer, trainable, True, need_clip)
         name = name or attr.name
         if name is not None and not isinstance(name, str):
@@ -130,6 +133,9 @@ class Parameter:
             raise ValueError(
                 f"Parameter {self.name}: found a value of shape {new.shape}, expected {self.shape}"
             )
+        if jnp.iscomplexobj(new) and not jnp.iscomplexobj(self._value):
+            found = f"found a value of dtype {new.dtype}, expected what {self.dtype} can hold"
+            raise TypeError(f"Parameter {self.name}: {found}")
         self._value, self._lent = new.astype(self.dtype), False
 
     @property
@@ -251,8 +257,17 @@ Parameter.__neg__ = lambda self: -self._value  # type: ignore[attr-defined]
 Parameter.__abs__ = lambda self: abs(self._value)  # type: ignore[attr-defined]
 
 
+def values(tree: Any) -> Any:
+    """The same tree with every Parameter replaced by its array, for jit, jnp functions and evaluation.
+
+    >>> print(values({"w": Parameter(jnp.ones(2)), "n": 3}))
+    {'n': 3, 'w': Array([1., 1.], dtype=float32)}
+    """
+    return jax.tree.map(lambda x: x.value if isinstance(x, Parameter) else x, tree)
+
+
 def parameters(tree: Any) -> Any:
-    """The same tree with every array in a Parameter that is named by its path, such as `layer.w`.
+    """The same tree with every array in a Parameter that is named by its path, such as `layer/w`.
 
     Leaves that are Parameters already stay; the arrays are copied.
 
@@ -263,11 +278,11 @@ def parameters(tree: Any) -> Any:
     paths, leaves, structure = flatten(tree)
     wrapped = []
     for path, leaf in zip(paths, leaves, strict=True):
-        name = jax.tree_util.keystr(path, simple=True, separator=".") or "param"
+        name = path_name(path) if path else "param"
         if leaf is None or isinstance(leaf, Parameter):
             wrapped.append(leaf)
         elif hasattr(leaf, "dtype"):
             wrapped.append(Parameter(leaf, name))
         else:
-            raise TypeError(f"parameters: at {name} found {leaf!r}, expected an array or a Parameter")
+            raise TypeError(f"at {name} found {leaf!r}, expected an array or a Parameter")
     return structure.unflatten(wrapped)

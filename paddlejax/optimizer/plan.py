@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from ..paths import LeafOptions, per_leaf
-from ..rule import Lifted, compute_dtype, lift
+from ..rule import Lifted, lift
 from ..transform import apply_updates, set_learning_rate
+from ..trees import compute_dtype
 from .cohorts import Cohort
 from .loss import Call
 from .parameter import Parameter

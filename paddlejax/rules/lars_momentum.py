@@ -41,6 +41,10 @@ class LarsMomentum(Rule):
     always_adapt: bool = False
     axis_name: str | tuple[str, ...] | None = None
 
+    def __post_init__(self):
+        if isinstance(self.exclude_from_weight_decay, list):  # what is static must be hashable
+            object.__setattr__(self, "exclude_from_weight_decay", tuple(self.exclude_from_weight_decay))
+
     def at(self, leaf):
         excluded = any(part in getattr(leaf, "name", leaf) for part in self.exclude_from_weight_decay)
         decay = 0.0 if excluded else self.lars_weight_decay

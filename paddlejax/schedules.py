@@ -1,202 +1,18 @@
 """Learning-rate schedules: pure functions `count -> rate`, each formula written once.
 
-Called with a Python number a schedule computes in Python floats, as Paddle's classes do, and returns one;
-called with an array, traced or not, it computes in JAX and returns float32 (float64 for a 64-bit count) of
-the array's shape. The classes of `paddlejax.optimizer.lr` and `paddlejax.fluid.dygraph` count, and ask these
-functions for the number. The file is long because it is the whole table: per schedule formula and checks.
+The classes of `paddlejax.optimizer.lr` and `paddlejax.fluid.dygraph` count, and ask these functions for the
+number. The file is long because it is the whole table: per schedule its formula, its page and its checks.
 """
 
-import functools
-import inspect
 import math
-import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-P = ParamSpec("P")
-Scalar = float | jax.Array
-
-
-class _Doubles:
-    """What a formula needs, for Python numbers: the arithmetic Paddle itself uses."""
-
-    real = staticmethod(float)
-    exp, cos = staticmethod(math.exp), staticmethod(math.cos)
-    minimum, maximum = staticmethod(min), staticmethod(max)
-    less, power = staticmethod(operator.lt), staticmethod(operator.pow)
-
-    @staticmethod
-    def shown(t):
-        """The count as a user's own function sees it."""
-        return t
-
-    @staticmethod
-    def where(condition, a, b):
-        return a if condition else b
-
-    @staticmethod
-    def product(first, factor, n):
-        for i in range(1, int(n) + 1):
-            first = first * factor(i)
-        return first
-
-
-class _Arrays:
-    """What a formula needs, for arrays. Counts stay integers where a formula divides or compares them."""
-
-    exp, cos = staticmethod(jnp.exp), staticmethod(jnp.cos)
-    minimum, maximum = staticmethod(jnp.minimum), staticmethod(jnp.maximum)
-    where = staticmethod(jnp.where)
-
-    def __init__(self, dtype):
-        self.dtype = dtype
-
-    def real(self, x):
-        return jnp.asarray(x, self.dtype)
-
-    # A float: `0.95 ** e` with an integer e is an error under strict promotion.
-    shown = real
-
-    @staticmethod
-    def less(t, bound):
-        if jnp.issubdtype(t.dtype, jnp.integer):
-            limits = jnp.iinfo(t.dtype)  # t < 2.5 is t < 3, and no integer is promoted
-            bound = math.ceil(min(max(bound, limits.min), limits.max))
-        return t < bound
-
-    def power(self, base, n):
-        n = self.real(n)
-        if isinstance(base, jax.Array):
-            return base**n
-        if base == 0:
-            return jnp.where(n == 0, 1.0, 0.0)
-        # Through the double's logarithm: float32(0.999) ** 1000 would be 1e-5 off.
-        size = jnp.exp(n * math.log(abs(base)))
-        return size if base > 0 else jnp.where(n % 2 == 0, size, -size)
-
-    def product(self, first, factor, n):
-        n = n.astype(jnp.int32) if jnp.issubdtype(n.dtype, jnp.floating) else n
-        first = jnp.broadcast_to(self.real(first), n.shape)
-
-        def multiply(i, rate):
-            return jnp.where(i <= n, rate * self.real(factor(self.shown(i))), rate)
-
-        return jax.lax.fori_loop(1, jnp.max(n) + 1, multiply, first)
-
-
-_DOUBLES = _Doubles()
-
-
-def _plain(x):
-    """NumPy scalars are strongly typed for JAX; Python's are not."""
-    if isinstance(x, (list, tuple)):
-        return [_plain(v) for v in x]
-    return x.item() if isinstance(x, np.generic) else x
-
-
-def _evaluate(formula, count, args, kwargs):
-    if isinstance(count, (jax.Array, np.ndarray)):
-        count = jnp.asarray(count)
-    elif any(isinstance(a, jax.Array) for a in (*args, *kwargs.values())):
-        count = jnp.asarray(count, jnp.float32 if isinstance(count, float) else jnp.int32)
-    else:
-        return formula(_DOUBLES, _plain(count), *args, **kwargs)
-    wide = count.dtype.itemsize == 8
-    if jnp.issubdtype(count.dtype, jnp.integer):
-        count = count.astype(jnp.int64 if wide else jnp.int32)
-    else:
-        count = count.astype(jnp.float64 if wide else jnp.float32)
-    maths = _Arrays(jnp.float64 if wide else jnp.float32)
-
-    def ready(x):
-        return maths.real(x) if isinstance(x, (jax.Array, np.ndarray)) else _plain(x)
-
-    rate = formula(maths, count, *map(ready, args), **{k: ready(v) for k, v in kwargs.items()})
-    return jnp.broadcast_to(maths.real(rate), count.shape)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Schedule:
-    """A schedule with its arguments: `count -> rate`, jit-able and vmap-able, and printable.
-
-    >>> exponential_decay(0.5, gamma=0.5)
-    exponential_decay(learning_rate=0.5, gamma=0.5)
-    """
-
-    family: "Family"
-    arguments: Mapping[str, Any]
-
-    def __call__(self, count):
-        return self.family.at(count, **self.arguments)
-
-    def __repr__(self):
-        shown = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
-        return f"{self.family.__name__}({shown})"
-
-
-class Family(Protocol[P]):
-    """A function that makes schedules; `at` evaluates its formula at a count with nothing checked."""
-
-    __name__: str
-    __signature__: inspect.Signature
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Schedule: ...
-    def at(self, count: Any, *args: P.args, **kwargs: P.kwargs) -> Any: ...
-    def check(self, function: Callable[..., None]) -> Callable[..., None]: ...
-
-
-def _family(formula: Callable[Concatenate[Any, Any, P], Any]) -> Family[P]:
-    """Turn a formula f(maths, count, *arguments) into a function of the arguments that returns a schedule."""
-    signature = inspect.signature(formula)
-    signature = signature.replace(parameters=list(signature.parameters.values())[2:])
-    checks: list[Callable[..., None]] = []
-
-    @functools.wraps(formula)
-    def make(*args, **kwargs):
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        for check in checks:
-            check(**bound.arguments)
-        if not callable(rate := bound.arguments.get("learning_rate", 0.0)):
-            _expect_rate("learning_rate", rate)
-        return Schedule(family, bound.arguments)
-
-    def at(count, *args, **kwargs):
-        return _evaluate(formula, count, args, kwargs)
-
-    def check(function):
-        checks.append(function)
-        return function
-
-    make.__dict__.update(at=at, check=check, __signature__=signature)
-    family = cast("Family[P]", make)
-    return family
-
-
-def expect(ok, error: type[Exception], name: str, found, expected: str):
-    """Raise `error`, naming the argument, what was found and what was expected, unless `ok`.
-
-    >>> expect(False, ValueError, "gamma", 2.0, "a number below 1")
-    Traceback (most recent call last):
-    ValueError: gamma is 2.0; expected a number below 1
-    """
-    if not ok:
-        raise error(f"{name} is {found!r}; expected {expected}")
-
-
-def _is_array(x):
-    """Whether the value may be unknown until the program runs, so that nothing about it can be checked."""
-    return isinstance(x, (jax.Array, np.ndarray))
-
-
-def _expect_rate(name, x):
-    expect(_is_array(x) or isinstance(x, (int, float, np.number)), TypeError, name, x, "a number")
-    expect(_is_array(x) or x >= 0, ValueError, name, x, "a number >= 0")
+from .schedule import DOUBLES, Arrays, Scalar, Schedule, expect, expect_rate, is_array, schedule_family
 
 
 def _expect_whole(name, x, type_error: type[Exception], sign_error: type[Exception]):
@@ -205,7 +21,7 @@ def _expect_whole(name, x, type_error: type[Exception], sign_error: type[Excepti
 
 
 def _expect_below_one(gamma, **_):
-    expect(_is_array(gamma) or gamma < 1, ValueError, "gamma", gamma, "a number below 1")
+    expect(is_array(gamma) or gamma < 1, ValueError, "gamma", gamma, "a number below 1")
 
 
 def _half_cosine(m, q, high, low):
@@ -221,7 +37,7 @@ def _pick(m, t, bounds, values):
     return picked
 
 
-@_family
+@schedule_family
 def noam_decay(m, t, d_model, warmup_steps, learning_rate: Scalar = 1.0):
     """Rise linearly for `warmup_steps`, then fall with the inverse square root of the count.
 
@@ -243,7 +59,7 @@ def _(d_model, warmup_steps, **_):
     expect(warmup_steps > 0, TypeError, "warmup_steps", warmup_steps, "a number > 0")
 
 
-@_family
+@schedule_family
 def piecewise_decay(m, t, boundaries, values):
     """Hold each of `values` until the count reaches the next of `boundaries`.
 
@@ -263,7 +79,7 @@ def _(boundaries, values):
     expect(len(values) > len(boundaries), ValueError, "values", values, "one more value than boundaries")
 
 
-@_family
+@schedule_family
 def natural_exp_decay(m, t, learning_rate, gamma):
     """Decay exponentially at the rate `gamma`.
 
@@ -277,10 +93,10 @@ def natural_exp_decay(m, t, learning_rate, gamma):
 
 @natural_exp_decay.check
 def _(gamma, **_):
-    expect(_is_array(gamma) or gamma > 0, AssertionError, "gamma", gamma, "a number > 0")
+    expect(is_array(gamma) or gamma > 0, AssertionError, "gamma", gamma, "a number > 0")
 
 
-@_family
+@schedule_family
 def inverse_time_decay(m, t, learning_rate, gamma):
     """Decay with the inverse of the count.
 
@@ -292,7 +108,7 @@ def inverse_time_decay(m, t, learning_rate, gamma):
     return learning_rate / (1 + gamma * m.real(t))
 
 
-@_family
+@schedule_family
 def polynomial_decay(
     m, t, learning_rate, decay_steps, end_lr: Scalar = 0.0001, power: Scalar = 1.0, cycle=False
 ):
@@ -314,10 +130,10 @@ def polynomial_decay(
 @polynomial_decay.check
 def _(decay_steps, power, **_):
     _expect_whole("decay_steps", decay_steps, AssertionError, AssertionError)
-    expect(_is_array(power) or power > 0, AssertionError, "power", power, "a number > 0")
+    expect(is_array(power) or power > 0, AssertionError, "power", power, "a number > 0")
 
 
-@_family
+@schedule_family
 def linear_warmup(m, t, learning_rate, warmup_steps, start_lr, end_lr):
     """Rise linearly, then follow `learning_rate`: a number, an array or a schedule.
 
@@ -341,14 +157,14 @@ def _follow(m, schedule, t, start):
 @linear_warmup.check
 def _(learning_rate, warmup_steps, start_lr, end_lr):
     kinds = (int, float, np.number)
-    known = callable(learning_rate) or _is_array(learning_rate) or isinstance(learning_rate, kinds)
+    known = callable(learning_rate) or is_array(learning_rate) or isinstance(learning_rate, kinds)
     expect(known, TypeError, "learning_rate", learning_rate, "a number or a schedule")
     _expect_whole("warmup_steps", warmup_steps, AssertionError, AssertionError)
-    known = not (_is_array(start_lr) or _is_array(end_lr))
+    known = not (is_array(start_lr) or is_array(end_lr))
     expect(
         not known or end_lr > start_lr, AssertionError, "end_lr", end_lr, f"more than start_lr={start_lr!r}"
     )
-    _expect_rate("start_lr", start_lr)
+    expect_rate("start_lr", start_lr)
 
 
 def warmup(learning_rate, warmup_steps, start_lr: Scalar = 0.0, end_lr: Scalar | None = None) -> Schedule:
@@ -364,7 +180,7 @@ def warmup(learning_rate, warmup_steps, start_lr: Scalar = 0.0, end_lr: Scalar |
     return linear_warmup(learning_rate, warmup_steps, start_lr, first if end_lr is None else end_lr)
 
 
-@_family
+@schedule_family
 def join(m, t, schedules, boundaries):
     """Run schedules one after the other, each counting from its own beginning; a number stands for itself.
 
@@ -394,7 +210,7 @@ def _expect_increasing(name, numbers):
     expect(rising, ValueError, name, numbers, "strictly increasing numbers")
 
 
-@_family
+@schedule_family
 def exponential_decay(m, t, learning_rate, gamma):
     """Multiply by `gamma` at every count.
 
@@ -410,10 +226,10 @@ def exponential_decay(m, t, learning_rate, gamma):
 
 @exponential_decay.check
 def _(gamma, **_):
-    expect(_is_array(gamma) or 0 < gamma < 1, AssertionError, "gamma", gamma, "a number between 0 and 1")
+    expect(is_array(gamma) or 0 < gamma < 1, AssertionError, "gamma", gamma, "a number between 0 and 1")
 
 
-@_family
+@schedule_family
 def multi_step_decay(m, t, learning_rate, milestones, gamma: Scalar = 0.1):
     """Multiply by `gamma` at every one of `milestones`.
 
@@ -433,7 +249,7 @@ def _(milestones, **_):
 multi_step_decay.check(_expect_below_one)
 
 
-@_family
+@schedule_family
 def step_decay(m, t, learning_rate, step_size, gamma: Scalar = 0.1):
     """Multiply by `gamma` every `step_size` counts.
 
@@ -452,7 +268,7 @@ def _(step_size, gamma, **_):
     expect(step_size > 0, AssertionError, "step_size", step_size, "an int > 0")
 
 
-@_family
+@schedule_family
 def lambda_decay(m, t, learning_rate, lr_lambda):
     """Multiply the rate by a function of the count.
 
@@ -471,7 +287,7 @@ def _(lr_lambda, **_):
     expect(callable(lr_lambda), TypeError, "lr_lambda", lr_lambda, "a function of the count")
 
 
-@_family
+@schedule_family
 def multiplicative_decay(m, t, learning_rate, lr_lambda):
     """Multiply the rate by a function of the count, again and again.
 
@@ -491,7 +307,7 @@ def _(lr_lambda, **_):
     expect(callable(lr_lambda), TypeError, "lr_lambda", lr_lambda, "a function of the count")
 
 
-@_family
+@schedule_family
 def cosine_annealing_decay(m, t, learning_rate, T_max, eta_min: Scalar = 0):
     """Swing between the rate and `eta_min` along a cosine.
 
@@ -509,11 +325,11 @@ def cosine_annealing_decay(m, t, learning_rate, T_max, eta_min: Scalar = 0):
 @cosine_annealing_decay.check
 def _(T_max, eta_min, **_):
     expect(isinstance(T_max, int), TypeError, "T_max", T_max, "an int")
-    expect(_is_array(eta_min) or isinstance(eta_min, (int, float)), TypeError, "eta_min", eta_min, "a number")
+    expect(is_array(eta_min) or isinstance(eta_min, (int, float)), TypeError, "eta_min", eta_min, "a number")
     expect(T_max > 0, AssertionError, "T_max", T_max, "an int > 0")
 
 
-@_family
+@schedule_family
 def cosine_annealing_warm_restarts(m, t, learning_rate, T_0, T_mult=1, eta_min: Scalar = 0):
     """Fall along half a cosine and restart, each cycle `T_mult` times as long as the one before.
 
@@ -541,7 +357,7 @@ def _(T_0, T_mult, **_):
     _expect_whole("T_mult", T_mult, ValueError, ValueError)
 
 
-@_family
+@schedule_family
 def one_cycle_lr(
     m,
     t,
@@ -570,15 +386,10 @@ def one_cycle_lr(
     rates = [first, max_learning_rate, *([first] if three_phase else []), end_learning_rate]
     x = m.real(t)
 
-    def of_phase(numbers):
-        *earlier, picked = numbers
-        for number, end in reversed(list(zip(earlier, knots[1:], strict=False))):
-            picked = m.where(x <= end, number, picked)
-        return picked
-
-    start, low, high = of_phase(knots[:-1]), of_phase(rates[:-1]), of_phase(rates[1:])
     # With phase_pct = 1 the last phase has no length and nothing but count N in it.
-    length = of_phase([b - a or 1.0 for a, b in zip(knots, knots[1:], strict=False)])
+    phases = list(zip(knots, knots[1:], rates, rates[1:], strict=False))
+    rows = [(begin, end - begin or 1.0, low, high) for begin, end, low, high in phases]
+    start, length, low, high = m.row(x, knots[1:], rows)
     q = (x - start) / length
     rate = _half_cosine(m, q, low, high) if anneal_strategy == "cos" else (high - low) * q + low
     return m.where(x <= n, rate, end_learning_rate)
@@ -588,12 +399,12 @@ def one_cycle_lr(
 def _(
     max_learning_rate, total_steps, divide_factor, end_learning_rate, phase_pct, anneal_strategy, three_phase
 ):
-    _expect_rate("max_learning_rate", max_learning_rate)
-    _expect_rate("end_learning_rate", end_learning_rate)
+    expect_rate("max_learning_rate", max_learning_rate)
+    expect_rate("end_learning_rate", end_learning_rate)
     _expect_whole("total_steps", total_steps, TypeError, ValueError)
     expect(isinstance(phase_pct, float), TypeError, "phase_pct", phase_pct, "a float")
     expect(0 <= phase_pct <= 1, ValueError, "phase_pct", phase_pct, "a float between 0 and 1")
-    known = not _is_array(divide_factor)
+    known = not is_array(divide_factor)
     expect(
         not known or isinstance(divide_factor, (int, float)),
         TypeError,
@@ -612,7 +423,7 @@ def _(
     expect(long, ZeroDivisionError, "phase_pct", phase_pct, "a first phase of more or less than one step")
 
 
-@_family
+@schedule_family
 def cyclic_lr(
     m,
     t,
@@ -651,18 +462,18 @@ def cyclic_lr(
 def _(
     base_learning_rate, max_learning_rate, step_size_up, step_size_down, mode, exp_gamma, scale_fn, scale_mode
 ):
-    _expect_rate("max_learning_rate", max_learning_rate)
+    expect_rate("max_learning_rate", max_learning_rate)
     _expect_whole("step_size_up", step_size_up, TypeError, ValueError)
     if step_size_down is not None:
         _expect_whole("step_size_down", step_size_down, TypeError, ValueError)
-    expect(_is_array(exp_gamma) or isinstance(exp_gamma, float), TypeError, "exp_gamma", exp_gamma, "a float")
+    expect(is_array(exp_gamma) or isinstance(exp_gamma, float), TypeError, "exp_gamma", exp_gamma, "a float")
     modes, scales = ("triangular", "triangular2", "exp_range"), ("cycle", "iterations")
     expect(scale_fn is not None or mode in modes, ValueError, "mode", mode, f"one of {modes}, or a scale_fn")
     expect(scale_mode in scales, ValueError, "scale_mode", scale_mode, f"one of {scales}")
-    _expect_rate("base_learning_rate", base_learning_rate)
+    expect_rate("base_learning_rate", base_learning_rate)
 
 
-@_family
+@schedule_family
 def linear_lr(m, t, learning_rate, total_steps, start_factor: Scalar = 1.0 / 3, end_factor: Scalar = 1.0):
     """Move the rate linearly from one multiple of itself to another.
 
@@ -679,14 +490,14 @@ def linear_lr(m, t, learning_rate, total_steps, start_factor: Scalar = 1.0 / 3, 
 
 @linear_lr.check
 def _(total_steps, start_factor, end_factor, **_):
-    started = _is_array(start_factor) or 0 < start_factor <= 1
+    started = is_array(start_factor) or 0 < start_factor <= 1
     expect(started, ValueError, "start_factor", start_factor, "a number above 0, at most 1")
-    ended = _is_array(end_factor) or 0 <= end_factor <= 1
+    ended = is_array(end_factor) or 0 <= end_factor <= 1
     expect(ended, ValueError, "end_factor", end_factor, "a number between 0 and 1")
     expect(total_steps > 0, ValueError, "total_steps", total_steps, "a number > 0")
 
 
-@_family
+@schedule_family
 def cosine_decay(m, t, learning_rate, step_each_epoch, epochs):
     """Fall along half a cosine in steps, one per epoch: the 1.x schedule.
 
@@ -745,7 +556,7 @@ class PlateauRule(NamedTuple):
 
         mode = known("mode", self.mode, ("min", "max"))
         expect(
-            _is_array(self.factor) or self.factor < 1,
+            is_array(self.factor) or self.factor < 1,
             ValueError,
             factor_name,
             self.factor,
@@ -757,7 +568,7 @@ class PlateauRule(NamedTuple):
 
     def step(self, metric, seen, rate, best, bad, resting):
         """Take one metric; return the new rate, best metric, bad epochs in a row and epochs of rest left."""
-        m: Any = _Arrays(rate.dtype) if isinstance(bad, jax.Array) else _DOUBLES
+        m: Any = Arrays(rate.dtype) if isinstance(bad, jax.Array) else DOUBLES
         best = m.where(seen, best, metric)  # the first metric is the best so far, even a NaN
         margin = best * self.threshold if self.threshold_mode == "rel" else self.threshold
         better = metric < best - margin if self.mode == "min" else metric > best + margin

@@ -13,8 +13,8 @@ PACKAGE = Path(paddle.__file__).parent
 
 # A module may import modules of its own layer's left, never to the right. Packages count as one.
 LAYERS = [
-    {"schedules", "trees"},
-    {"rule"},
+    {"schedule", "trees"},
+    {"schedules", "rule"},
     {"rules", "transform"},
     {"clip", "regularizer"},
     {"paths"},

@@ -6,8 +6,8 @@ epoch, and ReduceLROnPlateau, move only by their own `.epoch()` and `.step(loss)
 
 import numpy as np
 
-from paddlejax import schedules
-from paddlejax.schedules import expect
+from .. import schedules
+from ..schedule import expect
 
 
 class LearningRateDecay:

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from paddlejax import schedules
-from paddlejax.schedules import expect
+from .. import schedules
+from ..schedule import expect
 
 
 class LRScheduler:
@@ -253,7 +253,16 @@ class MultiplicativeDecay(_Formula, family=schedules.multiplicative_decay):
 
     def __init__(self, learning_rate, lr_lambda, last_epoch=-1, verbose=False):
         self.lr_lambda = lr_lambda
+        self._known: tuple[Any, ...] = ()
         super().__init__(learning_rate, last_epoch, verbose)
+
+    def get_lr(self):
+        # One factor more than at the epoch before: from the start, a step would cost more the later it is.
+        before = (self.last_epoch - 1, self.base_lr, self.lr_lambda)
+        known = self._known[:3] == before
+        rate = self._known[3] * self.lr_lambda(self.last_epoch) if known else super().get_lr()
+        self._known = (self.last_epoch, self.base_lr, self.lr_lambda, rate)
+        return rate
 
 
 class CosineAnnealingDecay(_Formula, family=schedules.cosine_annealing_decay):

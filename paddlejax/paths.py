@@ -1,7 +1,7 @@
 """Everything that may differ from parameter to parameter, decided by one table over the tree's paths."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from .clip import ClipGradBase
 from .regularizer import as_regularizer
-from .rule import GradientTransformation, Lifted, lift, number
+from .rule import ArgumentError, GradientTransformation, Lifted, lift, number
 from .transform import is_transformation
 from .trees import align, flatten, gradients, path_name
 
@@ -146,7 +146,7 @@ def by_path(
     general = LeafOptions(
         _rule("by_path", rule), 1.0, _decay("by_path", weight_decay), _clip("by_path", grad_clip)
     )
-    rows = [(pattern, _row(pattern, options, general)) for pattern, options in table]
+    rows = [(pattern, _row(pattern, options, general)) for pattern, options in _rows(table)]
 
     def choose(path: str) -> LeafOptions:
         return next((options for pattern, options in rows if _matches(pattern, path)), general)
@@ -167,6 +167,20 @@ def _matches(pattern: str | re.Pattern[str], path: str) -> bool:
     return fnmatchcase(path, pattern) if isinstance(pattern, str) else pattern.search(path) is not None
 
 
+def _rows(table: Any) -> list[Any]:
+    if isinstance(table, Mapping | str) or not isinstance(table, Iterable):
+        raise TypeError(f"by_path's table: found {table!r}, expected a list of (pattern, options)")
+    rows = list(table)
+    for row in rows:
+        if not isinstance(row, tuple | list) or len(row) != 2:
+            raise TypeError(f"by_path's table: found the row {row!r}, expected (pattern, options)")
+        if not isinstance(row[0], str | re.Pattern):
+            raise TypeError(f"by_path: found the pattern {row[0]!r}, expected a str or a compiled expression")
+        if not isinstance(row[1], Mapping):
+            raise TypeError(f"by_path's row {row[0]!r}: found {row[1]!r}, expected a dict of options")
+    return rows
+
+
 def _row(pattern: str | re.Pattern[str], options: Mapping[str, Any], general: LeafOptions) -> LeafOptions:
     where = f"by_path's row {pattern!r}"
     options = dict(options)
@@ -179,17 +193,23 @@ def _row(pattern: str | re.Pattern[str], options: Mapping[str, Any], general: Le
     }
     own = {name: readers[name](where, options.pop(name)) for name in readers if name in options}
     row = general._replace(**own)
-    return row._replace(rule=with_hyperparameters(where, row.rule, options)) if options else row
+    if "learning_rate" in own and not isinstance(row.rule, Lifted):
+        needs = "learning_rate needs a rule of paddlejax, such as adam(0.001)"
+        raise TypeError(f"{where}: {needs}, found {row.rule!r}")
+    return row._replace(rule=with_hyperparameters(where, row.rule, options, readers)) if options else row
 
 
-def with_hyperparameters(where: str, t: Any, changes: Mapping[str, Any]) -> Lifted:
+def with_hyperparameters(where: str, t: Any, changes: Mapping[str, Any], others: Iterable[str]) -> Lifted:
     """The same optimizer with some of its rule's hyperparameters replaced."""
     known = [f.name for f in fields(t.source.rule)] if isinstance(t, Lifted) else []
     for name in changes:
         if name not in known or not isinstance(t, Lifted):
-            options = ["rule", "learning_rate", "weight_decay", "grad_clip", "frozen", *known]
-            raise TypeError(f"{where}: found the option {name!r}, expected one of {', '.join(options)}")
-    return lift(replace(t.source.rule, **changes), t.source.learning_rate, t.source.leaf)
+            options = ", ".join([*others, *known])
+            raise TypeError(f"{where}: found the option {name!r}, expected one of {options}")
+    try:
+        return lift(replace(t.source.rule, **changes), t.source.learning_rate, t.source.leaf)
+    except (ArgumentError, TypeError) as e:
+        raise type(e)(f"{where}: {e}") from None
 
 
 def _rule(where: str, value: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import (
     NamedTuple,
     ParamSpec,
     TypeVar,
+    cast,
     dataclass_transform,
     get_args,
     get_origin,
@@ -24,6 +25,7 @@ from typing import (
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from .trees import align, compute_dtype, flatten, gradients, path_name
 
@@ -112,6 +114,10 @@ class Rule:
     def init(self, p: jax.Array) -> Slots:
         return {name: jnp.zeros_like(p) for name in self.slots}
 
+    def slot_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a slot of a parameter of this shape."""
+        return shape
+
     def shared(self) -> dict[str, Any]:
         """Scalars that all tensors have in common, at their start."""
         return {}
@@ -128,9 +134,10 @@ class Rule:
 def check(rule: Rule) -> None:
     """Refuse a missing, mistyped or out-of-range hyperparameter before anything is built from it."""
     for f in fields(rule):
-        value, name = getattr(rule, f.name), f"{type(rule).__name__}'s {f.name}"
+        value = getattr(rule, f.name)
+        name = f"{type(rule).__name__}'s {f.name}"
         kind, *bounds = get_args(f.type) if get_origin(f.type) is Annotated else (f.type,)
-        if value is None and f.default is not None:
+        if value is None and f.default is not None and kind is not bool:
             raise ArgumentError(f"{name} is not set: found None, expected a number")
         if kind is float:
             number(name, value)
@@ -142,20 +149,24 @@ def check(rule: Rule) -> None:
             isinstance(value, tuple) and all(isinstance(part, str) for part in value)
         ):
             raise TypeError(f"{name}: found {value!r}, expected a list or tuple of str")
+        elif f.name == "axis_name" and not (value is None or isinstance(value, str | tuple)):
+            raise TypeError(f"{name}: found {value!r}, expected a str or a tuple of str")
         elif kind is Predicate and value is not None and not callable(value):
             raise TypeError(f"{name}: found {value!r}, expected a function of the leaf")
         for bound in bounds:
-            if isinstance(value, int | float | np.number) and float(value) not in bound:
+            if not isinstance(value, Tracer) and float(cast(Any, value)) not in bound:
                 raise ArgumentError(f"{name}: found {value}, expected a number in {bound}")
 
 
-def number(name: str, value: Any) -> None:
+def number(name: str, value: Any, expected: str = "a number") -> None:
     """Refuse what is not one real number: a Python or numpy number, or a 0-d array (traced or not)."""
-    if isinstance(value, bool | str) or not hasattr(value, "dtype") and not isinstance(value, int | float):
-        raise TypeError(f"{name}: found {value!r} of type {type(value).__name__}, expected a number")
-    if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.number):
-        found = f"an array of shape {jnp.shape(value)} and dtype {jnp.result_type(value)}"
-        raise TypeError(f"{name}: found {found}, expected a number or a 0-d array")
+    array = value if isinstance(value, jax.Array | np.ndarray | np.generic) else None
+    if isinstance(value, bool) or array is None and not isinstance(value, int | float):
+        raise TypeError(f"{name}: found {value!r} of type {type(value).__name__}, expected {expected}")
+    kinds = (jnp.floating, jnp.integer)
+    if array is not None and (array.shape or not any(jnp.issubdtype(array.dtype, kind) for kind in kinds)):
+        found = f"an array of shape {array.shape} and dtype {array.dtype}"
+        raise TypeError(f"{name}: found {found}, expected {expected} or a 0-d array")
 
 
 def lift(
@@ -173,6 +184,8 @@ def lift(
     >>> float(state.learning_rate)
     0.5
     """
+    if not isinstance(rule, Rule):
+        raise TypeError(f"lift: found {rule!r}, expected a Rule such as rules.Adam()")
     check(rule)
     if learning_rate is None:
         raise ArgumentError(
@@ -250,8 +263,9 @@ class _Lift:
             leaf, factor = about[i]
             slots = {name: column[i] for name, column in columns.items()}
             for name, slot in slots.items():
-                if jnp.shape(slot)[jnp.ndim(slot) - jnp.ndim(p) :] != jnp.shape(p):
-                    shapes = f"{name} has shape {jnp.shape(slot)}, the parameter {jnp.shape(p)}"
+                expected = self.rule.slot_shape(name, jnp.shape(p))
+                if jnp.shape(slot) != expected:
+                    shapes = f"{name} has shape {jnp.shape(slot)}, expected {expected}"
                     raise ValueError(f"at {path_name(paths[i])}: {shapes}")
             updates[i], slots = _step(self.rule.at(leaf), g, p, ks[factor][0], slots)
             for name, slot in slots.items():
@@ -265,7 +279,9 @@ class _Lift:
         if not callable(self.learning_rate):
             return self.learning_rate
         with jax.numpy_dtype_promotion("standard"):  # a schedule may mix the int count with floats
-            return self.learning_rate(count)
+            rate = self.learning_rate(count)
+        number(f"what {type(self.rule).__name__}'s learning_rate schedule returned", rate)
+        return rate
 
     def _check_state(self, state: Any) -> None:
         name = type(self.rule).__name__
@@ -274,6 +290,9 @@ class _Lift:
         if set(state.slots) != set(self.rule.slots) or set(state.shared) != set(self.rule.shared()):
             found, expected = sorted([*state.slots, *state.shared]), [*self.rule.slots, *self.rule.shared()]
             raise ValueError(f"the state is not one of {name}: found {found}, expected {sorted(expected)}")
+        for scalar, value in {"learning_rate": state.learning_rate, **state.shared}.items():
+            if jnp.shape(value) != ():
+                raise ValueError(f"the state's {scalar} has shape {jnp.shape(value)}, expected ()")
 
 
 @jax.jit

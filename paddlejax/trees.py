@@ -56,6 +56,10 @@ def gradients(tree: Any, paths: list[Any], params: list[Any], grads: Any) -> lis
 
 def compute_dtype(path: Any, p: Any) -> Any:
     """The dtype in which a leaf is updated: float32, or float64 if the parameter is that wide."""
+    if not hasattr(p, "dtype") and not isinstance(p, int | float | complex):
+        raise TypeError(
+            f"at {path_name(path)}: found a parameter of type {type(p).__name__}, expected an array"
+        )
     dtype = jnp.result_type(p)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(

@@ -26,13 +26,17 @@ class LearningRateDecay:
 
     def __call__(self):
         """The rate at `step_num`, which then advances."""
-        rate = self._rounded(self._rate())
+        rate = self.upcoming()
         self._advance()
         return rate
 
-    def current(self):
+    def upcoming(self):
         """The rate the next call will return; nothing advances, however often this is asked."""
         return self._rounded(self._rate())
+
+    def current(self):
+        """What `current_step_lr` shows before the first minimize: the upcoming rate."""
+        return self.upcoming()
 
     def step(self):
         """The rate at `step_num`."""

@@ -9,7 +9,6 @@ import numpy as np
 
 from .. import rules
 from ..optimizer.arguments import checked_clip
-from ..optimizer.cohorts import StateDictError
 from ..optimizer.optimizer import Optimizer
 from ..optimizer.plan import OWN
 from ..regularizer import as_regularizer
@@ -88,8 +87,11 @@ class FluidOptimizer(Optimizer):
     def _rate_for_step(self) -> float:
         if not isinstance(self._learning_rate, LearningRateDecay):
             return super()._rate_for_step()
-        self._used_rate = self._learning_rate()
-        return float(self._used_rate)
+        return float(self._learning_rate.upcoming())
+
+    def _stepped(self) -> None:
+        if isinstance(self._learning_rate, LearningRateDecay):
+            self._used_rate = self._learning_rate()
 
     def get_lr(self) -> float:
         """The number, or under a schedule the rate of the next minimize."""
@@ -103,15 +105,14 @@ class FluidOptimizer(Optimizer):
             entries["global_step"] = np.array([self._learning_rate.step_num], np.int32)
         return entries
 
-    def _taken_schedule(self, entries: dict[str, Any]) -> Any:
+    def _taken_schedule(self, entries: dict[str, Any], problems: list[str]) -> Any:
         step = entries.pop("global_step", None)
-        schedule = super()._taken_schedule(entries)
+        schedule = super()._taken_schedule(entries, problems)
         if schedule is not None and _counts(self._learning_rate):
-            if step is None or np.shape(step) != (1,):
-                found = (
-                    "missing" if step is None else f"misshapen: its shape is {np.shape(step)}, expected (1,)"
-                )
-                raise StateDictError(f"global_step is {found}, and nothing was changed")
+            if step is None:
+                problems.append("missing: global_step, which the optimizer's schedule needs")
+            elif np.shape(step) != (1,):
+                problems.append(f"misshapen: global_step has shape {np.shape(step)}, expected (1,)")
         return schedule
 
     def set_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:

@@ -30,7 +30,8 @@ def options_of(
     decay = as_regularizer("a group's weight_decay", own.pop("weight_decay", None))
     clip = checked_clip("a group's grad_clip", own.pop("grad_clip", general["grad_clip"]))
     clipping = None if clip is None else clip.transformation()  # of this group alone, and so is its norm
-    rule = with_hyperparameters("a parameter group", base, own) if own else base
+    others = ("learning_rate", "weight_decay", "grad_clip")
+    rule = with_hyperparameters("a parameter group", base, own, others) if own else base
     for p in members:
         regularizer = decay if decides else p.regularizer or general["weight_decay"]
         yield LeafOptions(
@@ -62,6 +63,8 @@ def read_parameters(argument: str, given: Any) -> tuple[Any, list[tuple[list[Par
 def _read_group(where: str, group: Any) -> tuple[list[Parameter], dict[str, Any]]:
     if not isinstance(group, Mapping) or "params" not in group:
         raise ParametersError(f"{where} is {group!r}, expected a dict with 'params'")
+    if group["params"] is None:
+        raise ParametersError(f"{where} holds None, expected Parameters")
     members = jax.tree.leaves(_ordered(group["params"], where))
     for p in members:
         if not isinstance(p, Parameter):

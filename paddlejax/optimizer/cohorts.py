@@ -102,15 +102,17 @@ def read_state_dict(
     parameters: Sequence[Parameter],
     name: str | None,
     strict: bool,
+    problems: Sequence[str] = (),
 ) -> list[Cohort]:
     """Cohorts from Paddle's dictionary, or one error that lists all that is missing, unexpected or misshapen.
 
     The trailing counter of a key (`_0`, `_1`) is not part of the match. Without `strict` a parameter may be
     absent altogether and then starts afresh.
     """
-    problems: list[str] = []
+    names = [key for key in entries if isinstance(key, str)]
+    problems = [*problems, *(f"unexpected: {key!r}" for key in entries if not isinstance(key, str))]
     by_base: dict[str, list[str]] = {}
-    for key in entries:
+    for key in names:
         by_base.setdefault(re.sub(r"_\d+$", "", key), []).append(key)
     found: list[dict[str, Any]] = []
     for i, p in enumerate(parameters):
@@ -130,7 +132,7 @@ def read_state_dict(
             elif keys[k]:
                 problems.append(f"ambiguous: {' and '.join(keys[k])} are both {k} of {p.name}")
             else:
-                near = difflib.get_close_matches(_key(p, name, k) + "_0", entries, 1, 0.5)
+                near = difflib.get_close_matches(_key(p, name, k) + "_0", names, 1, 0.5)
                 problems.append(f"missing: {_key(p, name, k)}_0" + (f" (nearest: {near[0]})" if near else ""))
         found.append({k: entries[keys[k][0]] for k in expected if keys[k]})
     problems += [f"unexpected: {key}" for keys in by_base.values() for key in keys]

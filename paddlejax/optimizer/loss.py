@@ -32,12 +32,15 @@ class Call(NamedTuple):
                 f"{name}: found {type(result).__name__}, expected (loss, aux) because has_aux=True"
             )
         loss: Any = result[0] if self.has_aux else result
-        if not hasattr(loss, "dtype") or jnp.size(loss) != 1 or not jnp.issubdtype(loss.dtype, jnp.floating):
-            found = (
-                f"shape {jnp.shape(loss)} and dtype {loss.dtype}" if hasattr(loss, "dtype") else repr(loss)
-            )
-            raise ArgumentError(f"{name}: found a loss of {found}, expected a real floating scalar")
-        return jnp.reshape(loss, ()), result[1] if self.has_aux else None
+        return scalar(name, loss), result[1] if self.has_aux else None
+
+
+def scalar(name: str, loss: Any) -> jax.Array:
+    """What a loss function returned as a scalar, or an error if it is none."""
+    if not hasattr(loss, "dtype") or jnp.size(loss) != 1 or not jnp.issubdtype(loss.dtype, jnp.floating):
+        found = f"shape {jnp.shape(loss)} and dtype {loss.dtype}" if hasattr(loss, "dtype") else repr(loss)
+        raise ArgumentError(f"{name}: found a loss of {found}, expected a real floating scalar")
+    return jnp.reshape(loss, ())
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,6 +1,7 @@
 """The Paddle-style object: a cell around the functional chain with parameters, gradients, state and rate."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -8,9 +9,9 @@ import jax
 from ..regularizer import as_regularizer
 from ..rule import ArgumentError, Lifted, Rule, lift, number
 from .arguments import check_distinct, check_program, checked_clip, checked_name, options_of, read_parameters
-from .cohorts import Cohort, StateDictError, read_state_dict, regroup, state_dict
-from .loss import Loss
-from .lr import LRScheduler
+from .cohorts import Cohort, read_state_dict, regroup, state_dict
+from .loss import Loss, scalar
+from .lr import LambdaDecay, LRScheduler
 from .parameter import ZEROS, Parameter
 from .plan import OWN, Plan
 
@@ -126,7 +127,8 @@ class Optimizer:
 
         def of(trained_values: list[jax.Array]) -> jax.Array:
             replaced = dict(zip(trained, trained_values, strict=True))
-            return function(tree.unflatten([replaced.get(i, v) for i, v in enumerate(values)]))
+            loss = function(tree.unflatten([replaced.get(i, v) for i, v in enumerate(values)]))
+            return scalar(f"the loss function {getattr(function, '__name__', '')}", loss)
 
         grads = jax.grad(of)([values[i] for i in trained])
         for i, g in zip(trained, grads, strict=True):
@@ -154,6 +156,8 @@ class Optimizer:
 
     def _aligned(self, params_grads: Iterable[tuple[Parameter, Any]]) -> list[Any]:
         grads: list[Any] = [None] * len(self._parameters)
+        if not isinstance(params_grads, Iterable):
+            raise TypeError(f"params_grads: found {params_grads!r}, expected (Parameter, gradient) pairs")
         for pair in params_grads:
             if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], Parameter):
                 raise TypeError(f"params_grads: found {pair!r}, expected (Parameter, gradient)")
@@ -170,6 +174,8 @@ class Optimizer:
             return set(default)
         by_name = {p.name: p for p in self._parameters}
         selected = set()
+        if not isinstance(chosen, Iterable):
+            raise TypeError(f"{argument}: found {chosen!r}, expected Parameters or names")
         for p in [chosen] if isinstance(chosen, str | Parameter) else chosen:
             found = by_name.get(p) if isinstance(p, str) else p
             if not isinstance(found, Parameter) or found not in self._position:
@@ -180,12 +186,27 @@ class Optimizer:
     def _apply(self, grads: list[Any], grad_clip: Any = OWN) -> None:
         """Run the compiled step over the parameters that have a gradient."""
         rate = self._rate_for_step()
-        plan = self._plan(tuple(g is not None for g in grads), grad_clip)
-        if plan is None:
-            return
-        ordered = [self._parameters[i].grad if grads[i] is ZEROS else grads[i] for i in plan.order]
-        values = [self._parameters[i].take() for i in plan.order]
-        plan.store(*plan.step(values, plan.states(), ordered, plan.rate(rate)))
+        with self._whole_step():
+            plan = self._plan(tuple(g is not None for g in grads), grad_clip)
+            if plan is None:
+                return
+            ordered = [self._parameters[i].grad if grads[i] is ZEROS else grads[i] for i in plan.order]
+            values = [self._parameters[i].take() for i in plan.order]
+            plan.store(*plan.step(values, plan.states(), ordered, plan.rate(rate)))
+
+    @contextmanager
+    def _whole_step(self) -> Iterator[None]:
+        """Whatever fails inside leaves the state as it was, and the schedule where it was."""
+        before = self._cohorts, self._present, self._plans
+        try:
+            yield
+        except BaseException:
+            self._cohorts, self._present, self._plans = before
+            raise
+        self._stepped()
+
+    def _stepped(self) -> None:
+        """A step was taken, with the rate of `_rate_for_step()`."""
 
     def _fuses(self, loss: Loss) -> bool:
         """Whether forward, backward and step can be one program: no gradient but this loss's takes part."""
@@ -198,17 +219,18 @@ class Optimizer:
     def _run_fused(self, loss: Loss, grad_clip: Any) -> None:
         mine = set(loss.parameters)
         rate = self._rate_for_step()
-        plan = self._plan(tuple(p in mine for p in self._parameters), grad_clip)
-        if plan is None:
-            return loss.backward()
-        values = [self._parameters[i].take() for i in plan.order]
-        places = tuple(plan.place.get(p) for p in loss.parameters)
-        others = [p._value for p, place in zip(loss.parameters, places, strict=True) if place is None]
-        values, states, result, gs = plan.minimize(
-            loss.call, places, values, plan.states(), others, loss.fixed, plan.rate(rate)
-        )
-        plan.store(values, states)
-        loss.done(result, gs)
+        with self._whole_step():
+            plan = self._plan(tuple(p in mine for p in self._parameters), grad_clip)
+            if plan is None:
+                return loss.backward()
+            values = [self._parameters[i].take() for i in plan.order]
+            places = tuple(plan.place.get(p) for p in loss.parameters)
+            others = [p._value for p, place in zip(loss.parameters, places, strict=True) if place is None]
+            values, states, result, gs = plan.minimize(
+                loss.call, places, values, plan.states(), others, loss.fixed, plan.rate(rate)
+            )
+            plan.store(values, states)
+            loss.done(result, gs)
 
     def _plan(self, present: tuple[bool, ...], grad_clip: Any) -> "Plan | None":
         """The compiled programs for the parameters that take part in this step."""
@@ -231,7 +253,7 @@ class Optimizer:
             return learning_rate
         if learning_rate is None:
             raise ArgumentError("learning_rate is not set: found None, expected a number or an LRScheduler")
-        number("learning_rate", learning_rate)
+        number("learning_rate", learning_rate, "a number or an LRScheduler")
         return float(learning_rate)
 
     def _rate_for_step(self) -> float:
@@ -276,10 +298,11 @@ class Optimizer:
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"state_dict: found {type(state_dict).__name__}, expected a dict")
         entries = dict(state_dict)
-        schedule = self._taken_schedule(entries)
+        problems: list[str] = []
+        schedule = self._taken_schedule(entries, problems)
         cohorts = self._cohorts
-        if entries or self._cohorts:
-            cohorts = read_state_dict(entries, self._rules, self._parameters, self._name, strict)
+        if entries or self._cohorts or problems:
+            cohorts = read_state_dict(entries, self._rules, self._parameters, self._name, strict, problems)
         if schedule is not None:
             self._learning_rate.set_state_dict(schedule)
         self._cohorts, self._present, self._plans = cohorts, None, {}
@@ -287,11 +310,15 @@ class Optimizer:
     load_state_dict = set_state_dict
     set_dict = set_state_dict
 
-    def _taken_schedule(self, entries: dict[str, Any]) -> Any:
-        """Remove the scheduler's part from the entries, and check that there is one if it is needed."""
+    def _taken_schedule(self, entries: dict[str, Any], problems: list[str]) -> Any:
+        """Remove the scheduler's part from the entries, and note if it is needed and not there."""
         schedule = entries.pop("LR_Scheduler", None)
         if isinstance(self._learning_rate, float) or not entries and schedule is None:
             return None
-        if schedule is None:
-            raise StateDictError("missing: LR_Scheduler, which the optimizer's scheduler needs")
-        return schedule
+        if isinstance(schedule, Mapping):
+            return schedule
+        if schedule is not None:
+            problems.append(f"not a dict: LR_Scheduler is {type(schedule).__name__}")
+        elif not isinstance(self._learning_rate, LambdaDecay):
+            problems.append("missing: LR_Scheduler, which the optimizer's scheduler needs")
+        return None

@@ -79,6 +79,13 @@ class Parameter:
     ):
         if attr is not None and not isinstance(attr, ParamAttr):
             raise TypeError(f"Parameter's attr: found {attr!r}, expected a ParamAttr")
+        elif attr is not None and (trainable, learning_rate, regularizer, need_clip) != (
+            True,
+            1.0,
+            None,
+            True,
+        ):
+            raise TypeError("Parameter's attr: found beside other arguments, expected one or the other")
         attr = attr or ParamAttr(name, None, learning_rate, regularizer, trainable, True, need_clip)
         name = name or attr.name
         if name is not None and not isinstance(name, str):

@@ -33,7 +33,10 @@ class ASGD(Rule):
 
     def init(self, p):
         zeros = jnp.zeros_like(p)
-        return {"d": zeros, "y": jnp.broadcast_to(zeros, (self.batch_num, *p.shape))}
+        return {"d": zeros, "y": jnp.broadcast_to(zeros, self.slot_shape("y", p.shape))}
+
+    def slot_shape(self, name, shape):
+        return (self.batch_num, *shape) if name == "y" else shape
 
     def shared(self):
         return {"m": 0}

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/scheduler_cost.py
 
-Rounds of steps with and without the scheduler alternate in one process; the differences of medians are printed in
-microseconds. Exits with 1 if one is above 20.
+Rounds of steps with and without the scheduler alternate in one process; the median differences are printed
+in microseconds. Exits with 1 if one is above 20.
 """
 
 import statistics
@@ -58,7 +58,7 @@ def main():
     constant = optimizer(0.1)
     microseconds(constant, None)
     worst = 0.0
-    print(f"{'scheduler':<30}{'constant':>10}{'scheduled':>11}{'added':>8}   microseconds a step, 6 tensors of 64")
+    print(f"{'scheduler':<30}{'constant':>10}{'scheduled':>11}{'added':>8}   µs a step, 6 tensors of 64")
     for name, make in SCHEDULERS.items():
         scheduler = make()
         scheduled = optimizer(scheduler)

@@ -3,6 +3,8 @@
 import doctest
 import importlib
 import pkgutil
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,3 +25,12 @@ def test_the_examples_in_docstrings_run(name):
     with np.printoptions(precision=4, suppress=True):  # the examples show four digits
         failed, _ = doctest.testmod(module, extraglobs={**names, **vars(module)})
     assert failed == 0
+
+
+def test_the_code_of_the_readme_runs():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    names: dict[str, object] = {}
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as a reader has it
+        for block in re.findall(r"```python\n(.*?)```", readme, re.S):
+            exec(block, names)
+    assert set(names["saved"]) >= {"w_moment1_0", "b_beta1_pow_acc_0", "LR_Scheduler"}

@@ -17,7 +17,7 @@ LAYERS = [
     {"schedules", "rule"},
     {"rules", "transform"},
     {"clip", "regularizer"},
-    {"paths"},
+    {"paths", "master"},
     {"optimizer"},
     {"nn", "fluid", "incubate"},
     {"__init__"},

@@ -1,0 +1,79 @@
+"""Float32 masters for parameters of 16 bits."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .rule import GradientTransformation
+from .transform import apply_updates, is_transformation
+from .trees import align, compute_dtype, flatten, gradients
+
+
+class MasterState(NamedTuple):
+    """What `with_master_weights` keeps."""
+
+    master: Any  # tree like the parameters: float32 where they are narrower, None elsewhere
+    inner: Any  # the state of what it wraps
+
+
+def with_master_weights(inner: GradientTransformation) -> GradientTransformation:
+    """Let a whole optimizer work on float32 masters of bfloat16 and float16 parameters.
+
+        M ← M + update(float32(g), M),    p ← round(M)
+
+    Wrap the chain, decay and clip included: `with_master_weights(chain(l2_decay(1e-4), adam(1e-3)))`. The
+    update it returns is M - p in float32, so that `apply_updates`, ours or optax's, lands on the rounded
+    master; equinox's does not cast and would leave float32. Where somebody has changed p since the last
+    update (p is not the rounded M) the master starts from the new p. Wider parameters are their own masters
+    and cost nothing. optax has no such wrapper: its updates are rounded to 16 bits, and those smaller than
+    half a unit are lost.
+
+    >>> p = jnp.ones((), jnp.bfloat16)
+    >>> tx = with_master_weights(sgd(0.001))
+    >>> updates, state = tx.update(p, tx.init(p), p)
+    >>> print(apply_updates(p, updates), state.master)
+    1 0.999
+
+    Micikevicius et al. 2018, arXiv:1710.03740; Paddle's multi_precision.
+    """
+    if not is_transformation(inner):
+        raise TypeError(f"with_master_weights: found {inner!r}, expected a pair such as adam(0.001)")
+
+    def init(params: Any) -> MasterState:
+        paths, leaves, tree = flatten(params)
+        narrow = map(_is_narrow, paths, leaves)
+        master = [jnp.array(p, jnp.float32) if n else None for p, n in zip(leaves, narrow, strict=True)]
+        wide = [p if m is None else m for m, p in zip(master, leaves, strict=True)]
+        return MasterState(tree.unflatten(master), inner.init(tree.unflatten(wide)))
+
+    def update(grads: Any, state: MasterState, params: Any = None, **extra: Any) -> tuple[Any, MasterState]:
+        if params is None:
+            raise ValueError("with_master_weights needs the parameters: update(grads, state, params)")
+        if not isinstance(state, MasterState):
+            raise TypeError(f"with_master_weights expects its MasterState, found {type(state).__name__}")
+        paths, leaves, tree = flatten(params)
+        gs = gradients(tree, paths, leaves, grads)
+        master = list(map(_current, align(tree, paths, state.master, "masters"), leaves))
+        wide = tree.unflatten([p if m is None else m for m, p in zip(master, leaves, strict=True)])
+        for i, m in enumerate(master):
+            if m is not None and gs[i] is not None:
+                gs[i] = jnp.asarray(gs[i], jnp.float32)
+        updates, inner_state = inner.update(tree.unflatten(gs), state.inner, wide, **extra)
+        us = align(tree, paths, updates, "updates")
+        news = align(tree, paths, apply_updates(wide, updates), "updates")
+        for i, m in enumerate(master):
+            if m is not None and us[i] is not None:
+                master[i] = news[i]
+                us[i] = news[i] - leaves[i].astype(jnp.float32)
+        return tree.unflatten(us), MasterState(tree.unflatten(master), inner_state)
+
+    return GradientTransformation(init, update)
+
+
+def _is_narrow(path: Any, p: Any) -> bool:
+    return p is not None and compute_dtype(path, p) != jnp.result_type(p)
+
+
+def _current(master: jax.Array | None, p: Any) -> jax.Array | None:
+    return None if master is None else jnp.where(master.astype(p.dtype) == p, master, p.astype(jnp.float32))

@@ -2,6 +2,7 @@
 
 from . import fluid, incubate, nn, optimizer, regularizer, rules, schedules
 from .clip import clip_by_global_norm, clip_by_norm, clip_by_value
+from .master import with_master_weights
 from .optimizer.loss import Loss, loss
 from .optimizer.parameter import ParamAttr, Parameter, parameters, values
 from .paths import by_path
@@ -64,4 +65,5 @@ __all__ = [
     "set_learning_rate",
     "sgd",
     "values",
+    "with_master_weights",
 ]

@@ -1,5 +1,6 @@
 """Gradient clipping: Paddle's objects, and the same as transformations of any pytree."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -7,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .rule import ArgumentError, GradientTransformation, number, squared_norm
-from .transform import stateless
+from .rule import ArgumentError, GradientTransformation, number, number_text, squared_norm
+from .transform import named, stateless
 
 
 class ClipGradBase:
@@ -26,8 +27,19 @@ class ClipGradBase:
     def clip(self, grads: list[jax.Array]) -> list[jax.Array]:
         raise NotImplementedError(f"{type(self).__name__} has no clip")
 
+    across_groups = False  # whether parameter groups share one norm; in Paddle each has its own
+
     def transformation(self) -> GradientTransformation:
-        return stateless(lambda grads, params: self.clip(grads))
+        """The same as functions of any pytree; leaves that are clipped by one object share one norm."""
+        return named(stateless(lambda grads, params: self.clip(grads)), str(self))
+
+    @functools.cached_property
+    def _across(self) -> GradientTransformation:
+        return self.transformation()
+
+    def for_group(self) -> GradientTransformation:
+        """The transformation for one parameter group."""
+        return self._across if self.across_groups else self.transformation()
 
     def __call__(self, params_grads: Any) -> list[tuple[Any, Any]]:
         there = [(p, g) for p, g in params_grads if g is not None]
@@ -73,7 +85,7 @@ class ClipGradByValue(ClipGradBase):
         return [jnp.clip(g, jnp.asarray(self.min, g.dtype), jnp.asarray(self.max, g.dtype)) for g in grads]
 
     def __str__(self):
-        return f"Clip Gradient By Value, min = {self.min:f}, max={self.max:f}"
+        return f"Clip Gradient By Value, min = {number_text(self.min)}, max={number_text(self.max)}"
 
 
 class ClipGradByNorm(ClipGradBase):
@@ -92,12 +104,13 @@ class ClipGradByNorm(ClipGradBase):
         return [g * _factor(jnp.sqrt(squared_norm(g, self.axis_name)), self.clip_norm) for g in grads]
 
     def __str__(self):
-        return f"Gradient Clip By Norm, clip_norm={self.clip_norm:f}"
+        return f"Gradient Clip By Norm, clip_norm={number_text(self.clip_norm)}"
 
 
 class ClipGradByGlobalNorm(ClipGradBase):
     """Scale all tensors by one factor so that their common 2-norm is at most clip_norm.
 
+    Parameter groups each have their own norm, as in Paddle, or with across_groups=True one in common.
     A NaN anywhere makes everything NaN, an infinite norm everything 0 (NaN where the gradient was infinite);
     with auto_skip_clip only a norm that is above clip_norm changes anything. `group_name` is Paddle's and has
     no effect.
@@ -113,12 +126,15 @@ class ClipGradByGlobalNorm(ClipGradBase):
         auto_skip_clip: bool = False,
         *,
         axis_name: Any = None,
+        across_groups: bool = False,
     ):
-        if not isinstance(auto_skip_clip, bool):
-            found = f"found {auto_skip_clip!r}, expected True or False"
-            raise ArgumentError(f"ClipGradByGlobalNorm's auto_skip_clip: {found}")
+        for flag, value in (("auto_skip_clip", auto_skip_clip), ("across_groups", across_groups)):
+            if not isinstance(value, bool):
+                found = f"found {value!r}, expected True or False"
+                raise ArgumentError(f"ClipGradByGlobalNorm's {flag}: {found}")
         self.clip_norm = _limit("ClipGradByGlobalNorm's clip_norm", clip_norm)
         self.group_name, self.auto_skip_clip, self.axis_name = group_name, auto_skip_clip, axis_name
+        self.across_groups = across_groups
 
     def clip(self, grads):
         if not grads:
@@ -132,7 +148,7 @@ class ClipGradByGlobalNorm(ClipGradBase):
         return [g * factor.astype(g.dtype) for g in grads]
 
     def __str__(self):
-        return f"Gradient Clip By GlobalNorm, global_norm={self.clip_norm:f}"
+        return f"Gradient Clip By GlobalNorm, global_norm={number_text(self.clip_norm)}"
 
 
 def _factor(norm: jax.Array, clip_norm: Any) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from .rule import GradientTransformation
 from .transform import apply_updates, is_transformation
-from .trees import align, compute_dtype, flatten, gradients
+from .trees import align, flatten, gradients, is_narrow
 
 
 class MasterState(NamedTuple):
@@ -41,9 +41,8 @@ def with_master_weights(inner: GradientTransformation) -> GradientTransformation
         raise TypeError(f"with_master_weights: found {inner!r}, expected a pair such as adam(0.001)")
 
     def init(params: Any) -> MasterState:
-        paths, leaves, tree = flatten(params)
-        narrow = map(_is_narrow, paths, leaves)
-        master = [jnp.array(p, jnp.float32) if n else None for p, n in zip(leaves, narrow, strict=True)]
+        _, leaves, tree = flatten(params)
+        master = [jnp.array(p, jnp.float32) if p is not None and is_narrow(p) else None for p in leaves]
         wide = [p if m is None else m for m, p in zip(master, leaves, strict=True)]
         return MasterState(tree.unflatten(master), inner.init(tree.unflatten(wide)))
 
@@ -69,10 +68,6 @@ def with_master_weights(inner: GradientTransformation) -> GradientTransformation
         return tree.unflatten(us), MasterState(tree.unflatten(master), inner_state)
 
     return GradientTransformation(init, update)
-
-
-def _is_narrow(path: Any, p: Any) -> bool:
-    return p is not None and compute_dtype(path, p) != jnp.result_type(p)
 
 
 def _current(master: jax.Array | None, p: Any) -> jax.Array | None:

@@ -126,7 +126,7 @@ def by_path(
     *,
     weight_decay: Any = None,
     grad_clip: Any = None,
-) -> GradientTransformation:
+) -> "ByPath":
     """An optimizer whose options depend on where a parameter stands in the tree.
 
     `table` lists (pattern, options); the first pattern that matches a path such as `layers/0/bias` decides. A
@@ -142,6 +142,10 @@ def by_path(
     >>> updates, _ = tx.update(p, tx.init(p), p)
     >>> print(updates["out"]["bias"], updates["out"]["kernel"])
     [-0.2] [-0.2]
+    >>> print(tx.describe(p))
+    path        shape  dtype    rate  decay                    clip  rule
+    out/bias    (1,)   float32  x 2                                  SGD()
+    out/kernel  (1,)   float32  x 1   L2Decay, coeff=1.000000        SGD()
     """
     general = LeafOptions(
         _rule("by_path", rule), 1.0, _decay("by_path", weight_decay), _clip("by_path", grad_clip)
@@ -153,14 +157,68 @@ def by_path(
 
     pair = per_leaf(choose)
 
-    def init(params: Any) -> PathState:
+    def check(params: Any) -> None:
         paths = [path_name(path) for path in flatten(params)[0]]
         for pattern, _ in rows:
             if not any(_matches(pattern, path) for path in paths):
                 raise ValueError(f"the pattern {pattern!r} matches no parameter: found {', '.join(paths)}")
+
+    def init(params: Any) -> PathState:
+        check(params)
         return pair.init(params)
 
-    return GradientTransformation(init, pair.update)
+    def describe(params: Any) -> str:
+        check(params)
+        return describe_leaves(params, choose)
+
+    by_path = ByPath(init, pair.update)
+    by_path.describe = describe
+    return by_path
+
+
+class ByPath(GradientTransformation):
+    """What `by_path` returns: the pair, and `describe(params)`, a table of what every leaf gets."""
+
+    describe: Callable[[Any], str]
+
+
+def describe_leaves(params: Any, choose: Callable[[str], LeafOptions]) -> str:
+    """One line per leaf: path, shape, dtype, factor on the rate, decay, clip and rule."""
+    paths, leaves, _ = flatten(params)
+    clips: dict[int, int] = {}
+    rows = [("path", "shape", "dtype", "rate", "decay", "clip", "rule")]
+    for path, p in zip(map(path_name, paths), leaves, strict=True):
+        if p is None:
+            continue
+        o, shape, dtype = choose(path), str(tuple(jnp.shape(p))), str(jnp.result_type(p))
+        if o.frozen:
+            rows.append((path, shape, dtype, "", "", "", "frozen"))
+            continue
+        decay = "" if o.weight_decay is None else str(o.weight_decay)
+        # Leaves with the same number are clipped together.
+        clip = (
+            ""
+            if o.grad_clip is None
+            else f"{o.grad_clip} [{clips.setdefault(id(o.grad_clip), len(clips) + 1)}]"
+        )
+        rows.append((path, shape, dtype, f"x {o.learning_rate:g}", decay, clip, _rule_text(o, path)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _rule_text(o: LeafOptions, path: str) -> str:
+    """The rule on this leaf, with the hyperparameters that are not its defaults."""
+    if not isinstance(o.rule, Lifted):
+        return str(o.rule)
+    rule = o.rule.source.rule.at(path if o.leaf is None else o.leaf)
+    given = {f.name: getattr(rule, f.name) for f in fields(rule)}
+    changed = [
+        f"{f.name}={given[f.name]}"
+        for f in fields(rule)
+        if given[f.name] is not f.default and given[f.name] != f.default
+    ]
+    return f"{type(rule).__name__}({', '.join(changed)})"
 
 
 def _matches(pattern: str | re.Pattern[str], path: str) -> bool:

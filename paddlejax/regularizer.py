@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .rule import ArgumentError, GradientTransformation, number
-from .transform import stateless
+from .rule import ArgumentError, GradientTransformation, number, number_text
+from .transform import named, stateless
 
 
 class WeightDecayRegularizer:
@@ -32,14 +32,14 @@ class WeightDecayRegularizer:
                 raise ValueError(f"{type(self).__name__} needs the parameters: update(grads, state, params)")
             return pair.update(grads, state, params)
 
-        return GradientTransformation(pair.init, update)
+        return named(GradientTransformation(pair.init, update), str(self))
 
     def transformation(self) -> GradientTransformation:
         """The same as functions: always one object, so that its leaves are done together."""
         return self._pair
 
     def __str__(self):
-        return f"{type(self).__name__}, coeff={self.coeff:f}"
+        return f"{type(self).__name__}, coeff={number_text(self.coeff)}"
 
 
 class L1Decay(WeightDecayRegularizer):

@@ -169,6 +169,11 @@ def number(name: str, value: Any, expected: str = "a number") -> None:
         raise TypeError(f"{name}: found {found}, expected {expected} or a 0-d array")
 
 
+def number_text(value: Any) -> str:
+    """A hyperparameter as Paddle prints it; one that is not known yet by its type."""
+    return str(value) if isinstance(value, Tracer) else f"{float(value):f}"
+
+
 def lift(
     rule: Rule, learning_rate: Any, leaf: Callable[[str], tuple[Any, float]] = lambda path: (path, 1.0)
 ) -> "Lifted":

@@ -12,6 +12,21 @@ from .rule import GradientTransformation, RuleState, number
 from .trees import align, compute_dtype, flatten, gradients, path_name
 
 
+class Named(GradientTransformation):
+    """A transformation that says what it is."""
+
+    text: str = ""
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def named(pair: GradientTransformation, text: str) -> Named:
+    it = Named(pair.init, pair.update)
+    it.text = text
+    return it
+
+
 def identity() -> GradientTransformation:
     """Let gradients through unchanged.
 

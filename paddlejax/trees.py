@@ -66,3 +66,8 @@ def compute_dtype(path: Any, p: Any) -> Any:
             f"at {path_name(path)}: found a parameter of dtype {dtype}, expected a real floating dtype"
         )
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype.type
+
+
+def is_narrow(p: Any) -> bool:
+    """Whether this is a parameter of 16 bits or less, which may have a master."""
+    return jnp.issubdtype(jnp.result_type(p), jnp.floating) and jnp.finfo(jnp.result_type(p)).bits < 32

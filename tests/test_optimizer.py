@@ -449,3 +449,18 @@ def test_documented_examples_of_1x():
         again = getattr(fluid, cls)(*args, parameter_list=params)
         again.set_dict(opt.state_dict())
         assert_equal(again.state_dict(), opt.state_dict())
+
+
+def test_describe_and_one_norm_across_groups():
+    make = lambda n: paddle.Parameter(jnp.zeros(1), n)  # noqa: E731
+    for across, want in ((False, [-1.0, -1.0]), (True, [-0.6, -0.8])):
+        a, b = make("a"), make("b")
+        clip = paddle.nn.ClipGradByGlobalNorm(1.0, across_groups=across)
+        opt = paddle.optimizer.SGD(1.0, [{"params": [a]}, {"params": [b]}], grad_clip=clip)
+        a.grad, b.grad = jnp.full(1, 3.0), jnp.full(1, 4.0)
+        opt.step()
+        np.testing.assert_allclose([float(a), float(b)], want, rtol=1e-6)
+        numbers = [line.split("[")[1][0] for line in opt.describe().split("\n")[1:]]
+        assert numbers == (["1", "1"] if across else ["1", "2"])
+    b.stop_gradient = True
+    assert opt.describe().split("\n")[2].endswith("frozen")

@@ -207,3 +207,19 @@ def test_extra_arguments_pass_through_a_chain():
     tx = paddle.chain(paddle.GradientTransformation(lambda p: (), update_), paddle.sgd(0.1))
     tx.update(GRADS, tx.init(PARAMS), PARAMS, value=3.0)
     assert seen == {"value": 3.0}
+
+
+def test_describe_says_what_every_leaf_gets():
+    table = [
+        ("head/*", {"frozen": True}),
+        ("*/b", {"weight_decay": None, "learning_rate": 0.5, "beta1": 0.8}),
+    ]
+    tx = paddle.by_path(table, paddle.adam(0.1), weight_decay=0.25, grad_clip=paddle.clip_by_global_norm(1.0))
+    lines = tx.describe(PARAMS).split("\n")
+    assert lines[0].split() == ["path", "shape", "dtype", "rate", "decay", "clip", "rule"]
+    assert [line.split()[0] for line in lines[1:]] == ["body/b", "body/w", "head/w"]
+    assert "x 0.5" in lines[1] and "L2Decay" not in lines[1] and lines[1].endswith("Adam(beta1=0.8)")
+    assert "L2Decay, coeff=0.250000" in lines[2] and "global_norm=1.000000 [1]" in lines[2]
+    assert lines[3].endswith("frozen")
+    with pytest.raises(ValueError, match="matches no parameter"):
+        tx.describe({"other": jnp.ones(1)})

@@ -29,7 +29,7 @@ def options_of(
     decides = "weight_decay" in own
     decay = as_regularizer("a group's weight_decay", own.pop("weight_decay", None))
     clip = checked_clip("a group's grad_clip", own.pop("grad_clip", general["grad_clip"]))
-    clipping = None if clip is None else clip.transformation()  # of this group alone, and so is its norm
+    clipping = None if clip is None else clip.for_group()
     others = ("learning_rate", "weight_decay", "grad_clip")
     rule = with_hyperparameters("a parameter group", base, own, others) if own else base
     for p in members:

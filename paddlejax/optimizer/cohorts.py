@@ -7,7 +7,7 @@ splits it.
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..rule import Lifted, RuleState
-from ..trees import compute_dtype
+from ..trees import compute_dtype, is_narrow
 from .parameter import Parameter
 
 
@@ -68,8 +68,16 @@ def regroup(
     return cohorts
 
 
-def state_dict(cohorts: list[Cohort], parameters: Sequence[Parameter], name: str | None) -> dict[str, Any]:
-    """Paddle's dictionary of copies: `<parameter>[_<name>]_<accumulator>_0`, accumulator by accumulator."""
+def owners_of(parameters: Sequence[Parameter], masters: bool, name: str | None) -> list[str]:
+    """What accumulators are filed under: the parameter's name or its master's, and the optimizer's."""
+    names = [f"{p.name}_fp32_master_0" if masters and is_narrow(p._value) else p.name for p in parameters]
+    return [f"{owner}_{name}" if name else owner for owner in names]
+
+
+def state_dict(
+    cohorts: list[Cohort], parameters: Sequence[Parameter], owners: Sequence[str]
+) -> dict[str, Any]:
+    """Paddle's dictionary of copies: `<owner>_<accumulator>_0`, accumulator by accumulator."""
     rows: dict[str, dict[int, Any]] = {}
     for cohort in cohorts:
         for accumulator, slot in cohort.state.slots.items():
@@ -78,15 +86,7 @@ def state_dict(cohorts: list[Cohort], parameters: Sequence[Parameter], name: str
         for accumulator, scalar in cohort.state.shared.items():
             values = [_written(scalar, parameters[i]) for i in cohort.members]
             rows.setdefault(accumulator, {}).update(zip(cohort.members, values, strict=True))
-    return {
-        f"{_key(parameters[i], name, accumulator)}_0": row[i]
-        for accumulator, row in rows.items()
-        for i in sorted(row)
-    }
-
-
-def _key(p: Parameter, name: str | None, accumulator: str) -> str:
-    return "_".join([p.name, *([name] if name else []), accumulator])
+    return {f"{owners[i]}_{accumulator}_0": row[i] for accumulator, row in rows.items() for i in sorted(row)}
 
 
 def _written(scalar: jax.Array, p: Parameter) -> Any:
@@ -100,7 +100,7 @@ def read_state_dict(
     entries: dict[str, Any],
     rules: Sequence[Lifted],
     parameters: Sequence[Parameter],
-    name: str | None,
+    owners: Sequence[str],
     strict: bool,
     problems: Sequence[str] = (),
 ) -> list[Cohort]:
@@ -122,7 +122,7 @@ def read_state_dict(
         expected |= {
             k: ((1,), np.int64 if s.dtype == jnp.int32 else s.dtype) for k, s in fresh.shared.items()
         }
-        keys = {k: by_base.pop(_key(p, name, k), []) for k in expected}
+        keys = {k: by_base.pop(f"{owners[i]}_{k}", []) for k in expected}
         if not any(keys.values()) and (p.stop_gradient or not strict):
             found.append({})
             continue
@@ -132,8 +132,8 @@ def read_state_dict(
             elif keys[k]:
                 problems.append(f"ambiguous: {' and '.join(keys[k])} are both {k} of {p.name}")
             else:
-                near = difflib.get_close_matches(_key(p, name, k) + "_0", names, 1, 0.5)
-                problems.append(f"missing: {_key(p, name, k)}_0" + (f" (nearest: {near[0]})" if near else ""))
+                near = difflib.get_close_matches(f"{owners[i]}_{k}_0", names, 1, 0.5)
+                problems.append(f"missing: {owners[i]}_{k}_0" + (f" (nearest: {near[0]})" if near else ""))
         found.append({k: entries[keys[k][0]] for k in expected if keys[k]})
     problems += [f"unexpected: {key}" for keys in by_base.values() for key in keys]
     if problems:
@@ -141,6 +141,23 @@ def read_state_dict(
             "the state_dict does not fit, and nothing was changed:\n  " + "\n  ".join(problems)
         )
     return _cohorts_of(found, rules, parameters)
+
+
+def read_masters(
+    entries: Any, parameters: Sequence[Parameter], strict: bool, problems: list[str]
+) -> dict[int, jax.Array]:
+    """Float32 masters by position from `master_weights`; what does not fit is added to the problems."""
+    expected = {p.name: i for i, p in enumerate(parameters) if is_narrow(p._value)}
+    if not isinstance(entries, Mapping):
+        problems.append(f"not a dict: master_weights is {type(entries).__name__}")
+        return {}
+    needed = [name for name, i in expected.items() if strict and parameters[i].trainable]
+    problems += [f"missing: master_weights of {name}" for name in needed if name not in entries]
+    problems += [f"unexpected: master_weights of {name}" for name in entries if name not in expected]
+    there = {name: i for name, i in expected.items() if name in entries}
+    for name, i in there.items():
+        problems += _misfit(f"master_weights of {name}", entries[name], parameters[i].shape, np.float32)
+    return {} if problems else {i: jnp.array(entries[name]) for name, i in there.items()}
 
 
 def _misfit(key: str, value: Any, shape: tuple[int, ...], dtype: Any) -> list[str]:

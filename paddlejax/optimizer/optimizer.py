@@ -5,11 +5,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from ..paths import describe_leaves
 from ..regularizer import as_regularizer
 from ..rule import ArgumentError, Lifted, Rule, lift, number
+from ..trees import is_narrow
 from .arguments import check_distinct, check_program, checked_clip, checked_name, options_of, read_parameters
-from .cohorts import Cohort, read_state_dict, regroup, state_dict
+from .cohorts import Cohort, owners_of, read_masters, read_state_dict, regroup, state_dict
 from .loss import Loss, scalar
 from .lr import LambdaDecay, LRScheduler
 from .parameter import ZEROS, Parameter
@@ -43,6 +46,7 @@ class Optimizer:
         name: str | None = None,
         *,
         rule: Rule | None = None,
+        multi_precision: bool = False,
     ):
         self._learning_rate: Any = self._checked_rate(learning_rate)  # a float or a scheduler
         self._name = checked_name(name)
@@ -60,11 +64,20 @@ class Optimizer:
         self._cohorts: list[Cohort] = []
         self._present: tuple[bool, ...] | None = None
         self._plans: dict[Any, Plan] = {}
+        if not isinstance(multi_precision, bool):
+            raise TypeError(f"multi_precision: found {multi_precision!r}, expected True or False")
+        self._masters: dict[int, jax.Array] | None = {} if multi_precision else None  # float32, by position
 
     def __repr__(self) -> str:
         rate = self._learning_rate
         rate = rate if isinstance(rate, float) else type(rate).__name__
         return f"{type(self).__name__}(learning_rate={rate}, {len(self._parameters)} parameters)"
+
+    def describe(self) -> str:
+        """A table of what every parameter gets: factor on the rate, decay, clip and rule."""
+        options = {p.name: o for p, o in zip(self._parameters, self._options, strict=True)}
+        frozen = {p.name: options[p.name]._replace(frozen=p.stop_gradient) for p in self._parameters}
+        return describe_leaves({p.name: p._value for p in self._parameters}, frozen.__getitem__)
 
     # ------------------------------------------------------------------ one step
 
@@ -192,16 +205,18 @@ class Optimizer:
                 return
             ordered = [self._parameters[i].grad if grads[i] is ZEROS else grads[i] for i in plan.order]
             values = [self._parameters[i].take() for i in plan.order]
-            plan.store(*plan.step(values, plan.states(), ordered, plan.rate(rate)))
+            values, state = plan.step(values, plan.state(self._masters), ordered, plan.rate(rate))
+            plan.store(values, state, self._masters)
 
     @contextmanager
     def _whole_step(self) -> Iterator[None]:
         """Whatever fails inside leaves the state as it was, and the schedule where it was."""
-        before = self._cohorts, self._present, self._plans
+        before = self._cohorts, self._present, self._plans, self._masters and dict(self._masters)
         try:
             yield
         except BaseException:
-            self._cohorts, self._present, self._plans = before
+            self._cohorts, self._present, self._plans = before[:3]
+            self._masters = None if self._masters is None else before[3] or {}
             raise
         self._stepped()
 
@@ -226,10 +241,11 @@ class Optimizer:
             values = [self._parameters[i].take() for i in plan.order]
             places = tuple(plan.place.get(p) for p in loss.parameters)
             others = [p._value for p, place in zip(loss.parameters, places, strict=True) if place is None]
-            values, states, result, gs = plan.minimize(
-                loss.call, places, values, plan.states(), others, loss.fixed, plan.rate(rate)
+            state = plan.state(self._masters)
+            values, state, result, gs = plan.minimize(
+                loss.call, places, values, state, others, loss.fixed, plan.rate(rate)
             )
-            plan.store(values, states)
+            plan.store(values, state, self._masters)
             loss.done(result, gs)
 
     def _plan(self, present: tuple[bool, ...], grad_clip: Any) -> "Plan | None":
@@ -239,12 +255,20 @@ class Optimizer:
             alive = set(self._cohorts)
             self._plans = {key: plan for key, plan in self._plans.items() if alive.issuperset(plan.cohorts)}
             self._present = present
+            self._start_masters(present)
         active = tuple(c for c in self._cohorts if present[c.members[0]])
         if not active:
             return None
         if (active, grad_clip) not in self._plans:
-            self._plans[active, grad_clip] = Plan(active, self._options, self._parameters, grad_clip)
+            masters = self._masters is not None
+            self._plans[active, grad_clip] = Plan(active, self._options, self._parameters, grad_clip, masters)
         return self._plans[active, grad_clip]
+
+    def _start_masters(self, present: tuple[bool, ...]) -> None:
+        if self._masters is not None:
+            for i, p in enumerate(self._parameters):
+                if present[i] and i not in self._masters and is_narrow(p._value):
+                    self._masters[i] = jnp.array(p._value, jnp.float32)
 
     # ------------------------------------------------------------------ learning rate
 
@@ -284,7 +308,10 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of all accumulators under Paddle's names, and `LR_Scheduler`; empty before any step."""
-        entries = state_dict(self._cohorts, self._parameters, self._name)
+        entries = state_dict(self._cohorts, self._parameters, self._owners())
+        if self._masters:
+            masters = self._masters.items()
+            entries["master_weights"] = {self._parameters[i].name: jnp.copy(m) for i, m in masters}
         if not isinstance(self._learning_rate, float):
             entries["LR_Scheduler"] = self._learning_rate.state_dict()
         return entries
@@ -300,12 +327,18 @@ class Optimizer:
         entries = dict(state_dict)
         problems: list[str] = []
         schedule = self._taken_schedule(entries, problems)
-        cohorts = self._cohorts
+        cohorts, masters, owners = self._cohorts, self._masters, self._owners()
         if entries or self._cohorts or problems:
-            cohorts = read_state_dict(entries, self._rules, self._parameters, self._name, strict, problems)
+            if masters is not None:
+                given = entries.pop("master_weights", {})
+                masters = read_masters(given, self._parameters, strict, problems)
+            cohorts = read_state_dict(entries, self._rules, self._parameters, owners, strict, problems)
         if schedule is not None:
             self._learning_rate.set_state_dict(schedule)
-        self._cohorts, self._present, self._plans = cohorts, None, {}
+        self._cohorts, self._masters, self._present, self._plans = cohorts, masters, None, {}
+
+    def _owners(self) -> list[str]:
+        return owners_of(self._parameters, self._masters is not None, self._name)
 
     load_state_dict = set_state_dict
     set_dict = set_state_dict

@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..master import MasterState, with_master_weights
 from ..paths import LeafOptions, per_leaf
-from ..rule import Lifted, lift
+from ..rule import GradientTransformation, Lifted, lift
 from ..transform import apply_updates, set_learning_rate
 from ..trees import compute_dtype
 from .cohorts import Cohort
@@ -26,6 +27,7 @@ class Plan:
         options: Sequence[LeafOptions],
         parameters: Sequence[Parameter],
         grad_clip: Any,
+        masters: bool,
     ):
         self.cohorts = cohorts
         self.order = [i for c in cohorts for i in c.members]
@@ -40,36 +42,45 @@ class Plan:
         self.rules = [_about(c, options) for c in cohorts]
         wide = {compute_dtype((), p._value) for p in self.parameters}
         self.rate = np.float64 if np.float64 in wide else np.float32
+        tx = GradientTransformation(lambda values: self.cohorts, self._update)
+        self.tx = with_master_weights(tx) if masters else tx
         self.step = jax.jit(self._step, donate_argnums=(0, 1))
         self.minimize = jax.jit(self._minimize, static_argnums=(0, 1), donate_argnums=(2, 3))
 
-    def states(self) -> list[Any]:
-        return [c.state for c in self.cohorts]
+    def state(self, masters: dict[int, jax.Array] | None) -> Any:
+        states = [c.state for c in self.cohorts]
+        return states if masters is None else MasterState([masters.get(i) for i in self.order], states)
 
-    def store(self, values: list[jax.Array], states: list[Any]) -> None:
+    def store(self, values: list[jax.Array], state: Any, masters: dict[int, jax.Array] | None) -> None:
         for p, value in zip(self.parameters, values, strict=True):
             p.put(value)
-        for c, state in zip(self.cohorts, states, strict=True):
-            c.state = state
+        if masters is not None:
+            masters.update({i: m for i, m in zip(self.order, state.master, strict=True) if m is not None})
+            state = state.inner
+        for c, new in zip(self.cohorts, state, strict=True):
+            c.state = new
 
-    def _step(
-        self, values: list[Any], states: list[Any], grads: list[Any], rate: Any
-    ) -> tuple[list[Any], list[Any]]:
+    def _step(self, values: list[Any], state: Any, grads: list[Any], rate: Any) -> tuple[list[Any], Any]:
+        updates, state = self.tx.update(grads, state, values, rate=rate)
+        return apply_updates(values, updates), state
+
+    def _update(self, grads: Any, states: list[Any], values: list[Any], *, rate: Any) -> tuple[Any, Any]:
+        """Clip and decay everything together, then step each cohort by its rule."""
         grads, _ = self.prepare.update(grads, self.prepare.init(values), values)
-        new_values, new_states, start = [], [], 0
+        updates, new_states, start = [], [], 0
         for c, rule, state in zip(self.cohorts, self.rules, states, strict=True):
             part = slice(start, start := start + len(c.members))
-            updates, state = rule.update(grads[part], set_learning_rate(state, rate), values[part])
-            new_values += apply_updates(values[part], updates)
+            steps, state = rule.update(grads[part], set_learning_rate(state, rate), values[part])
+            updates += steps
             new_states.append(state)
-        return new_values, new_states
+        return updates, new_states
 
     def _minimize(
         self,
         call: Call,
         places: tuple[int | None, ...],
         values: list[Any],
-        states: list[Any],
+        state: Any,
         others: list[Any],
         fixed: list[Any],
         rate: Any,
@@ -81,7 +92,7 @@ class Plan:
         for place, g in zip(places, grads, strict=True):
             if place is not None:
                 ordered[place] = g
-        return *self._step(values, states, ordered, rate), result, grads
+        return *self._step(values, state, ordered, rate), result, grads
 
 
 def _about(cohort: Cohort, options: Sequence[LeafOptions]) -> Lifted:

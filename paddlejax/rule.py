@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .trees import align, compute_dtype, flatten, gradients, path_name
+from .trees import align, beside, compute_dtype, flatten, gradients, path_name
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=type)
@@ -234,12 +234,10 @@ class _Lift:
         wide = jnp.float64 if jnp.float64 in dtypes else jnp.float32
         count = jnp.zeros((), jnp.int32)
         # Copies throughout: a state that shared a buffer with its caller could not be donated.
-        return RuleState(
-            count,
-            jnp.array(self._rate(count), wide),
-            {k: jnp.array(v) for k, v in _cast(self.rule, wide).shared().items()},
-            {name: tree.unflatten(column) for name, column in columns.items()},
-        )
+        scalars = {k: jnp.array(v) for k, v in _cast(self.rule, wide).shared().items()}
+        count, rate, scalars = beside(leaves, (count, jnp.array(self._rate(count), wide), scalars))
+        slots = {name: tree.unflatten(column) for name, column in columns.items()}
+        return RuleState(count, rate, scalars, slots)
 
     def update(self, grads: Any, state: RuleState, params: Any = None, **extra: Any) -> tuple[Any, RuleState]:
         if params is None:

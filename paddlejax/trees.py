@@ -4,6 +4,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_flatten_with_path
 
 
@@ -71,3 +73,11 @@ def compute_dtype(path: Any, p: Any) -> Any:
 def is_narrow(p: Any) -> bool:
     """Whether this is a parameter of 16 bits or less, which may have a master."""
     return jnp.issubdtype(jnp.result_type(p), jnp.floating) and jnp.finfo(jnp.result_type(p)).bits < 32
+
+
+def beside(leaves: list[Any], scalars: Any) -> Any:
+    """Scalars on the devices of a sharded parameter, where an update leaves them: it compiles only once."""
+    for p in leaves:
+        if isinstance(p, jax.Array) and not isinstance(p, Tracer) and isinstance(p.sharding, NamedSharding):
+            return jax.device_put(scalars, NamedSharding(p.sharding.mesh, PartitionSpec()))
+    return scalars

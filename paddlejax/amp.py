@@ -1,0 +1,343 @@
+"""Paddle's `paddle.amp`: the loss scaling of mixed-precision training, as an object."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .loss_scale import all_finite, check_intervals, check_ratios, next_scale, unscaled
+from .optimizer.cohorts import StateDictError
+from .optimizer.loss import Call, Loss
+from .optimizer.parameter import ZEROS, Parameter
+from .rule import number
+from .trees import compute_dtype
+
+_next_scale = jax.jit(next_scale)
+
+
+@jax.jit
+def _unscale(grads: list[jax.Array], scale: Any) -> tuple[list[jax.Array], jax.Array]:
+    return unscaled(grads, scale), all_finite(grads)
+
+
+@jax.jit
+def _times(x: Any, scale: Any) -> jax.Array:
+    wide = compute_dtype((), x)
+    return jnp.asarray(x, wide) * jnp.asarray(scale, wide)
+
+
+class _ScaledCall(NamedTuple):
+    """A call whose last traced argument is the factor on its loss: another factor is not another program."""
+
+    call: Call
+
+    @property
+    def function(self) -> Any:
+        return self.call.function
+
+    def __call__(self, trained: list[jax.Array], fixed: list[Any]) -> tuple[jax.Array, Any]:
+        *fixed, scale = fixed
+        loss, aux = self.call(trained, fixed)
+        return _times(loss, scale), (loss, aux)
+
+
+class ScaledLoss(Loss):
+    """What `GradScaler.scale` makes of a Loss that has not run backward.
+
+    Computing it also computes the loss it was made from, whose value stays readable after the step.
+    """
+
+    def __init__(self, loss: Loss, scale: np.ndarray):
+        super().__init__(_ScaledCall(loss.call), loss.parameters, [*loss.fixed, scale])  # type: ignore[arg-type]
+        self.trained = loss.trained
+        self._unscaled = loss
+
+    def done(self, result: Any, grads: list[jax.Array]) -> None:
+        super().done(result, grads)
+        loss = self._unscaled
+        loss._result, loss.ran_backward, loss.trained, loss.fixed = result[1], True, [], []
+
+    def _computed(self) -> Any:
+        result = super()._computed()
+        self._unscaled._result = result[1]
+        return result
+
+    @property
+    def aux(self) -> Any:
+        return self._computed()[1][1]
+
+
+class GradScaler:
+    """Scale the loss so that small float16 gradients do not vanish, and skip the steps where one overflows.
+
+        scaled = scaler.scale(loss(...)); scaled.backward()
+        scaler.step(opt); scaler.update(); opt.clear_grad()      or  scaler.minimize(opt, scaled)
+
+    A step with an infinite or NaN gradient changes nothing in the optimizer: parameters, accumulators, beta
+    powers; `consecutive_skips` and `total_skips` count them. incr_every_n_steps good steps in a row multiply
+    the scale by incr_ratio, decr_every_n_nan_or_inf bad ones by decr_ratio; 0 means never. As in Paddle, of
+    several optimizers the one whose gradients were unscaled last moves the scale, which has no bounds.
+    Paddle's switches itself off on CPU and outside float16; this one works everywhere, and a skipped step
+    does not also skip a later `opt.step()`. torch's heeds all optimizers, keeps the scale finite, and calls
+    the ratios growth and backoff.
+
+    `scale` is for use outside `jax.jit`, which would freeze the factor; inside, see `dynamic_loss_scale`.
+
+    >>> w = Parameter(jnp.array([1.0]))
+    >>> scaler, opt = GradScaler(init_loss_scaling=8.0), optimizer.SGD(0.5, parameters=[w])
+    >>> w.grad = jnp.array([8.0])
+    >>> scaler.step(opt); scaler.update()
+    >>> print(w.value, scaler.scale(1.0))
+    [0.5] 8.0
+    """
+
+    def __init__(
+        self,
+        enable: bool = True,
+        init_loss_scaling: Any = 65536.0,
+        incr_ratio: Any = 2.0,
+        decr_ratio: Any = 0.5,
+        incr_every_n_steps: int = 2000,
+        decr_every_n_nan_or_inf: int = 1,
+        use_dynamic_loss_scaling: bool = True,
+    ):
+        flags = {"enable": enable, "use_dynamic_loss_scaling": use_dynamic_loss_scaling}
+        for name, flag in flags.items():
+            if not isinstance(flag, bool):
+                raise TypeError(f"GradScaler's {name}: found {flag!r}, expected True or False")
+        if enable:
+            check_ratios("GradScaler", incr_ratio, decr_ratio)
+            check_intervals("GradScaler", incr_every_n_steps, decr_every_n_nan_or_inf)
+        self._enable, self._dynamic = enable, use_dynamic_loss_scaling
+        self._ratios = [incr_ratio, decr_ratio]
+        self._intervals = [incr_every_n_steps, decr_every_n_nan_or_inf]
+        self.set_init_loss_scaling(init_loss_scaling)
+        self._counts = (0, 0)  # good and bad steps in a row
+        self._found_inf = False  # by the last unscale_, of whichever optimizer
+        self._last_was_bad = False  # what `update` goes by; it keeps it, as Paddle does
+        # An optimizer that is not here has gradients that are still scaled.
+        self._unscaled: dict[Any, bool] = {}  # unscale_ has run: whether it found inf or NaN
+        self._stepped: set[Any] = set()
+        self.consecutive_skips = 0
+        self.total_skips = 0
+
+    def __repr__(self) -> str:
+        return f"GradScaler(scale={self._scale:g})" if self._enable else "GradScaler(enable=False)"
+
+    # ------------------------------------------------------------------ one step
+
+    def scale(self, loss: Any) -> Any:
+        """The loss times the scale, in float32 or wider; a Loss gives a Loss, anything else an array."""
+        if not self._enable:
+            return loss
+        if isinstance(loss, ScaledLoss):
+            raise TypeError(f"scale: found {loss!r}, which is scaled already")
+        if not isinstance(loss, Loss):
+            if not isinstance(loss, Parameter | jax.Array | np.ndarray | np.generic):
+                number("scale's loss", loss, "a Loss, an array or a number")
+            loss = jnp.asarray(loss._value if isinstance(loss, Parameter) else loss)
+            floating = jnp.issubdtype(loss.dtype, jnp.inexact)
+            return _times(loss if floating else loss.astype(jnp.float32), self._scale)
+        if loss.ran_backward:
+            raise RuntimeError("scale: backward() ran already for this loss; scale it before")
+        return ScaledLoss(loss, np.asarray(self._scale))
+
+    def unscale_(self, optimizer: Any) -> None:
+        """Divide the optimizer's gradients by the scale, to clip or look at them before `step`.
+
+        16-bit gradients become float32, where they do not vanish.
+        """
+        if not self._enable:
+            return
+        parameters = _parameters("unscale_", optimizer)
+        if optimizer in self._stepped:
+            raise RuntimeError("unscale_: found it called after step(), expected update() in between")
+        if optimizer in self._unscaled:
+            raise RuntimeError(
+                "unscale_: found it called twice for this optimizer, expected update() in between"
+            )
+        there = [p for p in parameters if p._grad is not None and p._grad is not ZEROS]
+        grads, finite = _unscale([p._grad for p in there], self._scale)
+        self._found_inf = self._unscaled[optimizer] = not finite
+        for p, g in zip(there, grads, strict=True):
+            p.grad = g
+
+    def step(self, optimizer: Any) -> None:
+        """`optimizer.step()` with unscaled gradients, or nothing if one of them is infinite or NaN."""
+        if not self._enable:
+            return optimizer.step()
+        if optimizer in self._stepped:
+            raise RuntimeError("step: found it called twice for this optimizer, expected update() in between")
+        if optimizer not in self._unscaled:
+            self.unscale_(optimizer)
+        if self._is_good(optimizer):
+            optimizer.step()
+        if self._dynamic:
+            self._stepped.add(optimizer)
+        else:
+            del self._unscaled[optimizer]
+
+    def update(self) -> None:
+        """Adapt the scale to whether the last `step` was skipped; every optimizer may step again."""
+        if not (self._enable and self._dynamic):
+            return
+        scaling = _next_scale(self._scale, *self._counts, self._last_was_bad, *self._ratios, *self._intervals)
+        scale, *counts = jax.device_get(scaling)
+        self._scale, self._counts = np.float32(scale), (int(counts[0]), int(counts[1]))
+        self._unscaled.clear()
+        self._stepped.clear()
+
+    def minimize(self, optimizer: Any, loss: Any, *args: Any, **kwargs: Any) -> tuple[list[Any], list[Any]]:
+        """`step` and `update` in one; `([], [(parameter, gradient), ...])`.
+
+        A Loss whose backward has not run is scaled, unless it is already, and runs backward. The remaining
+        arguments are those of `optimizer.minimize`.
+        """
+        if not self._enable:
+            return optimizer.minimize(loss, *args, **kwargs)
+        parameters = _parameters("minimize", optimizer)
+        if isinstance(loss, Loss):
+            if not loss.ran_backward:
+                if optimizer in self._unscaled:
+                    raise RuntimeError(
+                        "minimize: found a loss whose backward has not run, after unscale_(); "
+                        "expected loss.backward() before unscale_()"
+                    )
+                (loss if isinstance(loss, ScaledLoss) else self.scale(loss)).backward()
+        elif callable(loss):
+            expected = "what a @paddle.loss function returned"
+            raise TypeError(f"minimize's loss: found a {type(loss).__name__}, expected {expected}")
+        if optimizer not in self._unscaled:
+            self.unscale_(optimizer)
+        pairs = [(p, p.grad) for p in parameters if p.grad is not None]
+        if self._is_good(optimizer):
+            if isinstance(loss, Loss):
+                pairs = optimizer.minimize(loss, *args, **kwargs)[1]
+            else:
+                optimizer.step()
+        self.update()
+        self._unscaled.clear()
+        return [], pairs
+
+    def _is_good(self, optimizer: Any) -> bool:
+        """Whether the step may be taken; notes what `update` will go by.
+
+        Paddle asks only what the last unscale_ found, and applies an infinite gradient if another optimizer
+        was unscaled after it. That verdict moves the scale here too, but the optimizer's own counts too.
+        """
+        self._last_was_bad = self._found_inf
+        bad = self._found_inf or self._unscaled[optimizer]
+        self.consecutive_skips = self.consecutive_skips + 1 if bad else 0
+        self.total_skips += bad
+        return not bad
+
+    # ------------------------------------------------------------------ settings
+
+    def is_enable(self) -> bool:
+        return self._enable
+
+    def is_use_dynamic_loss_scaling(self) -> bool:
+        return self._dynamic
+
+    def get_init_loss_scaling(self) -> float:
+        return self._init_loss_scaling
+
+    def set_init_loss_scaling(self, new_init_loss_scaling: Any) -> None:
+        """Start again from this scale; the counts go on."""
+        number("GradScaler's init_loss_scaling", new_init_loss_scaling)
+        self._init_loss_scaling = float(new_init_loss_scaling)
+        with np.errstate(over="ignore"):
+            self._scale = np.float32(self._init_loss_scaling)
+
+    def get_incr_ratio(self) -> float:
+        return self._ratios[0]
+
+    def set_incr_ratio(self, new_incr_ratio: Any) -> None:
+        check_ratios("GradScaler", new_incr_ratio, self._ratios[1])
+        self._ratios[0] = new_incr_ratio
+
+    def get_decr_ratio(self) -> float:
+        return self._ratios[1]
+
+    def set_decr_ratio(self, new_decr_ratio: Any) -> None:
+        check_ratios("GradScaler", self._ratios[0], new_decr_ratio)
+        self._ratios[1] = new_decr_ratio
+
+    def get_incr_every_n_steps(self) -> int:
+        return self._intervals[0]
+
+    def set_incr_every_n_steps(self, new_incr_every_n_steps: int) -> None:
+        check_intervals("GradScaler", new_incr_every_n_steps, self._intervals[1])
+        self._intervals[0] = new_incr_every_n_steps
+
+    def get_decr_every_n_nan_or_inf(self) -> int:
+        return self._intervals[1]
+
+    def set_decr_every_n_nan_or_inf(self, new_decr_every_n_nan_or_inf: int) -> None:
+        check_intervals("GradScaler", self._intervals[0], new_decr_every_n_nan_or_inf)
+        self._intervals[1] = new_decr_every_n_nan_or_inf
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Scale, counts and settings under Paddle's names; empty if the scaler is not enabled."""
+        if not self._enable:
+            return {}
+        return {
+            "scale": np.array([self._scale]),  # (1,) float32
+            "incr_ratio": self._ratios[0],
+            "decr_ratio": self._ratios[1],
+            "incr_every_n_steps": self._intervals[0],
+            "decr_every_n_nan_or_inf": self._intervals[1],
+            "incr_count": self._counts[0],
+            "decr_count": self._counts[1],
+            "use_dynamic_loss_scaling": self._dynamic,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict()` returned, or raise one error with all that does not fit, and change
+        nothing. A scaler that is not enabled ignores it."""
+        if not self._enable:
+            return
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict: found {type(state_dict).__name__}, expected a dict")
+        if not state_dict:
+            raise StateDictError("the state_dict is empty: it may come from a GradScaler with enable=False")
+        loaded, problems = self._read(state_dict)
+        if problems:
+            raise StateDictError(
+                "the state_dict does not fit, and nothing was changed:\n  " + "\n  ".join(problems)
+            )
+        self.set_init_loss_scaling(loaded["scale"])
+        self._ratios = [loaded["incr_ratio"], loaded["decr_ratio"]]
+        self._intervals = [loaded["incr_every_n_steps"], loaded["decr_every_n_nan_or_inf"]]
+        self._counts = loaded["incr_count"], loaded["decr_count"]
+        self._dynamic = loaded["use_dynamic_loss_scaling"]
+
+    def _read(self, entries: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The entries as Python numbers, and what is wrong with them."""
+        kinds = {name: (np.ndarray if name == "scale" else type(v)) for name, v in self.state_dict().items()}
+        kinds |= {"incr_ratio": float, "decr_ratio": float}
+        problems = [f"unexpected: {name!r}" for name in entries if name not in kinds]
+        loaded = {}
+        for name, kind in kinds.items():
+            if name not in entries:
+                problems.append(f"missing: {name}")
+                continue
+            value = np.asarray(entries[name])
+            letters = {np.ndarray: "f", float: "fiu", int: "iu", bool: "b"}[kind]
+            if value.size != 1 or value.ndim > 1 or value.dtype.kind not in letters:
+                expected = "a float array of shape (1,)" if name == "scale" else f"one {kind.__name__}"
+                problems.append(f"misfit: {name} is {entries[name]!r}, expected {expected}")
+            else:
+                loaded[name] = value.item()
+        return loaded, problems
+
+
+def _parameters(method: str, optimizer: Any) -> list[Parameter]:
+    parameters = getattr(optimizer, "_parameters", None)
+    if parameters is None or not callable(getattr(optimizer, "step", None)):
+        raise TypeError(f"{method}: found {optimizer!r}, expected an optimizer")
+    return list(parameters)

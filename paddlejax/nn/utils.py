@@ -1,0 +1,117 @@
+"""Paddle's `paddle.nn.utils`: clip the gradients of Parameters in place."""
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..optimizer.parameter import Parameter
+from ..rule import ArgumentError, number, squared_norm
+from ..trees import compute_dtype
+
+_NORM_TYPES = (float("inf"), 0.0, 1.0, 2.0)
+
+
+def clip_grad_norm_(
+    parameters: Any, max_norm: Any, norm_type: Any = 2.0, error_if_nonfinite: bool = False
+) -> jax.Array:
+    """Scale all gradients in place by one factor so that their common norm is at most max_norm.
+
+        total = ‖(‖g₁‖, ‖g₂‖, ...)‖      g ← g · min(1, max_norm / (total + 1e-6))
+
+    `norm_type` is 2, 1, inf (the largest magnitude) or 0 (how many gradients are not all zero). Returns the
+    total, () float32 or wider. An infinite total leaves zeros and NaN, a NaN makes everything NaN, unless
+    error_if_nonfinite: then it is an error, and nothing changes. `parameters` is a Parameter, an iterable
+    (Paddle exhausts a generator before it scales anything) or a tree of them; need_clip is not asked.
+    torch's takes any norm_type. `nn.ClipGradByGlobalNorm` adds no 1e-6.
+
+    >>> w = Parameter(jnp.zeros(2))
+    >>> w.grad = jnp.array([3.0, 4.0])
+    >>> print(clip_grad_norm_([w], 1.0), w.grad)
+    5.0 [0.6 0.8]
+    """
+    limit = _limit("clip_grad_norm_'s max_norm", max_norm)
+    kind = float("nan") if isinstance(norm_type, bool) else _as_float(norm_type)
+    if kind not in _NORM_TYPES:
+        raise ArgumentError(f"clip_grad_norm_'s norm_type: found {norm_type!r}, expected inf, 0, 1 or 2")
+    there = _with_gradients("clip_grad_norm_", parameters)
+    if not there:
+        return jnp.zeros(())
+    total, clipped = _clip_norm(kind, [p.grad for p in there], limit)
+    if error_if_nonfinite and not jnp.isfinite(total):
+        raise RuntimeError(
+            f"clip_grad_norm_: found a norm of {total} of order {norm_type} over {len(there)} gradients, "
+            "expected a finite one because of error_if_nonfinite=True; nothing was changed"
+        )
+    for p, g in zip(there, clipped, strict=True):
+        p.grad = g
+    return total
+
+
+def clip_grad_value_(parameters: Any, clip_value: Any) -> None:
+    """Clamp every element of every gradient in place to [-clip_value, clip_value]; NaN stays NaN.
+
+    As torch's. `nn.ClipGradByValue` may have two bounds.
+
+    >>> w = Parameter(jnp.zeros(2))
+    >>> w.grad = jnp.array([-3.0, 0.2])
+    >>> clip_grad_value_([w], 1.0)
+    >>> print(w.grad)
+    [-1.   0.2]
+    """
+    limit = _limit("clip_grad_value_'s clip_value", clip_value)
+    there = _with_gradients("clip_grad_value_", parameters)
+    for p, g in zip(there, _clip_value([p.grad for p in there], limit), strict=True):
+        p.grad = g
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _clip_norm(kind: float, grads: list[Any], max_norm: Any) -> tuple[jax.Array, list[jax.Array]]:
+    """Norms in float32 or wider, the total in the widest of them, each result in its gradient's dtype."""
+    wide = [g.astype(compute_dtype((), g)) for g in grads]
+    widest = jnp.float64 if any(g.dtype == jnp.float64 for g in wide) else jnp.float32
+    if kind == 2.0:
+        total = jnp.sqrt(sum((squared_norm(g).astype(widest) for g in wide), jnp.zeros((), widest)))
+    elif kind == float("inf"):
+        total = jnp.max(jnp.stack([jnp.max(jnp.abs(g), initial=0).astype(widest) for g in wide]))
+    elif kind == 1.0:
+        total = sum((jnp.sum(jnp.abs(g)).astype(widest) for g in wide), jnp.zeros((), widest))
+    else:
+        total = sum((jnp.any(g != 0).astype(widest) for g in wide), jnp.zeros((), widest))
+    factor = jnp.minimum(jnp.asarray(max_norm, widest) / (total + 1e-6), 1)
+    clipped = [(g * factor.astype(g.dtype)).astype(old.dtype) for g, old in zip(wide, grads, strict=True)]
+    return total, clipped
+
+
+@jax.jit
+def _clip_value(grads: list[Any], limit: Any) -> list[jax.Array]:
+    limits = [jnp.asarray(limit, g.dtype) for g in grads]
+    return [jnp.clip(g, -v, v) for g, v in zip(grads, limits, strict=True)]
+
+
+def _limit(what: str, value: Any) -> float:
+    """A Python float whatever was given, so that all share a program."""
+    number(what, value)
+    if not float(value) >= 0:
+        raise ArgumentError(f"{what}: found {value}, expected a number of at least 0")
+    return float(value)
+
+
+def _as_float(norm_type: Any) -> float:
+    try:
+        return float(norm_type)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def _with_gradients(function: str, parameters: Any) -> list[Parameter]:
+    """The Parameters that have a gradient, each once."""
+    if isinstance(parameters, Iterable) and not isinstance(parameters, Parameter | dict | list | tuple | str):
+        parameters = list(parameters)
+    found = jax.tree.leaves(parameters)
+    for p in found:
+        if not isinstance(p, Parameter):
+            raise TypeError(f"{function}'s parameters: found {p!r}, expected Parameters")
+    return [p for p in dict.fromkeys(found) if p.grad is not None]

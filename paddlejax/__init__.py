@@ -1,7 +1,11 @@
 """PaddlePaddle's optimizers for JAX: the same numbers, optax's protocol, Paddle's objects."""
 
-from . import fluid, incubate, nn, optimizer, regularizer, rules, schedules
+from . import amp, fluid, incubate, nn, optimizer, regularizer, rules, schedules, static
+from .accumulate import accumulate_gradients
+from .average import exponential_moving_average, lookahead, model_average
 from .clip import clip_by_global_norm, clip_by_norm, clip_by_value
+from .lbfgs import lbfgs
+from .loss_scale import dynamic_loss_scale, loss_scale, skip_nonfinite
 from .master import with_master_weights
 from .optimizer.loss import Loss, loss
 from .optimizer.parameter import ParamAttr, Parameter, parameters, values
@@ -13,13 +17,18 @@ from .rules import (
     adagrad,
     adam,
     adamax,
+    adamw,
     asgd,
     decayed_adagrad,
+    dpsgd,
     ftrl,
     lamb,
     lars_momentum,
     momentum,
+    nadam,
+    radam,
     rmsprop,
+    rprop,
     sgd,
 )
 from .transform import apply_updates, chain, get_learning_rate, identity, set_learning_rate
@@ -31,10 +40,13 @@ __all__ = [
     "Parameter",
     "Rule",
     "RuleState",
+    "accumulate_gradients",
     "adadelta",
     "adagrad",
     "adam",
     "adamax",
+    "adamw",
+    "amp",
     "apply_updates",
     "asgd",
     "by_path",
@@ -43,6 +55,9 @@ __all__ = [
     "clip_by_norm",
     "clip_by_value",
     "decayed_adagrad",
+    "dpsgd",
+    "dynamic_loss_scale",
+    "exponential_moving_average",
     "fluid",
     "ftrl",
     "get_learning_rate",
@@ -52,18 +67,27 @@ __all__ = [
     "l2_decay",
     "lamb",
     "lars_momentum",
+    "lbfgs",
     "lift",
+    "lookahead",
     "loss",
+    "loss_scale",
+    "model_average",
     "momentum",
+    "nadam",
     "nn",
     "optimizer",
     "parameters",
+    "radam",
     "regularizer",
     "rmsprop",
+    "rprop",
     "rules",
     "schedules",
     "set_learning_rate",
     "sgd",
+    "skip_nonfinite",
+    "static",
     "values",
     "with_master_weights",
 ]

@@ -212,12 +212,8 @@ def _rule_text(o: LeafOptions, path: str) -> str:
     if not isinstance(o.rule, Lifted):
         return str(o.rule)
     rule = o.rule.source.rule.at(path if o.leaf is None else o.leaf)
-    given = {f.name: getattr(rule, f.name) for f in fields(rule)}
-    changed = [
-        f"{f.name}={given[f.name]}"
-        for f in fields(rule)
-        if given[f.name] is not f.default and given[f.name] != f.default
-    ]
+    given = [(f, getattr(rule, f.name)) for f in fields(rule) if f.repr]
+    changed = [f"{f.name}={x}" for f, x in given if x is not f.default and x != f.default]
     return f"{type(rule).__name__}({', '.join(changed)})"
 
 
@@ -249,6 +245,13 @@ def _row(pattern: str | re.Pattern[str], options: Mapping[str, Any], general: Le
         "grad_clip": _clip,
         "frozen": _flag,
     }
+    rule = options.get("rule", general.rule)
+    if isinstance(rule, Lifted) and hasattr(
+        rule.source.rule, "weight_decay"
+    ):  # AdamW's own, not a regularizer
+        del readers["weight_decay"]
+        if "weight_decay" in options and options["weight_decay"] is None:
+            options["weight_decay"] = 0.0
     own = {name: readers[name](where, options.pop(name)) for name in readers if name in options}
     row = general._replace(**own)
     if "learning_rate" in own and not isinstance(row.rule, Lifted):

@@ -88,7 +88,8 @@ Predicate = Callable[[Any], bool] | None
 def rule(cls: R) -> R:
     """Make a frozen dataclass of a rule and register it as a pytree: floats are data, the rest is static."""
     cls = dataclass(frozen=True)(cls)  # type: ignore[assignment]
-    data = [f.name for f in fields(cls) if _is_float(f.type)]  # type: ignore[arg-type]
+    named = getattr(cls, "data", ())
+    data = [f.name for f in fields(cls) if f.name in named or _is_float(f.type)]  # type: ignore[arg-type]
     static = [f.name for f in fields(cls) if f.name not in data]  # type: ignore[arg-type]
     return jax.tree_util.register_dataclass(cls, data, static)
 
@@ -106,6 +107,8 @@ class Rule:
 
     slots: ClassVar[tuple[str, ...]] = ()
     reads_params: ClassVar[bool] = False  # whether `step` looks at p
+    data: ClassVar[tuple[str, ...]] = ()  # fields that are data beside the floats
+    full_shape: ClassVar[tuple[str, ...]] = ()  # shared scalars that Paddle stores once per element
 
     def at(self, leaf: Any) -> "Rule":
         """This rule on the leaf with this path or Parameter: only numbers that `step` reads may differ."""

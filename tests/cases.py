@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pytest
 import reference
@@ -23,16 +24,21 @@ class RuleCase(NamedTuple):
         """The reference's parameter and accumulators after these gradients, in the dtype of p."""
         init, step = reference.REFERENCES[self.name]
         hyper = {**reference.HYPER[self.name], **self.kwargs, **self.reference}
-        for dialect in ("use_learning_rate", "scaled_epsilon", "bias_correction", "always_adapt"):
+        dialects = ("use_learning_rate", "scaled_epsilon", "bias_correction", "always_adapt")
+        for dialect in (*dialects, "key", "per_element"):
             if dialect not in reference.HYPER[self.name]:
                 hyper.pop(dialect, None)
+        rate = self.rate if learning_rate is None else learning_rate
+        if "learning_rate" in hyper:  # where the step sizes of rprop start
+            hyper["learning_rate"] = rate
         state = init(p, **hyper)
         for g in grads:
-            p, state = step(p, g, self.rate if learning_rate is None else learning_rate, state, **hyper)
+            p, state = step(p, g, rate, state, **hyper)
         return p, state
 
 
 OLD = {"dialect": "1.x"}
+QUIET = {"sigma": 0.0, "key": jax.random.key(0)}  # without noise
 CASES = [
     RuleCase("sgd", {}),
     RuleCase("momentum", {}),
@@ -50,6 +56,19 @@ CASES = [
     RuleCase("adam", {}),
     RuleCase("adam", {"beta1": 0.5, "beta2": 0.7, "epsilon": 1e-2, "amsgrad": True}),
     RuleCase("adam", {"epsilon": 1e-2, "scaled_epsilon": False}, OLD),
+    RuleCase("adamw", {}),
+    RuleCase("adamw", {"beta1": 0.5, "beta2": 0.7, "epsilon": 1e-2, "weight_decay": 0.3, "amsgrad": True}),
+    RuleCase("adamw", {"weight_decay": 0.0}),
+    RuleCase("nadam", {}),
+    RuleCase("nadam", {"beta1": 0.5, "beta2": 0.7, "epsilon": 1e-2, "momentum_decay": 0.1}),
+    RuleCase("nadam", {"momentum_decay": 0.0}),
+    RuleCase("radam", {}),
+    RuleCase("radam", {"beta1": 0.5, "beta2": 0.9, "epsilon": 1e-2}),
+    RuleCase("radam", {"beta2": 0.5}),
+    RuleCase("rprop", {}),
+    RuleCase("rprop", {"learning_rate_range": (0.01, 0.2), "etas": (0.3, 1.9)}),
+    RuleCase("dpsgd", QUIET),
+    RuleCase("dpsgd", {"clip": 1.5, "batch_size": 16.0, "per_element": True, **QUIET}),
     RuleCase("adamax", {}),
     RuleCase("adamax", {"beta1": 0.5, "beta2": 0.7, "epsilon": 1e-2}),
     RuleCase("rmsprop", {}),
@@ -67,7 +86,7 @@ CASES = [
 
 
 def _id(case: RuleCase) -> str:
-    return "-".join([case.name, *(f"{k}={v}" for k, v in case.kwargs.items())])
+    return "-".join([case.name, *(f"{k}={v}" for k, v in case.kwargs.items() if k != "key")])
 
 
 every_rule = pytest.mark.parametrize("case", CASES, ids=_id)

@@ -28,6 +28,10 @@ def zeros(p, h):
     return np.zeros_like(p)
 
 
+def ones(p, h):
+    return np.ones_like(p)
+
+
 def filled(name):
     """A tensor like the parameter that starts at the hyper-parameter `name`."""
     return lambda p, h: np.full_like(p, getattr(h, name))
@@ -157,6 +161,98 @@ def adam(p, g, lr, s, h):
     root = np.sqrt(1 - c2)
     epsilon = h.epsilon * root if h.dialect == "2.x" else h.epsilon
     return p - lr * root / (1 - c1) * m / (np.sqrt(v) + epsilon)
+
+
+@rule(
+    lambda h: {**MOMENTS, **({"moment2_max": zeros} if h.amsgrad else {}), **POWERS},
+    beta1=0.9,
+    beta2=0.999,
+    epsilon=1e-8,
+    amsgrad=False,
+    weight_decay=0.01,
+)
+def adamw(p, g, lr, s, h):
+    """p ← p − η·λ·p, then Adam's step from the plain gradient."""
+    p = p - lr * h.weight_decay * p
+    m, v = moments(g, s, h)
+    c1, c2 = advance(s, h, "beta1", "beta2")
+    if h.amsgrad:
+        v = s["moment2_max"] = np.maximum(v, s["moment2_max"])
+    root = np.sqrt(1 - c2)
+    return p - lr * root / (1 - c1) * m / (np.sqrt(v) + h.epsilon * root)
+
+
+@rule(
+    {**MOMENTS, "momentum_decay_pow": ones, "beta2_pow": ones, "mu_product": ones},
+    beta1=0.9,
+    beta2=0.999,
+    epsilon=1e-8,
+    momentum_decay=0.004,
+)
+def nadam(p, g, lr, s, h):
+    """m̂ = μ'·m/(1−P·μ') + (1−μ)·g/(1−P), p ← p − η·m̂/(√v̂ + ε), where μ = β₁·(1 − ½·0.96^(t·ψ)), P = Πμ."""
+    f = p.dtype.type
+    q = s["momentum_decay_pow"] = f(0.96) * s["momentum_decay_pow"]
+    w = s["beta2_pow"] = h.beta2 * s["beta2_pow"]
+    grown = q**h.momentum_decay
+    mu = h.beta1 * (1 - f(0.5) * grown)
+    ahead = h.beta1 * (1 - f(0.5) * grown * f(0.96) ** h.momentum_decay)
+    product = s["mu_product"] = s["mu_product"] * mu
+    m, v = moments(g, s, h)
+    estimate = ahead * m / (1 - product * ahead) + (1 - mu) * g / (1 - product)
+    return p - lr * estimate / (np.sqrt(v / (1 - w)) + h.epsilon)
+
+
+@rule({**MOMENTS, "beta1_pow": ones, "beta2_pow": ones, "rho": ones}, beta1=0.9, beta2=0.999, epsilon=1e-8)
+def radam(p, g, lr, s, h):
+    """p ← p − η·m/(1−β₁ᵗ), from ρ > 5 on times r·√(1−β₂ᵗ)/(√v + ε), ρ = ρ∞ − 2·t·β₂ᵗ/(1−β₂ᵗ)."""
+    c1 = s["beta1_pow"] = h.beta1 * s["beta1_pow"]
+    c2 = s["beta2_pow"] = h.beta2 * s["beta2_pow"]
+    s["rho"] = (s["rho"] * (h.beta2 - c2) + c2) / (1 - c2)
+    m, v = moments(g, s, h)
+    limit = 2 / (1 - h.beta2) - 1
+    rho = limit - 2 * (s["rho"].flat[0] if p.size else 1)
+    move = lr * m / (1 - c1)
+    if not rho > 5:
+        return p - move
+    r = np.sqrt((rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho))
+    return p - move * r * np.sqrt(1 - c2) / (np.sqrt(v) + h.epsilon)
+
+
+@rule(
+    {"prevs": zeros, "learning_rates": filled("learning_rate")},
+    learning_rate=0.001,
+    learning_rate_range=(1e-5, 50),
+    etas=(0.5, 1.2),
+)
+def rprop(p, g, lr, s, h):
+    """s = g·h, g ← 0 where s < 0, L ← clip(L·(η₊, η₋ or 1 by the sign of s)), p ← p − sign(g)·L, h ← g."""
+    low, high, shrink, grow = (p.dtype.type(x) for x in (*h.learning_rate_range, *h.etas))
+    turned = g * s["prevs"]
+    s["prevs"] = g = np.where(turned < 0, p.dtype.type(0), g)
+    factor = np.where(turned > 0, grow, np.where(turned < 0, shrink, p.dtype.type(1)))
+    size = s["learning_rates"] = np.clip(s["learning_rates"] * factor, low, high)
+    return p - np.sign(g) * size
+
+
+def kernel_normal(seed):
+    """The normal number of Paddle 3's dpsgd kernel, the same at every step, by Marsaglia's polar method."""
+    x = seed
+    while True:
+        pair = []
+        for _ in range(2):
+            x = 48271 * x % (2**31 - 1)
+            pair.append(2 * (np.float32(x - 1) / np.float32(2147483646)) - 1)
+        size = pair[0] * pair[0] + pair[1] * pair[1]
+        if 0 < size < 1:
+            return pair[0] * np.sqrt(-2 * np.log(size) / size)
+
+
+@rule({}, clip=0.9, batch_size=0.999, sigma=1e-8, seed=0)
+def dpsgd(p, g, lr, s, h):
+    """p ← p − η·(g/max(1, ‖g‖/clip) + σ·X/batch_size), X normal, one for the whole tensor."""
+    noise = h.sigma * p.dtype.type(kernel_normal(h.seed)) if h.sigma else p.dtype.type(0)
+    return p - lr * (g / max(p.dtype.type(1), norm(g) / h.clip) + noise / h.batch_size)
 
 
 @rule(
@@ -293,12 +389,18 @@ CLASSES = {
     ("paddle-3.3.1", "Adagrad"): ("adagrad", {}),
     ("paddle-3.3.1", "Adadelta"): ("adadelta", {}),
     ("paddle-3.3.1", "Adam"): ("adam", {}),
+    ("paddle-3.3.1", "AdamW"): ("adamw", {}),
     ("paddle-3.3.1", "Adamax"): ("adamax", {}),
+    ("paddle-3.3.1", "NAdam"): ("nadam", {}),
+    ("paddle-3.3.1", "RAdam"): ("radam", {}),
+    ("paddle-3.3.1", "Rprop"): ("rprop", {}),
+    ("paddle-3.3.1", "dpsgd"): ("dpsgd", {}),
     ("paddle-3.3.1", "RMSProp"): ("rmsprop", {}),
     ("paddle-3.3.1", "Lamb"): ("lamb", {}),
     ("paddle-3.3.1", "ASGD"): ("asgd", {}),
     ("paddle-3.3.1", "ftrl"): ("ftrl", {}),
     ("paddle-3.3.1", "decayed_adagrad"): ("decayed_adagrad", {}),
+    ("fluid-1.8.5", "DpsgdOptimizer"): ("dpsgd", {}),
     ("fluid-1.8.5", "SGDOptimizer"): ("sgd", {}),
     ("fluid-1.8.5", "MomentumOptimizer"): ("momentum", {}),
     ("fluid-1.8.5", "LarsMomentumOptimizer"): ("lars_momentum", {"dialect": "1.x"}),
@@ -356,13 +458,21 @@ def replay(
             options = {k: v for k, v in group.items() if k not in COMMON}
             for n, g in clipped(pairs, group.get("grad_clip", case.grad_clip)).items():
                 p, spec = params[n], specs[n]
-                own = group.get("weight_decay") if grouped else spec.regularizer
+                # AdamW's groups know no regularizer; their weight_decay is the rule's
+                coupled = group if name != "adamw" else {}
+                own = coupled.get("weight_decay") if grouped else spec.regularizer
                 regularizer = case.weight_decay if own is None else own
                 if regularizer is not None:
                     g = g + decay(p, regularizer)
                 # building groups overwrites the parameter's own factor, as it does its regularizer
                 ratio = group.get("learning_rate", 1.0) if grouped else spec.learning_rate
                 h = {k: v for k, v in {**base, **options}.items() if k not in WITHOUT_EFFECT}
+                if name == "adamw" and "weight_decay" in group:
+                    h["weight_decay"] = group["weight_decay"]
+                if name == "adamw" and case.decay_names is not None and n not in case.decay_names:
+                    h["weight_decay"] = 0.0
+                if name == "rprop" and "learning_rate" in base:  # where the step sizes start
+                    h["learning_rate"] = base["learning_rate"]
                 if name == "lamb" and n in (case.exclude_names or []):
                     h["lamb_weight_decay"] = 0.0
                 if name == "lars_momentum" and any(part in n for part in never_decayed):

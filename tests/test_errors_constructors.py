@@ -81,9 +81,6 @@ def shared():
     for name in ("SGD", "Momentum", "Adam", "Lamb", "ASGD", "Lars"):
         call = lambda n=name: opt(n, multi_precision="yes")  # noqa: E731
         yield row(f"{name}-multi_precision", call, TypeError, "multi_precision", "'yes'", "True or False")
-        bf16 = Parameter(jnp.zeros(2, jnp.bfloat16), "h")
-        masters = lambda n=name, p=bf16: opt(n, given=[p], multi_precision=True)  # noqa: E731
-        yield row(f"{name}-masters", masters, NotImplementedError, "multi_precision", "h", "bfloat16")
 
 
 HYPERPARAMETERS = [

@@ -95,7 +95,7 @@ def test_a_missing_gradient_leaves_parameter_and_master():
 
 
 def make(params, **kwargs):
-    return Optimizer(1e-3, params, rule=rules.Adam(), multi_precision=True, **kwargs)
+    return Optimizer(1e-3, params, rule=rules.Adam(), masters=True, **kwargs)
 
 
 def pair():
@@ -165,7 +165,22 @@ def test_masters_that_do_not_fit_change_nothing():
 
 def test_float32_parameters_need_no_masters():
     p = paddle.Parameter(jnp.ones(2), "w")
-    opt = Optimizer(0.1, [p], rule=rules.SGD(), multi_precision=True)
+    opt = Optimizer(0.1, [p], rule=rules.SGD(), masters=True)
     p.grad = jnp.ones(2)
     opt.step()
     assert opt.state_dict() == {}
+
+
+@pytest.mark.parametrize("name", ["SGD", "Momentum", "Adam", "AdamW", "Lamb", "ASGD", "Rprop", "Lars"])
+def test_every_class_that_takes_multi_precision_keeps_masters(name):
+    incubate = {"Lars": paddle.incubate.optimizer.LarsMomentumOptimizer}
+    cls, more = incubate.get(name) or getattr(paddle.optimizer, name), {}
+    p = paddle.Parameter(jnp.ones(3, jnp.bfloat16), "w")
+    more = {"momentum": 0.9, "parameter_list": [p]} if name == "Lars" else {"parameters": [p]}
+    opt = cls(1e-4, **more, multi_precision=True)
+    for _ in range(4):
+        p.grad = jnp.full(3, 0.5, jnp.bfloat16)
+        opt.step()
+    master = opt.state_dict()["master_weights"]["w"]
+    assert np.all(master < 1) and np.all(master > 0.9)  # far less than half a unit of bfloat16
+    assert p.dtype == jnp.bfloat16

@@ -223,3 +223,13 @@ def test_describe_says_what_every_leaf_gets():
     assert lines[3].endswith("frozen")
     with pytest.raises(ValueError, match="matches no parameter"):
         tx.describe({"other": jnp.ones(1)})
+
+
+def test_adamws_decay_by_path_is_its_own():
+    table = [("*/b", {"weight_decay": None}), ("head/*", {"weight_decay": 0.5})]
+    tx = paddle.by_path(table, paddle.adamw(0.1, weight_decay=0.25))
+    found, bare = update(tx), update(paddle.adam(0.1))
+    for path, decay in {("body", "w"): 0.25, ("body", "b"): 0.0, ("head", "w"): 0.5}.items():
+        want = bare[path[0]][path[1]] - 0.1 * decay * PARAMS[path[0]][path[1]]
+        np.testing.assert_allclose(found[path[0]][path[1]], want, rtol=1e-6)
+    assert "AdamW(weight_decay=0.5)" in tx.describe(PARAMS)

@@ -1,10 +1,12 @@
 """Paddle 1.x's `fluid.optimizer`: a table of its names and arguments over the same rules, and one adapter."""
 
 import inspect
+import secrets
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
+import jax
 import numpy as np
 
 from .. import rules
@@ -14,6 +16,7 @@ from ..optimizer.plan import OWN
 from ..regularizer import as_regularizer
 from ..rule import Rule
 from .dygraph import LearningRateDecay, LearningRateEpochDecay
+from .wrappers import *  # noqa: F403
 
 
 class FluidOptimizer(Optimizer):
@@ -40,10 +43,12 @@ class FluidOptimizer(Optimizer):
         bound.apply_defaults()
         given = bound.arguments
         rate, parameters, decay, clip, name = (
-            given.pop(argument) for argument in ("learning_rate", *_COMMON)
+            given.pop(argument, None) for argument in ("learning_rate", *_COMMON)
         )
         decay = as_regularizer("regularization", decay)
         given.pop("lazy_mode", None)  # speaks of row-sparse gradients only
+        if "key" in given and given["key"] is None:  # 1.8.5 seeds from the clock
+            given["key"] = jax.random.key(secrets.randbits(31))
         self._used_rate: Any = None  # what the last minimize took from a schedule
         super().__init__(rate, parameters, decay, clip, name, rule=self._rule(**given, **self._dialect))
 
@@ -133,10 +138,11 @@ def _define(
     arguments: str,
     rate: Any = inspect.Parameter.empty,
     later: str = "",
+    common: tuple[str, ...] = _COMMON,
     **dialect: Any,
 ) -> type[FluidOptimizer]:
     """The class of a row: the rule's `arguments` by position, those `later` by keyword; `!` is required."""
-    defaults = {f.name: f.default for f in fields(rule)} | {"lazy_mode": False}
+    defaults = {f.name: f.default for f in fields(rule)} | {"lazy_mode": False, "key": None}
     positional, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("learning_rate", positional, default=rate)]
     for kind, words in ((positional, arguments), (keyword, later)):
@@ -145,7 +151,7 @@ def _define(
             required = word.endswith("!") or default is MISSING
             default = inspect.Parameter.empty if required else default
             parameters.append(inspect.Parameter(word.rstrip("!"), kind, default=default))
-    parameters += [inspect.Parameter(argument, keyword, default=None) for argument in _COMMON]
+    parameters += [inspect.Parameter(argument, keyword, default=None) for argument in common]
     signature = inspect.Signature(parameters)
     doc = f"Paddle 1.x's {name}{signature}: the rule `rules.{rule.__name__}`"
     doc += f" with {', '.join(f'{k}={v}' for k, v in dialect.items())}." if dialect else "."
@@ -187,4 +193,12 @@ LambOptimizer = Lamb = _define(
     later="exclude_from_weight_decay_fn",
     always_adapt=True,
     bias_correction=False,
+)
+DpsgdOptimizer = Dpsgd = _define(
+    "DpsgdOptimizer",
+    rules.Dpsgd,
+    "clip batch_size sigma",
+    0.001,
+    later="per_element key",
+    common=("parameter_list",),
 )

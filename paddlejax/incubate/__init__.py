@@ -1,5 +1,6 @@
 """Paddle's `paddle.incubate`."""
 
 from . import optimizer
+from .optimizer import LookAhead, ModelAverage
 
-__all__ = ["optimizer"]
+__all__ = ["LookAhead", "ModelAverage", "optimizer"]

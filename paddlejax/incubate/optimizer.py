@@ -3,9 +3,18 @@
 from typing import Any
 
 from .. import rules
-from ..optimizer.classes import refuse_masters
+from ..optimizer.averages import ModelAverage
 from ..optimizer.optimizer import Optimizer
+from ..optimizer.wrappers import GradientMergeOptimizer, LookAhead, RecomputeOptimizer
 from ..regularizer import as_regularizer
+
+__all__ = [
+    "GradientMergeOptimizer",
+    "LarsMomentumOptimizer",
+    "LookAhead",
+    "ModelAverage",
+    "RecomputeOptimizer",
+]
 
 
 class LarsMomentumOptimizer(Optimizer):
@@ -34,5 +43,6 @@ class LarsMomentumOptimizer(Optimizer):
         excluded = () if exclude_from_weight_decay is None else exclude_from_weight_decay
         decay = as_regularizer("regularization", regularization)
         rule = rules.LarsMomentum(momentum, lars_coeff, lars_weight_decay, excluded, epsilon, rescale_grad)
-        super().__init__(learning_rate, parameter_list, decay, grad_clip, name, rule=rule)
-        refuse_masters(self, multi_precision)
+        super().__init__(
+            learning_rate, parameter_list, decay, grad_clip, name, rule=rule, masters=multi_precision
+        )

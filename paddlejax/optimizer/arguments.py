@@ -26,8 +26,12 @@ def options_of(
     factor = own.pop("learning_rate", None)
     if factor is not None:
         number("a group's learning_rate", factor)
-    decides = "weight_decay" in own
-    decay = as_regularizer("a group's weight_decay", own.pop("weight_decay", None))
+    decides, decay = "weight_decay" in own, None
+    if decides and hasattr(base.source.rule, "weight_decay"):  # AdamW's, a number; no regularizer
+        number("a group's weight_decay", own["weight_decay"])
+        decides = False
+    elif decides:
+        decay = as_regularizer("a group's weight_decay", own.pop("weight_decay"))
     clip = checked_clip("a group's grad_clip", own.pop("grad_clip", general["grad_clip"]))
     clipping = None if clip is None else clip.for_group()
     others = ("learning_rate", "weight_decay", "grad_clip")

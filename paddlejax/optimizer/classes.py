@@ -6,7 +6,7 @@ The arguments that all share are explained at `Optimizer`, the hyperparameters a
 from typing import Any
 
 from .. import rules
-from ..trees import compute_dtype
+from ..rule import number
 from .optimizer import Optimizer
 
 
@@ -22,8 +22,10 @@ class SGD(Optimizer):
         multi_precision: bool = False,
         name: str | None = None,
     ):
-        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rules.SGD())
-        refuse_masters(self, multi_precision)
+        rule = rules.SGD()
+        super().__init__(
+            learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, masters=multi_precision
+        )
 
 
 class Momentum(Optimizer):
@@ -43,8 +45,9 @@ class Momentum(Optimizer):
         name: str | None = None,
     ):
         rule = rules.Momentum(momentum, use_nesterov, rescale_grad)
-        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule)
-        refuse_masters(self, multi_precision)
+        super().__init__(
+            learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, masters=multi_precision
+        )
 
 
 class Adagrad(Optimizer):
@@ -104,8 +107,47 @@ class Adam(Optimizer):
         name: str | None = None,
     ):
         rule = rules.Adam(beta1, beta2, epsilon, amsgrad)
-        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule)
-        refuse_masters(self, multi_precision)
+        super().__init__(
+            learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, masters=multi_precision
+        )
+
+
+class AdamW(Optimizer):
+    """Paddle's AdamW, see `adamw`; apply_decay_param_fun is asked about names, lr_ratio about Parameters.
+
+    A regularizer of a Parameter is added to its gradient, beside the decay; a group's weight_decay is the
+    decay there. `use_lowprecision_moment` has no effect, moments are float32 or wider; `lazy_mode` speaks of
+    row-sparse gradients only.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta1: Any = 0.9,
+        beta2: Any = 0.999,
+        epsilon: Any = 1e-8,
+        parameters: Any = None,
+        weight_decay: Any = 0.01,
+        use_lowprecision_moment: bool = False,
+        lr_ratio: Any = None,
+        apply_decay_param_fun: Any = None,
+        grad_clip: Any = None,
+        lazy_mode: bool = False,
+        multi_precision: bool = False,
+        amsgrad: bool = False,
+        name: str | None = None,
+    ):
+        number("weight_decay", weight_decay, "an int or float")
+        rule = rules.AdamW(
+            beta1,
+            beta2,
+            epsilon,
+            amsgrad,
+            weight_decay=weight_decay,
+            lr_ratio=lr_ratio,
+            apply_decay_param_fun=apply_decay_param_fun,
+        )
+        super().__init__(learning_rate, parameters, None, grad_clip, name, rule=rule, masters=multi_precision)
 
 
 class Adamax(Optimizer):
@@ -126,6 +168,43 @@ class Adamax(Optimizer):
         super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule)
 
 
+class NAdam(Optimizer):
+    """Paddle's NAdam, see `nadam`."""
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.002,
+        beta1: Any = 0.9,
+        beta2: Any = 0.999,
+        epsilon: Any = 1e-8,
+        momentum_decay: Any = 0.004,
+        parameters: Any = None,
+        weight_decay: Any = None,
+        grad_clip: Any = None,
+        name: str | None = None,
+    ):
+        rule = rules.NAdam(beta1, beta2, epsilon, momentum_decay)
+        super().__init__(refuse_negative(learning_rate), parameters, weight_decay, grad_clip, name, rule=rule)
+
+
+class RAdam(Optimizer):
+    """Paddle's RAdam, see `radam`."""
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta1: Any = 0.9,
+        beta2: Any = 0.999,
+        epsilon: Any = 1e-8,
+        parameters: Any = None,
+        weight_decay: Any = None,
+        grad_clip: Any = None,
+        name: str | None = None,
+    ):
+        rule = rules.RAdam(beta1, beta2, epsilon)
+        super().__init__(refuse_negative(learning_rate), parameters, weight_decay, grad_clip, name, rule=rule)
+
+
 class RMSProp(Optimizer):
     """Paddle's RMSProp, see `rmsprop`."""
 
@@ -143,6 +222,23 @@ class RMSProp(Optimizer):
     ):
         rule = rules.RMSProp(rho, epsilon, momentum, centered)
         super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule)
+
+
+class Rprop(Optimizer):
+    """Paddle's Rprop, see `rprop`; what sets the rate later has no effect, and a scheduler is refused."""
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        learning_rate_range: Any = (1e-5, 50),
+        parameters: Any = None,
+        etas: Any = (0.5, 1.2),
+        grad_clip: Any = None,
+        multi_precision: bool = False,
+        name: str | None = None,
+    ):
+        rule = rules.Rprop(learning_rate, learning_rate_range, etas)
+        super().__init__(learning_rate, parameters, None, grad_clip, name, rule=rule, masters=multi_precision)
 
 
 class Lamb(Optimizer):
@@ -165,8 +261,7 @@ class Lamb(Optimizer):
         rule = rules.Lamb(
             lamb_weight_decay, beta1, beta2, epsilon, exclude_from_weight_decay_fn, always_adapt
         )
-        super().__init__(learning_rate, parameters, None, grad_clip, name, rule=rule)
-        refuse_masters(self, multi_precision)
+        super().__init__(learning_rate, parameters, None, grad_clip, name, rule=rule, masters=multi_precision)
 
 
 class ASGD(Optimizer):
@@ -182,16 +277,16 @@ class ASGD(Optimizer):
         multi_precision: bool = False,
         name: str | None = None,
     ):
-        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rules.ASGD(batch_num))
-        refuse_masters(self, multi_precision)
+        rule = rules.ASGD(batch_num)
+        super().__init__(
+            learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, masters=multi_precision
+        )
 
 
-def refuse_masters(optimizer: Optimizer, multi_precision: bool) -> None:
-    """float32 and float64 parameters are their own masters; for narrower ones there are none yet."""
-    if not isinstance(multi_precision, bool):
-        raise TypeError(f"multi_precision: found {multi_precision!r}, expected True or False")
-    for p in optimizer._parameters:
-        if multi_precision and p.trainable and compute_dtype((), p._value) != p.dtype:
-            raise NotImplementedError(
-                f"multi_precision: Parameter {p.name} is {p.dtype}, and masters are not kept yet"
-            )
+def refuse_negative(learning_rate: Any) -> Any:
+    """The rate, unless it is a number below 0: Paddle's NAdam and RAdam check that and others do not."""
+    if learning_rate is None:
+        raise TypeError("learning_rate is not set: found None, expected a number")
+    if isinstance(learning_rate, int | float) and learning_rate < 0:
+        raise ValueError(f"learning_rate: found {learning_rate}, expected a number of at least 0")
+    return learning_rate

@@ -84,16 +84,22 @@ def state_dict(
             rows.setdefault(accumulator, {}).update(zip(cohort.members, map(jnp.copy, slot), strict=True))
     for cohort in cohorts:
         for accumulator, scalar in cohort.state.shared.items():
-            values = [_written(scalar, parameters[i]) for i in cohort.members]
+            full = accumulator in cohort.rule.source.rule.full_shape
+            values = [_written(scalar, parameters[i], full) for i in cohort.members]
             rows.setdefault(accumulator, {}).update(zip(cohort.members, values, strict=True))
     return {f"{owners[i]}_{accumulator}_0": row[i] for accumulator, row in rows.items() for i in sorted(row)}
 
 
-def _written(scalar: jax.Array, p: Parameter) -> Any:
-    """A shared scalar as Paddle stores it with each parameter: of shape (1,), counters as int64."""
+def _written(scalar: jax.Array, p: Parameter, full: bool) -> Any:
+    """A shared scalar as Paddle stores it with each parameter: of shape (1,) or p's, counters as int64."""
     if jnp.issubdtype(scalar.dtype, jnp.integer):
         return np.asarray(scalar, np.int64).reshape(1)
-    return jnp.copy(scalar.astype(compute_dtype((), p._value)).reshape(1))
+    return jnp.full(p.shape if full else (1,), scalar, compute_dtype((), p._value))
+
+
+def _read(value: Any, start: Any) -> np.ndarray:
+    """The scalar out of what `_written` made; where no element is left to read, its start."""
+    return np.asarray(value.reshape(-1)[:1] if value.size else start).reshape(1)
 
 
 def read_state_dict(
@@ -120,7 +126,11 @@ def read_state_dict(
         fresh = jax.eval_shape(rules[i].init, [p._value])
         expected = {k: (s[0].shape, s[0].dtype) for k, s in fresh.slots.items()}
         expected |= {
-            k: ((1,), np.int64 if s.dtype == jnp.int32 else s.dtype) for k, s in fresh.shared.items()
+            k: (
+                p.shape if k in rules[i].source.rule.full_shape else (1,),
+                np.int64 if s.dtype == jnp.int32 else s.dtype,
+            )
+            for k, s in fresh.shared.items()
         }
         keys = {k: by_base.pop(f"{owners[i]}_{k}", []) for k in expected}
         if not any(keys.values()) and (p.stop_gradient or not strict):
@@ -179,7 +189,7 @@ def _cohorts_of(
     shared = [rule.source.rule.shared() for rule in rules]
     for i, entry in enumerate(found):
         if entry:
-            scalars = tuple(np.asarray(entry[k]).tobytes() for k in shared[i])
+            scalars = tuple(_read(entry[k], start).tobytes() for k, start in shared[i].items())
             groups.setdefault((id(rules[i]), scalars), []).append(i)
         elif not parameters[i].stop_gradient and not rules[i].source.rule.slots and not shared[i]:
             groups.setdefault((id(rules[i]), ()), []).append(i)
@@ -187,7 +197,8 @@ def _cohorts_of(
     for members in groups.values():
         rule = rules[members[0]]
         state = rule.init([parameters[i]._value for i in members])
-        scalars = {k: jnp.array(found[members[0]][k], v.dtype).reshape(()) for k, v in state.shared.items()}
+        first = found[members[0]]
+        scalars = {k: jnp.array(_read(first[k], v)[0], v.dtype) for k, v in state.shared.items()}
         slots = {k: [jnp.array(found[i][k]) for i in members] for k in state.slots}
         cohorts.append(Cohort(rule, members, state._replace(shared=scalars, slots=slots)))
     return cohorts

@@ -46,7 +46,7 @@ class Optimizer:
         name: str | None = None,
         *,
         rule: Rule | None = None,
-        multi_precision: bool = False,
+        masters: bool = False,
     ):
         self._learning_rate: Any = self._checked_rate(learning_rate)  # a float or a scheduler
         self._name = checked_name(name)
@@ -64,9 +64,9 @@ class Optimizer:
         self._cohorts: list[Cohort] = []
         self._present: tuple[bool, ...] | None = None
         self._plans: dict[Any, Plan] = {}
-        if not isinstance(multi_precision, bool):
-            raise TypeError(f"multi_precision: found {multi_precision!r}, expected True or False")
-        self._masters: dict[int, jax.Array] | None = {} if multi_precision else None  # float32, by position
+        if not isinstance(masters, bool):
+            raise TypeError(f"multi_precision: found {masters!r}, expected True or False")
+        self._masters: dict[int, jax.Array] | None = {} if masters else None  # float32, by position
 
     def __repr__(self) -> str:
         rate = self._learning_rate

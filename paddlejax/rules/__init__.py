@@ -4,17 +4,23 @@ from .adadelta import Adadelta, adadelta
 from .adagrad import Adagrad, adagrad
 from .adam import Adam, adam
 from .adamax import Adamax, adamax
+from .adamw import AdamW, adamw
 from .asgd import ASGD, asgd
 from .decayed_adagrad import DecayedAdagrad, decayed_adagrad
+from .dpsgd import Dpsgd, dpsgd
 from .ftrl import Ftrl, ftrl
 from .lamb import Lamb, lamb
 from .lars_momentum import LarsMomentum, lars_momentum
 from .momentum import Momentum, momentum
+from .nadam import NAdam, nadam
+from .radam import RAdam, radam
 from .rmsprop import RMSProp, rmsprop
+from .rprop import Rprop, rprop
 from .sgd import SGD, sgd
 
 __all__ = [
-    "ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "Adamax", "DecayedAdagrad", "Ftrl", "Lamb", "LarsMomentum",
-    "Momentum", "RMSProp", "adadelta", "adagrad", "adam", "adamax", "asgd", "decayed_adagrad", "ftrl", "lamb",
-    "lars_momentum", "momentum", "rmsprop", "sgd",
+    "ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "DecayedAdagrad", "Dpsgd", "Ftrl",
+    "Lamb", "LarsMomentum", "Momentum", "NAdam", "RAdam", "RMSProp", "Rprop", "adadelta", "adagrad",
+    "adam", "adamax", "adamw", "asgd", "decayed_adagrad", "dpsgd", "ftrl", "lamb", "lars_momentum",
+    "momentum", "nadam", "radam", "rmsprop", "rprop", "sgd",
 ]  # fmt: skip

@@ -1,0 +1,303 @@
+"""Averages as Paddle has them: objects that follow the parameters and can take their place for a while."""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..average import ModelAverageState, MovingAverageState, exponential_moving_average, model_average
+from ..rule import number
+from ..trees import compute_dtype
+from .arguments import check_distinct, checked_name, read_parameters
+from .entries import Entries, counter
+from .parameter import Parameter
+
+
+class ParameterAverage:
+    """Base of the averages: which parameters they follow, and `apply` and `restore`.
+
+    Parameters with `do_model_average=False`, and those that are not real floating numbers, are left out.
+    """
+
+    _argument = "parameters"  # how the constructor calls them
+
+    def __init__(self, parameters: Any, name: str | None):
+        self._name = checked_name(name)
+        self.parameters, groups = read_parameters(self._argument, parameters)
+        members = [p for group, _ in groups for p in group]
+        check_distinct(self._argument, members)
+        self._parameters: list[Parameter] = [
+            p for p in members if p.do_model_average is not False and jnp.issubdtype(p.dtype, jnp.floating)
+        ]
+        self._saved: dict[Parameter, jax.Array] | None = None  # what averages stand in for
+        self._inside = False
+
+    def _averages(self) -> dict[Parameter, jax.Array]:
+        raise NotImplementedError(f"{type(self).__name__} has no averages")
+
+    @contextmanager
+    def apply(self, executor: Any = None, need_restore: bool = True) -> Iterator[None]:
+        """In a `with` block the parameters hold their averages; afterwards they are restored, whatever
+        happened inside. With need_restore=False they stay averaged until `restore()`.
+
+        It does not change the averages. `executor` is accepted and not needed.
+        """
+        if self._inside:
+            raise RuntimeError("apply(): found another apply() in force, expected its with block to be left")
+        averages = self._averages()
+        self._saved = {p: p.take() for p in averages}
+        for p, average in averages.items():
+            p.put(average)
+        self._inside = True
+        try:
+            yield
+        finally:
+            self._inside = False
+            if need_restore:
+                self.restore(executor)
+
+    def restore(self, executor: Any = None) -> None:
+        """Give the parameters back what they held before `apply`."""
+        if self._saved is None:
+            raise RuntimeError("restore(): found nothing to restore, expected apply() before it")
+        for p, value in self._saved.items():
+            p.put(value)
+        self._saved = None
+
+    def _values(self, members: Sequence[int] | None = None) -> list[jax.Array]:
+        if self._inside:
+            raise RuntimeError(
+                f"{type(self).__name__}: found an update inside apply(), where parameters hold their "
+                "averages; expected it outside"
+            )
+        mine = self._parameters
+        return [p._value for p in (mine if members is None else [mine[i] for i in members])]
+
+    def _in_place_of(self, members: Sequence[Parameter], averages: Sequence[Any]) -> dict[Parameter, Any]:
+        return {p: a.astype(p.dtype) for p, a in zip(members, averages, strict=True)}
+
+
+# One program for all objects whose parameters have the same shapes: the numbers are data.
+
+
+@functools.partial(jax.jit, donate_argnums=1)
+def _decayed(values: list[Any], state: MovingAverageState, decay: Any, steps: Any) -> MovingAverageState:
+    return exponential_moving_average(decay, steps).update(values, state)
+
+
+@jax.jit
+def _decayed_value(state: MovingAverageState) -> list[jax.Array]:
+    return exponential_moving_average().value(state)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=1)
+def _windowed(
+    values: list[Any], state: ModelAverageState, rate: Any, shortest: int, longest: int
+) -> ModelAverageState:
+    return model_average(rate, shortest, longest).update(values, state)
+
+
+@jax.jit
+def _windowed_value(state: ModelAverageState) -> list[jax.Array]:
+    return model_average(1.0).value(state)
+
+
+class ExponentialMovingAverage(ParameterAverage):
+    """Paddle's ExponentialMovingAverage of these parameters, frozen ones included, see
+    `exponential_moving_average`.
+
+    Call `update()` after every step. `thres_steps` is a function of the number of earlier updates or a
+    number, read at every update. `parameters` as for an optimizer: here is no program to find them in.
+
+    >>> w = Parameter(jnp.ones(1), "w")
+    >>> ema = ExponentialMovingAverage(0.9, parameters=[w])
+    >>> ema.update()
+    >>> w.set_value(jnp.zeros(1))
+    >>> with ema.apply():
+    ...     print(w.value)
+    [1.]
+    """
+
+    def __init__(
+        self, decay: Any = 0.999, thres_steps: Any = None, name: str | None = None, parameters: Any = None
+    ):
+        super().__init__(parameters, name)
+        average = exponential_moving_average(decay, thres_steps)
+        self._decay, self.thres_steps = float(decay), thres_steps
+        self._count = 0
+        self._state: MovingAverageState = average.init(self._values())
+
+    def update(self) -> None:
+        """Take the parameters as they are now into the average."""
+        steps = self.thres_steps(self._count) if callable(self.thres_steps) else self.thres_steps
+        if steps is not None:
+            number("ExponentialMovingAverage's thres_steps", steps)
+            steps = np.asarray(steps, self._state.decay.dtype)
+        self._state = _decayed(self._values(), self._state, self._decay, steps)
+        self._count += 1
+
+    def _averages(self) -> dict[Parameter, jax.Array]:
+        return self._in_place_of(self._parameters, _decayed_value(self._state))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of the averages under `<name><parameter>_ema_0`, with Paddle's counter and rate."""
+        entries: dict[str, Any] = {
+            self._key(p): jnp.copy(e) for p, e in zip(self._parameters, self._state.ema, strict=True)
+        }
+        entries["@EMA_STEP_COUNTER@"] = counter(self._count)
+        entries["scheduled_ema_decay_rate"] = jnp.copy(self._state.decay).reshape(1)
+        return entries
+
+    def set_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict()` returned, or raise one error with all that does not fit."""
+        entries, state = Entries(state_dict), self._state
+        ema = [
+            entries.take(self._key(p), p.shape, e.dtype)
+            for p, e in zip(self._parameters, state.ema, strict=True)
+        ]
+        count = entries.scalar("@EMA_STEP_COUNTER@")
+        decay = entries.take("scheduled_ema_decay_rate", (1,), state.decay.dtype)
+        entries.close()
+        assert count is not None and decay is not None
+        self._count = count
+        self._state = MovingAverageState(jnp.array(count, jnp.int32), decay.reshape(()), ema)
+
+    set_dict = set_state_dict
+    load_state_dict = set_state_dict
+
+    def _key(self, p: Parameter) -> str:
+        return f"{self._name or ''}{p.name}_ema_0"
+
+
+@dataclass(eq=False)
+class _Cohort:
+    """Parameters, by position, that have been averaged at the same steps."""
+
+    members: list[int]
+    state: ModelAverageState
+
+    def split(self, present: Sequence[bool]) -> "list[_Cohort]":
+        parts = [[j for j, i in enumerate(self.members) if present[i] is here] for here in (True, False)]
+        if not all(parts):
+            return [self]
+        return [_Cohort([self.members[j] for j in part], self._part(part)) for part in parts]
+
+    def _part(self, part: list[int]) -> ModelAverageState:
+        # Scalars are copied: a buffer in two states could not be donated twice.
+        fields: Any = ([x[j] for j in part] if isinstance(x, list) else jnp.copy(x) for x in self.state)
+        return ModelAverageState(*fields)
+
+
+class ModelAverage(ParameterAverage):
+    """Paddle's ModelAverage of these parameters, see `model_average`.
+
+    Call `step()` after the optimizer's: it takes in every trainable parameter that has a gradient. A
+    parameter that was never taken in stays as it is inside `apply()` (in Paddle it becomes NaN).
+    """
+
+    def __init__(
+        self,
+        average_window_rate: Any,
+        parameters: Any = None,
+        min_average_window: int = 10000,
+        max_average_window: int = 10000,
+        name: str | None = None,
+    ):
+        super().__init__(parameters, name)
+        self._average = model_average(average_window_rate, min_average_window, max_average_window)
+        self._window = (float(average_window_rate), min_average_window, max_average_window)
+        self._cohorts: list[_Cohort] = []
+
+    def step(self) -> None:
+        """Take the parameters as they are now into the average."""
+        self._values([])
+        present = [self._takes_part(p) for p in self._parameters]
+        self._cohorts = [part for cohort in self._cohorts for part in cohort.split(present)]
+        known = {i for cohort in self._cohorts for i in cohort.members}
+        fresh = [i for i, here in enumerate(present) if here and i not in known]
+        if fresh:
+            self._cohorts.append(_Cohort(fresh, self._average.init(self._values(fresh))))
+        for cohort in self._cohorts:
+            if present[cohort.members[0]]:
+                cohort.state = _windowed(self._values(cohort.members), cohort.state, *self._window)
+
+    update = step
+
+    def minimize(
+        self, loss: Any = None, startup_program: None = None, parameters: Any = None, no_grad_set: Any = None
+    ) -> None:
+        """`step()`, as in Paddle; the loss is minimized by the optimizer beside."""
+        self.step()
+
+    def _takes_part(self, p: Parameter) -> bool:
+        return p.trainable and p._grad is not None
+
+    def _averages(self) -> dict[Parameter, jax.Array]:
+        if not self._cohorts:
+            raise RuntimeError(f"{type(self).__name__}: found no averages, expected step() before apply()")
+        averages: dict[Parameter, jax.Array] = {}
+        for cohort in self._cohorts:
+            members = [self._parameters[i] for i in cohort.members]
+            averages |= self._in_place_of(members, _windowed_value(cohort.state))
+        return averages
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of the sums and counters under Paddle's names; empty before any step.
+
+        `restore` holds what the parameters were before `apply`, zeros outside it.
+        """
+        if not self._cohorts:
+            return {}
+        rows: dict[str, dict[int, Any]] = {name: {} for name in (*ModelAverageState._fields, "restore")}
+        known = {i for cohort in self._cohorts for i in cohort.members}
+        others = [
+            _Cohort([i], self._average.init([p._value]))
+            for i, p in enumerate(self._parameters)
+            if i not in known
+        ]
+        for cohort in (*self._cohorts, *others):
+            for field, x in zip(ModelAverageState._fields, cohort.state, strict=True):
+                copies = map(jnp.copy, x) if isinstance(x, list) else (counter(x) for _ in cohort.members)
+                rows[field] |= dict(zip(cohort.members, copies, strict=True))
+        saved = self._saved or {}
+        for i, p in enumerate(self._parameters):
+            rows["restore"][i] = jnp.copy(saved[p]) if p in saved else jnp.zeros_like(p._value)
+        return {
+            self._key(p, field): row[i] for field, row in rows.items() for i, p in enumerate(self._parameters)
+        }
+
+    def set_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict()` returned, or raise one error with all that does not fit.
+
+        The entries `restore` are not needed: they are of a moment inside `apply()`.
+        """
+        entries = Entries(state_dict)
+        if not entries.rest and not self._cohorts:
+            return
+        groups: dict[tuple[Any, ...], list[tuple[int, list[Any]]]] = {}
+        for i, p in enumerate(self._parameters):
+            fields = ModelAverageState._fields
+            wide = compute_dtype((), p._value)
+            sums = [entries.take(self._key(p, field), p.shape, wide) for field in fields[:3]]
+            counts = tuple(entries.scalar(self._key(p, field)) for field in fields[3:])
+            entries.take(self._key(p, "restore"), p.shape, p.dtype, required=False)
+            groups.setdefault(counts, []).append((i, sums))
+        entries.close()
+        cohorts = []
+        for counts, members in groups.items():
+            if counts[-1]:
+                columns: Any = [[sums[j] for _, sums in members] for j in range(3)]
+                counters = [jnp.array(count, jnp.int32) for count in counts]
+                cohorts.append(_Cohort([i for i, _ in members], ModelAverageState(*columns, *counters)))
+        self._cohorts = cohorts
+
+    set_dict = set_state_dict
+    load_state_dict = set_state_dict
+
+    def _key(self, p: Parameter, field: str) -> str:
+        return "_".join([p.name, *([self._name] if self._name else []), field, "0"])

@@ -1,0 +1,81 @@
+"""Reading a state_dict entry by entry: what is missing, misshapen or unexpected is collected, then raised."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .cohorts import StateDictError
+
+
+class Entries:
+    """The entries of a state_dict that are still to be taken, and the problems met on the way.
+
+    The trailing counter of a key (`_0`, `_1`) is not part of the match.
+    """
+
+    def __init__(self, state_dict: Any):
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict: found {type(state_dict).__name__}, expected a dict")
+        self.rest = dict(state_dict)
+        self.problems: list[str] = []
+        self._keys: dict[str, list[Any]] = {}
+        for key in self.rest:
+            self._keys.setdefault(_base(key) if isinstance(key, str) else key, []).append(key)
+
+    def has(self, key: str) -> bool:
+        return bool(self._keys.get(_base(key)))
+
+    def take(self, key: str, shape: tuple[int, ...], dtype: Any, required: bool = True) -> Any:
+        """A copy of the entry, or None if it is not there or does not fit."""
+        keys = self._keys.pop(_base(key), [])
+        values = [self.rest.pop(k) for k in keys]
+        if not keys:
+            self.problems += [f"missing: {key}"] if required else []
+        elif len(keys) > 1:
+            self.problems.append(f"ambiguous: {' and '.join(keys)}")
+        elif misfit := _misfit(keys[0], values[0], shape, np.dtype(dtype)):
+            self.problems.append(misfit)
+        else:
+            return jnp.array(np.asarray(values[0]).reshape(shape) if shape == (1,) else values[0])
+        return None
+
+    def scalar(self, key: str, required: bool = True) -> int | None:
+        """A counter of shape (1,), as a Python int."""
+        value = self.take(key, (1,), np.int64, required)
+        return None if value is None else int(value[0])
+
+    def close(self) -> None:
+        """Raise one error if anything was wrong, or is left over."""
+        problems = [*self.problems, *(f"unexpected: {key}" for key in self.rest)]
+        raise_if(problems)
+
+
+def raise_if(problems: Sequence[str]) -> None:
+    if problems:
+        raise StateDictError(
+            "the state_dict does not fit, and nothing was changed:\n  " + "\n  ".join(problems)
+        )
+
+
+def counter(value: Any) -> np.ndarray:
+    """A count as Paddle stores it: int64 of shape (1,)."""
+    return np.asarray(value, np.int64).reshape(1)
+
+
+def _base(key: str) -> str:
+    return re.sub(r"_\d+$", "", key)
+
+
+def _misfit(key: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> str | None:
+    if not isinstance(value, jax.Array | np.ndarray):
+        return f"not an array: {key} is {type(value).__name__}"
+    if value.shape != shape and not (shape == (1,) and value.shape == ()):
+        return f"misshapen: {key} has shape {value.shape}, expected {shape}"
+    counts = np.issubdtype(dtype, np.integer) and jnp.issubdtype(value.dtype, jnp.integer)
+    return (
+        None if value.dtype == dtype or counts else f"wrong dtype: {key} is {value.dtype}, expected {dtype}"
+    )

@@ -1,0 +1,73 @@
+from dataclasses import field, replace
+from typing import Any, ClassVar
+from zlib import crc32
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..rule import NonNegative, Rule, lifted, rule, squared_norm
+
+
+@rule
+class Dpsgd(Rule):
+    """Descend along clipped gradients with noise, as for differential privacy.
+
+        g ← g / max(1, ‖g‖/clip)            the norm of each tensor
+        p ← p - η (g + σ ξ / batch_size)    ξ ~ N(0, 1), σ = sigma
+
+    ξ is one number per tensor and step, as in Paddle's kernel; per_element draws one for every element, as
+    the paper does. It depends on `key`, on the tensor's path or name, and on the steps so far, counted in
+    `draws`; the key is not in the state, so give the same one to resume. Paddle seeds from the clock. The
+    gradient is clipped as it comes: for a guarantee clip that of every example, as optax.contrib.dpsgd. Under
+    `shard_map` name the mesh axes over which a tensor is sharded in `axis_name`.
+
+    >>> tx = dpsgd(0.1, clip=1.0, sigma=0.0, key=jax.random.key(0))
+    >>> p = jnp.array([3.0, 4.0])
+    >>> updates, state = tx.update(p, tx.init(p), p)
+    >>> print(updates)
+    [-0.06 -0.08]
+
+    Abadi et al. 2016, arXiv:1607.00133; Paddle's kernel `dpsgd`.
+    """
+
+    data: ClassVar = ("key",)
+
+    clip: NonNegative = 0.9
+    batch_size: NonNegative = 0.999
+    sigma: NonNegative = 1e-8
+    per_element: bool = False
+    axis_name: str | tuple[str, ...] | None = None
+    key: Any = field(kw_only=True, repr=False)
+
+    def __post_init__(self):
+        key = self.key
+        if isinstance(key, jax.Array | np.ndarray):
+            typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+            wrong = key.shape != () if typed else key.dtype != np.uint32 or key.ndim != 1
+        else:
+            wrong = key is None or isinstance(key, int | float | str)
+        if wrong:
+            raise TypeError(f"Dpsgd's key: found {key!r}, expected one key such as jax.random.key(0)")
+
+    def at(self, leaf):
+        tensor = np.uint32(crc32(getattr(leaf, "name", leaf).encode()))
+        return replace(self, key=jax.random.fold_in(self.key, tensor))
+
+    def shared(self):
+        return {"draws": 0}
+
+    def advance(self, learning_rate, shared):
+        draws = shared["draws"]
+        return {"rate": learning_rate, "draws": draws}, {"draws": draws + 1}
+
+    def step(self, g, p, k, slots):
+        key = jax.random.fold_in(self.key, k["draws"])
+        if self.per_element and self.axis_name is not None:  # each device has other elements
+            key = jax.random.fold_in(key, jax.lax.axis_index(self.axis_name))
+        noise = self.sigma * jax.random.normal(key, g.shape if self.per_element else (), g.dtype)
+        clipped = g / jnp.maximum(1, jnp.sqrt(squared_norm(g, self.axis_name)) / self.clip)
+        return -k["rate"] * (clipped + noise / self.batch_size), slots
+
+
+dpsgd = lifted(Dpsgd, 0.001)

@@ -4,11 +4,13 @@ from typing import Any
 
 from .. import rules
 from ..optimizer.averages import ModelAverage
+from ..optimizer.lbfgs import LBFGS
 from ..optimizer.optimizer import Optimizer
 from ..optimizer.wrappers import GradientMergeOptimizer, LookAhead, RecomputeOptimizer
 from ..regularizer import as_regularizer
 
 __all__ = [
+    "LBFGS",
     "GradientMergeOptimizer",
     "LarsMomentumOptimizer",
     "LookAhead",

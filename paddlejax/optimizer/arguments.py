@@ -1,6 +1,6 @@
 """What an optimizer's constructor is given, checked and resolved to one set of options per parameter."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -113,3 +113,22 @@ def check_program(startup_program: Any) -> None:
         raise TypeError(
             f"startup_program: found {type(startup_program).__name__}, expected None; JAX has no programs"
         )
+
+
+def checked_pairs(params_grads: Any, known: Collection[Parameter]) -> dict[Parameter, Any]:
+    """(Parameter, gradient) pairs as a dict of those that are to be stepped, each one of `known` and once."""
+    if not isinstance(params_grads, Iterable):
+        raise TypeError(f"params_grads: found {params_grads!r}, expected (Parameter, gradient) pairs")
+    seen, checked = set(), {}
+    for pair in params_grads:
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], Parameter):
+            raise TypeError(f"params_grads: found {pair!r}, expected (Parameter, gradient)")
+        p, g = pair
+        if p not in known:
+            raise ValueError(f"params_grads: Parameter {p.name} is not one of this optimizer's")
+        if p in seen:
+            raise ValueError(f"params_grads: Parameter {p.name} appears twice")
+        seen.add(p)
+        if g is not None and p.trainable:
+            checked[p] = p.check_gradient(g)
+    return checked

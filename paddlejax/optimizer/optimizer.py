@@ -11,7 +11,15 @@ from ..paths import describe_leaves
 from ..regularizer import as_regularizer
 from ..rule import ArgumentError, Lifted, Rule, lift, number
 from ..trees import is_narrow
-from .arguments import check_distinct, check_program, checked_clip, checked_name, options_of, read_parameters
+from .arguments import (
+    check_distinct,
+    check_program,
+    checked_clip,
+    checked_name,
+    checked_pairs,
+    options_of,
+    read_parameters,
+)
 from .cohorts import Cohort, owners_of, read_masters, read_state_dict, regroup, state_dict
 from .loss import Loss, scalar
 from .lr import LambdaDecay, LRScheduler
@@ -168,19 +176,8 @@ class Optimizer:
     clear_gradients = clear_grad
 
     def _aligned(self, params_grads: Iterable[tuple[Parameter, Any]]) -> list[Any]:
-        grads: list[Any] = [None] * len(self._parameters)
-        if not isinstance(params_grads, Iterable):
-            raise TypeError(f"params_grads: found {params_grads!r}, expected (Parameter, gradient) pairs")
-        for pair in params_grads:
-            if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], Parameter):
-                raise TypeError(f"params_grads: found {pair!r}, expected (Parameter, gradient)")
-            p, g = pair
-            if p not in self._position:
-                raise ValueError(f"params_grads: Parameter {p.name} is not one of this optimizer's")
-            if grads[self._position[p]] is not None:
-                raise ValueError(f"params_grads: Parameter {p.name} appears twice")
-            grads[self._position[p]] = None if g is None or p.stop_gradient else p.check_gradient(g)
-        return grads
+        pairs = checked_pairs(params_grads, self._position)
+        return [pairs.get(p) for p in self._parameters]
 
     def _selected(self, argument: str, chosen: Any, default: Any) -> set[Parameter]:
         if chosen is None:

@@ -12,7 +12,7 @@ from ..accumulate import add, check_accumulation, merge
 from ..average import check_lookahead, interpolate
 from ..rule import ArgumentError
 from ..trees import compute_dtype
-from .arguments import check_program, checked_name
+from .arguments import check_program, checked_name, checked_pairs
 from .entries import Entries, raise_if
 from .loss import Loss
 from .optimizer import Optimizer, Pairs
@@ -226,24 +226,8 @@ class GradientMergeOptimizer(Wrapper):
         """Gather exactly these gradients."""
         if self.k_steps == 1:
             return super().apply_gradients(params_grads)
-        self._gather(self._checked(params_grads))
+        self._gather(list(checked_pairs(params_grads, self._parameters).items()))
         return []
-
-    def _checked(self, params_grads: Any) -> Pairs:
-        if not isinstance(params_grads, Iterable):
-            raise TypeError(f"params_grads: found {params_grads!r}, expected (Parameter, gradient) pairs")
-        known, checked = set(self._parameters), {}
-        for pair in params_grads:
-            if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], Parameter):
-                raise TypeError(f"params_grads: found {pair!r}, expected (Parameter, gradient)")
-            p, g = pair
-            if p not in known:
-                raise ValueError(f"params_grads: Parameter {p.name} is not one of this optimizer's")
-            if p in checked:
-                raise ValueError(f"params_grads: Parameter {p.name} appears twice")
-            if g is not None and p.trainable:
-                checked[p] = p.check_gradient(g)
-        return list(checked.items())
 
     def _gather(self, pairs: Pairs) -> None:
         sums = dict(self._sums)

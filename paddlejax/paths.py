@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from .clip import ClipGradBase
-from .regularizer import as_regularizer
+from .regularizer import WeightDecayRegularizer, as_regularizer
 from .rule import ArgumentError, GradientTransformation, Lifted, lift, number
 from .transform import is_transformation
 from .trees import align, flatten, gradients, path_name
@@ -237,7 +237,15 @@ def _rows(table: Any) -> list[Any]:
 
 def _row(pattern: str | re.Pattern[str], options: Mapping[str, Any], general: LeafOptions) -> LeafOptions:
     where = f"by_path's row {pattern!r}"
-    options = dict(options)
+    options, own_decay = dict(options), {}
+    rule = options.get("rule", general.rule)
+    if isinstance(rule, Lifted) and hasattr(rule.source.rule, "weight_decay") and "weight_decay" in options:
+        # AdamW's own decay: a number replaces it, None switches both kinds off; a regularizer comes on top.
+        given = options["weight_decay"]
+        if given is None:
+            own_decay = {"weight_decay": 0.0}
+        elif not isinstance(given, WeightDecayRegularizer) and not is_transformation(given):
+            own_decay = {"weight_decay": options.pop("weight_decay")}
     readers = {
         "rule": _rule,
         "learning_rate": _factor,
@@ -245,18 +253,12 @@ def _row(pattern: str | re.Pattern[str], options: Mapping[str, Any], general: Le
         "grad_clip": _clip,
         "frozen": _flag,
     }
-    rule = options.get("rule", general.rule)
-    if isinstance(rule, Lifted) and hasattr(
-        rule.source.rule, "weight_decay"
-    ):  # AdamW's own, not a regularizer
-        del readers["weight_decay"]
-        if "weight_decay" in options and options["weight_decay"] is None:
-            options["weight_decay"] = 0.0
     own = {name: readers[name](where, options.pop(name)) for name in readers if name in options}
     row = general._replace(**own)
     if "learning_rate" in own and not isinstance(row.rule, Lifted):
         needs = "learning_rate needs a rule of paddlejax, such as adam(0.001)"
         raise TypeError(f"{where}: {needs}, found {row.rule!r}")
+    options |= own_decay
     return row._replace(rule=with_hyperparameters(where, row.rule, options, readers)) if options else row
 
 

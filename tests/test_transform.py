@@ -240,7 +240,7 @@ ENTRIES = golden_cases.load_clip()
 
 @pytest.mark.parametrize("case", [c for c in ENTRIES if c["kind"] == "sgd"], ids=lambda c: c["id"])
 def test_recorded_step_with_clip_and_decay(case):
-    """One SGD step of the object: clip, then decay, a parameter's own regularizer in place of the optimizer's."""
+    """One SGD step of the object: clip, then decay; a parameter's own regularizer comes first."""
     decay = lambda d: getattr(paddle.regularizer, d[0])(d[1]) if isinstance(d, list) else d  # noqa: E731
     arrays, params = case["arrays"], []
     for i in range(len(case["shapes"])):
@@ -262,3 +262,9 @@ BAD = [c for c in ENTRIES if c["kind"] == "clip" and "error" in c]
 def test_recorded_errors_of_clips_at_construction(case):
     with pytest.raises(getattr(__import__("builtins"), case["error"])):
         getattr(paddle.nn, case["cls"])(**clip_args(case))
+
+
+def test_a_regularizer_comes_on_top_of_adamws_decay():
+    tx = paddle.by_path([("head/*", {"weight_decay": paddle.regularizer.L2Decay(0.5)})], paddle.adamw(0.1))
+    want = update(paddle.chain(paddle.l2_decay(0.5), paddle.adamw(0.1)))["head"]["w"]
+    np.testing.assert_allclose(update(tx)["head"]["w"], want, rtol=1e-6)

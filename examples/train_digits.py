@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import paddlejax as paddle
 from paddlejax import optimizer
-from paddlejax.fluid.optimizer import DecayedAdagrad, Ftrl
+from paddlejax.fluid.optimizer import DecayedAdagrad, Dpsgd, Ftrl
 from paddlejax.incubate.optimizer import LarsMomentumOptimizer
 
 
@@ -54,12 +54,17 @@ OPTIMIZERS = {
     "decayed_adagrad": Recipe(0.003, paddle.decayed_adagrad, older(DecayedAdagrad)),
     "adadelta": Recipe(1.0, paddle.adadelta, optimizer.Adadelta),
     "adam": Recipe(0.003, paddle.adam, optimizer.Adam),
+    "adamw": Recipe(0.003, paddle.adamw, optimizer.AdamW),
+    "nadam": Recipe(0.003, paddle.nadam, optimizer.NAdam),
+    "radam": Recipe(0.003, paddle.radam, optimizer.RAdam),
     "adamax": Recipe(0.01, paddle.adamax, optimizer.Adamax),
     "rmsprop": Recipe(0.003, paddle.rmsprop, optimizer.RMSProp),
     # Paddle 3 adds a guard of 1e-10 to FTRL's penalties; the class is Paddle 1.x's, which does not.
     "ftrl": Recipe(0.1, functools.partial(paddle.ftrl, guard=0.0), older(Ftrl)),
     "lamb": Recipe(0.004, paddle.lamb, optimizer.Lamb),
     "asgd": Recipe(0.3, paddle.asgd, optimizer.ASGD, {"batch_num": 4}),
+    "rprop": Recipe(0.0001, paddle.rprop, optimizer.Rprop, {"learning_rate_range": (1e-6, 0.003)}),
+    "dpsgd": Recipe(0.3, paddle.dpsgd, older(Dpsgd), {"sigma": 0.01, "key": jax.random.key(0)}),
 }
 DEFAULTS = ["momentum", "lars_momentum", "adam", "lamb", "rmsprop", "adagrad"]
 

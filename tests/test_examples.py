@@ -50,7 +50,9 @@ def test_example_runs_and_draws(script, tmp_path):
     assert np.std(picture[..., :3]) > 0.02  # more than an empty canvas
 
 
-@pytest.mark.parametrize("name", ["momentum", "adam", "lamb", "lars_momentum", "rmsprop", "ftrl"])
+@pytest.mark.parametrize(
+    "name", ["momentum", "adam", "adamw", "nadam", "lamb", "lars_momentum", "rmsprop", "ftrl"]
+)
 def test_styles_agree(train_digits, name):
     """Same batches, same start: the Paddle-style object computes what the functional loop does."""
     ours, paddles = (train_digits.train(name, style, epochs=3) for style in ("functional", "paddle"))

@@ -147,7 +147,8 @@ class LossFunction:
         places = []
         for leaf in leaves:
             if isinstance(leaf, Parameter) and leaf.trainable:
-                compute_dtype((jax.tree_util.GetAttrKey(leaf.name),), leaf._value)
+                if not leaf.is_real:
+                    compute_dtype((jax.tree_util.GetAttrKey(leaf.name),), leaf._value)  # says what is wrong
                 places.append(("trained", trained.setdefault(leaf, len(trained))))
             elif isinstance(leaf, Parameter | jax.Array | np.ndarray | np.generic) or type(leaf) in (
                 int,

@@ -110,7 +110,8 @@ class Optimizer:
         if chosen is None and excluded is None and isinstance(loss, Loss) and self._fuses(loss):
             check_program(startup_program)
             self._run_fused(loss, grad_clip)
-            return [(p, p.grad) for p in self._parameters if p in set(loss.parameters)]
+            mine = set(loss.parameters)
+            return [(p, p.grad) for p in self._parameters if p in mine]
         pairs = self.backward(loss, startup_program, chosen, excluded)
         self._apply(self._aligned(pairs), grad_clip)
         return pairs

@@ -97,6 +97,7 @@ class Parameter:
         number("Parameter's learning_rate", attr.learning_rate)
         self._value = _array(value, f"the value of Parameter {self.name}")
         self._grad: Any = None
+        self.is_real = jnp.issubdtype(self._value.dtype, jnp.floating)
         self._lent = False  # somebody outside holds the array: it must not be donated
         self._learning_rate, self._need_clip = float(attr.learning_rate), attr.need_clip
         self._regularizer = as_regularizer(f"Parameter {self.name}'s regularizer", attr.regularizer)

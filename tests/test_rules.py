@@ -500,3 +500,22 @@ def test_a_rate_set_later_does_not_reach_rprop():
         found.append(p.numpy())
     np.testing.assert_array_equal(*found)
     np.testing.assert_allclose(found[0], 0.9, rtol=1e-6)
+
+
+@every_rule
+def test_every_rule_takes_a_schedule(case):
+    """What a schedule says is what setting the rate by hand before every update gives."""
+    if case.name == "rprop":  # its rate is where the step sizes start: a schedule has nothing to say
+        with pytest.raises(TypeError, match="learning_rate"):
+            case.make(paddle.schedules.step_decay(0.1, 2))
+        return
+    schedule = paddle.schedules.step_decay(case.rate, step_size=2, gamma=0.5)
+    p, grads = drawn(3, steps=5)
+    p, grads = jnp.asarray(p, jnp.float32), [jnp.asarray(g, jnp.float32) for g in grads]
+    scheduled, _ = train(case.make(schedule), p, grads)
+    tx = case.make()
+    state, update = tx.init(p), jax.jit(tx.update)
+    for count, g in enumerate(grads):
+        updates, state = update(g, paddle.set_learning_rate(state, schedule(count)), p)
+        p = paddle.apply_updates(p, updates)
+    np.testing.assert_allclose(scheduled, p, rtol=1e-6, atol=1e-7)

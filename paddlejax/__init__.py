@@ -11,7 +11,7 @@ from .optimizer.loss import Loss, loss
 from .optimizer.parameter import ParamAttr, Parameter, parameters, values
 from .paths import by_path
 from .regularizer import l1_decay, l2_decay
-from .rule import GradientTransformation, Rule, RuleState, lift
+from .rule import GradientTransformation, Rule, RuleState, lift, rule
 from .rules import (
     adadelta,
     adagrad,
@@ -82,6 +82,7 @@ __all__ = [
     "regularizer",
     "rmsprop",
     "rprop",
+    "rule",
     "rules",
     "schedules",
     "set_learning_rate",

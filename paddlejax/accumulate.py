@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from .average import check_steps
-from .rule import ArgumentError, GradientTransformation
+from .hyper import ArgumentError
+from .rule import GradientTransformation
 from .transform import chain, is_transformation
-from .trees import align, compute_dtype, flatten, gradients
+from .trees import align, compute_dtype, flatten, gradients, in_dtypes_of
 
 
 class AccumulateState(NamedTuple):
@@ -66,14 +67,17 @@ def accumulate_gradients(inner: Any, k: int, avg: bool = True) -> GradientTransf
             merged: list[Any] = [None] * len(gs)
             for i, g in zip(here, merge([sums[i] for i in here], k, avg), strict=True):
                 merged[i] = g
-            updates, (inner_state,) = tx.update(tree.unflatten(merged), (inner_state,), params, **extra)
+            updates, (new,) = tx.update(tree.unflatten(merged), (inner_state,), params, **extra)
+            inner_state = in_dtypes_of(inner_state, new)
             emptied = [jnp.zeros_like(s) if i in set(here) else s for i, s in enumerate(sums)]
             return updates, emptied, inner_state
 
         def wait(sums: list[Any], inner_state: Any) -> Any:
             # -0.0 is the one number that leaves every other as it is, -0.0 included.
-            shapes = jax.eval_shape(step, sums, inner_state)[0]
-            return jax.tree.map(lambda u: jnp.full(u.shape, -0.0, u.dtype), shapes), sums, inner_state
+            shapes = align(tree, paths, jax.eval_shape(step, sums, inner_state)[0], "updates")
+            pairs = zip(sums, shapes, strict=True)
+            still = [None if u is None else jnp.full_like(s, -0.0, dtype=u.dtype) for s, u in pairs]
+            return tree.unflatten(still), sums, inner_state
 
         # Outside jit a cond would be compiled again at every call.
         if isinstance(count, Tracer):

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .loss_scale import all_finite, check_intervals, check_ratios, next_scale, unscaled
+from .hyper import number
+from .loss_scale import all_finite, check_intervals, check_ratios, check_scale, next_scale, unscaled
 from .optimizer.cohorts import StateDictError
 from .optimizer.loss import Call, Loss
 from .optimizer.parameter import ZEROS, Parameter
-from .rule import number
+from .optimizer.wrappers import innermost
 from .trees import compute_dtype
 
 _next_scale = jax.jit(next_scale)
@@ -19,7 +20,8 @@ _next_scale = jax.jit(next_scale)
 
 @jax.jit
 def _unscale(grads: list[jax.Array], scale: Any) -> tuple[list[jax.Array], jax.Array]:
-    return unscaled(grads, scale), all_finite(grads)
+    grads_ = unscaled(grads, scale)
+    return grads_, all_finite(grads) & all_finite(grads_)  # 1/scale may overflow, or be infinite itself
 
 
 @jax.jit
@@ -36,6 +38,9 @@ class _ScaledCall(NamedTuple):
     @property
     def function(self) -> Any:
         return self.call.function
+
+    def running(self, function: Any) -> "_ScaledCall":
+        return _ScaledCall(self.call.running(function))
 
     def __call__(self, trained: list[jax.Array], fixed: list[Any]) -> tuple[jax.Array, Any]:
         *fixed, scale = fixed
@@ -151,7 +156,7 @@ class GradScaler:
         """
         if not self._enable:
             return
-        parameters = _parameters("unscale_", optimizer)
+        parameters, optimizer = _parameters("unscale_", optimizer), innermost(optimizer)
         if optimizer in self._stepped:
             raise RuntimeError("unscale_: found it called after step(), expected update() in between")
         if optimizer in self._unscaled:
@@ -168,16 +173,18 @@ class GradScaler:
         """`optimizer.step()` with unscaled gradients, or nothing if one of them is infinite or NaN."""
         if not self._enable:
             return optimizer.step()
-        if optimizer in self._stepped:
+        _parameters("step", optimizer)
+        inner = innermost(optimizer)  # whose gradients they are: wrappers share them
+        if inner in self._stepped:
             raise RuntimeError("step: found it called twice for this optimizer, expected update() in between")
-        if optimizer not in self._unscaled:
+        if inner not in self._unscaled:
             self.unscale_(optimizer)
-        if self._is_good(optimizer):
+        if self._is_good(inner):
             optimizer.step()
         if self._dynamic:
-            self._stepped.add(optimizer)
+            self._stepped.add(inner)
         else:
-            del self._unscaled[optimizer]
+            del self._unscaled[inner]
 
     def update(self) -> None:
         """Adapt the scale to whether the last `step` was skipped; every optimizer may step again."""
@@ -197,26 +204,40 @@ class GradScaler:
         """
         if not self._enable:
             return optimizer.minimize(loss, *args, **kwargs)
-        parameters = _parameters("minimize", optimizer)
+        parameters, inner = _parameters("minimize", optimizer), innermost(optimizer)
         if isinstance(loss, Loss):
             if not loss.ran_backward:
-                if optimizer in self._unscaled:
+                if inner in self._unscaled:
                     raise RuntimeError(
                         "minimize: found a loss whose backward has not run, after unscale_(); "
                         "expected loss.backward() before unscale_()"
                     )
-                (loss if isinstance(loss, ScaledLoss) else self.scale(loss)).backward()
+                prepare = getattr(optimizer, "_recomputing", lambda loss: loss)
+                prepare(loss if isinstance(loss, ScaledLoss) else self.scale(loss)).backward()
         elif callable(loss):
             expected = "what a @paddle.loss function returned"
             raise TypeError(f"minimize's loss: found a {type(loss).__name__}, expected {expected}")
-        if optimizer not in self._unscaled:
+        elif args or kwargs:
+            expected = "a Loss, to which the further arguments belong"
+            raise TypeError(
+                f"minimize's loss: found {type(loss).__name__} with further arguments, expected {expected}"
+            )
+        scaled = [p._grad for p in parameters]
+        if fresh := inner not in self._unscaled:
             self.unscale_(optimizer)
         pairs = [(p, p.grad) for p in parameters if p.grad is not None]
-        if self._is_good(optimizer):
-            if isinstance(loss, Loss):
-                pairs = optimizer.minimize(loss, *args, **kwargs)[1]
-            else:
-                optimizer.step()
+        try:
+            if self._is_good(inner):
+                if isinstance(loss, Loss):
+                    pairs = optimizer.minimize(loss, *args, **kwargs)[1]
+                else:
+                    optimizer.step()
+        except BaseException:
+            if fresh:  # as if it had not been called
+                del self._unscaled[inner]
+                for p, g in zip(parameters, scaled, strict=True):
+                    p._grad = g
+            raise
         self.update()
         self._unscaled.clear()
         return [], pairs
@@ -246,7 +267,10 @@ class GradScaler:
 
     def set_init_loss_scaling(self, new_init_loss_scaling: Any) -> None:
         """Start again from this scale; the counts go on."""
-        number("GradScaler's init_loss_scaling", new_init_loss_scaling)
+        check_scale("GradScaler", new_init_loss_scaling)
+        self._set_scale(new_init_loss_scaling)
+
+    def _set_scale(self, new_init_loss_scaling: Any) -> None:
         self._init_loss_scaling = float(new_init_loss_scaling)
         with np.errstate(over="ignore"):
             self._scale = np.float32(self._init_loss_scaling)
@@ -310,7 +334,7 @@ class GradScaler:
             raise StateDictError(
                 "the state_dict does not fit, and nothing was changed:\n  " + "\n  ".join(problems)
             )
-        self.set_init_loss_scaling(loaded["scale"])
+        self._set_scale(loaded["scale"])
         self._ratios = [loaded["incr_ratio"], loaded["decr_ratio"]]
         self._intervals = [loaded["incr_every_n_steps"], loaded["decr_every_n_nan_or_inf"]]
         self._counts = loaded["incr_count"], loaded["decr_count"]

@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
-from .rule import ArgumentError, GradientTransformation, number
+from .hyper import ArgumentError, number
+from .rule import GradientTransformation
 from .transform import apply_updates, chain, is_transformation
 from .trees import align, compute_dtype, flatten, path_name
 
@@ -78,6 +80,10 @@ def exponential_moving_average(decay: Any = 0.999, thres_steps: Any = None) -> A
     Paddle's ExponentialMovingAverage.
     """
     _fraction("exponential_moving_average's decay", decay)
+    if not isinstance(decay, Tracer) and float(np.float32(decay)) == 1.0:
+        raise ArgumentError(
+            f"exponential_moving_average's decay: found {decay}, expected less than 1 in float32"
+        )
     if thres_steps is not None and not callable(thres_steps):
         number("exponential_moving_average's thres_steps", thres_steps)
 

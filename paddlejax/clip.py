@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .rule import ArgumentError, GradientTransformation, number, number_text, squared_norm
+from .hyper import ArgumentError, number, number_text
+from .rule import GradientTransformation, squared_norm
 from .transform import named, stateless
 
 

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from . import line_search
+from .hyper import ArgumentError, Interval, NonNegative, number
 from .line_search import Point, Search, select
-from .rule import ArgumentError, GradientTransformation, Interval, NonNegative, RuleState, check, number
+from .rule import GradientTransformation, RuleState, check
 from .trees import compute_dtype, flatten, gradients
 
 SMALLEST_CURVATURE = 1e-10  # of a pair (y, s) that is worth remembering

@@ -1,14 +1,16 @@
 """Steps that a gradient overflow must not spoil: skip them, and scale the loss so that they stay rare."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from .rule import ArgumentError, GradientTransformation, number
+from .hyper import ArgumentError, number
+from .rule import GradientTransformation
 from .transform import chain, is_transformation
-from .trees import compute_dtype
+from .trees import compute_dtype, in_dtypes_of
 
 
 class SkipState(NamedTuple):
@@ -88,7 +90,7 @@ def dynamic_loss_scale(
     [-0. -0.] 2.0
     """
     guard = _guarded("dynamic_loss_scale", tx)
-    number("dynamic_loss_scale's init_loss_scaling", init_loss_scaling)
+    check_scale("dynamic_loss_scale", init_loss_scaling)
     ratios = incr_ratio, decr_ratio
     check_ratios("dynamic_loss_scale", *ratios)
     intervals = incr_every_n_steps, decr_every_n_nan_or_inf
@@ -101,8 +103,9 @@ def dynamic_loss_scale(
         grads: Any, state: LossScaleState, params: Any = None, **extra: Any
     ) -> tuple[Any, LossScaleState]:
         _check_state("dynamic_loss_scale", state, LossScaleState)
-        finite = all_finite(grads, axis_name)
-        updates, inner = guard(finite, unscaled(grads, state.scale), state.inner, params, extra)
+        clean = unscaled(grads, state.scale)  # may overflow where the scaled gradients did not
+        finite = all_finite((grads, clean), axis_name)
+        updates, inner = guard(finite, clean, state.inner, params, extra)
         counts = state.incr_count, state.decr_count
         scaling = next_scale(state.scale, *counts, ~finite, *ratios, *intervals)
         return updates, LossScaleState(inner, *scaling, *_skips(finite, state))
@@ -173,6 +176,12 @@ def unscaled(grads: Any, scale: Any) -> Any:
     return jax.tree.map(one, grads)
 
 
+def check_scale(owner: str, scale: Any) -> None:
+    number(f"{owner}'s init_loss_scaling", scale)
+    if not isinstance(scale, Tracer) and not 0 < float(scale) < math.inf:
+        raise ArgumentError(f"{owner}'s init_loss_scaling: found {scale}, expected a finite number above 0")
+
+
 def check_ratios(owner: str, incr_ratio: Any, decr_ratio: Any) -> None:
     for name, ratio in (("incr_ratio", incr_ratio), ("decr_ratio", decr_ratio)):
         number(f"{owner}'s {name}", ratio)
@@ -216,8 +225,8 @@ def _guarded(owner: str, tx: Any) -> Any:
 
     def guard(finite: Any, grads: Any, inner: Any, params: Any, extra: dict[str, Any]) -> tuple[Any, Any]:
         def step(grads: Any, inner: Any, params: Any) -> tuple[Any, Any]:
-            updates, (inner,) = one.update(grads, (inner,), params, **extra)
-            return updates, inner
+            updates, (new,) = one.update(grads, (inner,), params, **extra)
+            return updates, in_dtypes_of(inner, new)
 
         if not isinstance(finite, Tracer) and finite:  # outside jit, where a branch would compile
             return step(grads, inner, params)

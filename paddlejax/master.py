@@ -26,8 +26,9 @@ def with_master_weights(inner: GradientTransformation) -> GradientTransformation
     update it returns is M - p in float32, so that `apply_updates`, ours or optax's, lands on the rounded
     master; equinox's does not cast and would leave float32. Where somebody has changed p since the last
     update (p is not the rounded M) the master starts from the new p. Wider parameters are their own masters
-    and cost nothing. optax has no such wrapper: its updates are rounded to 16 bits, and those smaller than
-    half a unit are lost.
+    and cost nothing. A float16 parameter beyond its range is inf, to which no update can be added: NaN.
+    optax has no such wrapper: its updates are rounded to 16 bits, and those smaller than half a unit are
+    lost.
 
     >>> p = jnp.ones((), jnp.bfloat16)
     >>> tx = with_master_weights(sgd(0.001))

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from .clip import ClipGradBase
+from .hyper import ArgumentError, number
 from .regularizer import WeightDecayRegularizer, as_regularizer
-from .rule import ArgumentError, GradientTransformation, Lifted, lift, number
+from .rule import GradientTransformation, Lifted, lift
 from .transform import is_transformation
 from .trees import align, flatten, gradients, path_name
 
@@ -245,7 +246,8 @@ def _row(pattern: str | re.Pattern[str], options: Mapping[str, Any], general: Le
         if given is None:
             own_decay = {"weight_decay": 0.0}
         elif not isinstance(given, WeightDecayRegularizer) and not is_transformation(given):
-            own_decay = {"weight_decay": options.pop("weight_decay")}
+            own_decay = {"weight_decay": options["weight_decay"]}
+            options["weight_decay"] = None
     readers = {
         "rule": _rule,
         "learning_rate": _factor,

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .rule import ArgumentError, GradientTransformation, number, number_text
+from .hyper import ArgumentError, number, number_text
+from .rule import GradientTransformation
 from .transform import named, stateless
 
 

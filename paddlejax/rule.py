@@ -5,7 +5,6 @@ the scalars common to all tensors, leaves without a gradient, and errors that na
 """
 
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import (
@@ -20,6 +19,7 @@ from typing import (
     dataclass_transform,
     get_args,
     get_origin,
+    get_type_hints,
 )
 
 import jax
@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from .hyper import ArgumentError, Interval, Predicate, number
 from .trees import align, beside, compute_dtype, flatten, gradients, path_name
 
 P = ParamSpec("P")
@@ -56,38 +57,13 @@ class RuleState(NamedTuple):
     slots: dict[str, Any]  # {name: tree shaped like the parameters}
 
 
-class ArgumentError(ValueError, AssertionError):
-    """A hyperparameter is missing or out of range.
-
-    Paddle raises ValueError for some and AssertionError for others; either `except` clause catches this one.
-    """
-
-
-@dataclass(frozen=True)
-class Interval:
-    """What a hyperparameter may be: [low, high], without `high` itself if `open`."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    open: bool = False
-
-    def __contains__(self, x: float) -> bool:
-        return self.low <= x and (x < self.high if self.open else x <= self.high)
-
-    def __str__(self) -> str:
-        return f"[{self.low:g}, {self.high:g}" + (")" if self.open or math.isinf(self.high) else "]")
-
-
-Beta = Annotated[float, Interval(0, 1, open=True)]
-Fraction = Annotated[float, Interval(0, 1)]
-NonNegative = Annotated[float, Interval(0)]
-Predicate = Callable[[Any], bool] | None
-
-
 @dataclass_transform(frozen_default=True)
 def rule(cls: R) -> R:
     """Make a frozen dataclass of a rule and register it as a pytree: floats are data, the rest is static."""
     cls = dataclass(frozen=True)(cls)  # type: ignore[assignment]
+    hints = get_type_hints(cls, include_extras=True)
+    for f in fields(cls):  # type: ignore[arg-type]
+        f.type = hints[f.name]  # also where annotations are strings
     named = getattr(cls, "data", ())
     data = [f.name for f in fields(cls) if f.name in named or _is_float(f.type)]  # type: ignore[arg-type]
     static = [f.name for f in fields(cls) if f.name not in data]  # type: ignore[arg-type]
@@ -103,10 +79,19 @@ class Rule:
     """The mathematics of one optimizer on one tensor: no trees, casts, masks or schedules.
 
     A subclass is declared with `@rule`: its float fields are data (they may be traced), all others static.
+    Use it with `lift(MyRule(), rate)` or, as an object, `optimizer.Optimizer(rate, params, rule=MyRule())`.
+
+    >>> @rule
+    ... class SignDescent(Rule):
+    ...     def step(self, g, p, k, slots):
+    ...         return -k * jnp.sign(g), slots
+    >>> tx = lift(SignDescent(), 0.5)
+    >>> print(tx.update(jnp.array([3.0, -2.0]), tx.init(jnp.zeros(2)), jnp.zeros(2))[0])
+    [-0.5  0.5]
     """
 
     slots: ClassVar[tuple[str, ...]] = ()
-    reads_params: ClassVar[bool] = False  # whether `step` looks at p
+    reads_params: ClassVar[bool] = True  # False if `step` never looks at p: update then works without it
     data: ClassVar[tuple[str, ...]] = ()  # fields that are data beside the floats
     full_shape: ClassVar[tuple[str, ...]] = ()  # shared scalars that Paddle stores once per element
 
@@ -144,6 +129,7 @@ def check(rule: Rule) -> None:
             raise ArgumentError(f"{name} is not set: found None, expected a number")
         if kind is float:
             number(name, value)
+            bounds = bounds or [Interval()]  # which leaves out NaN
         elif kind in (bool, int) and type(value) is not kind:
             raise TypeError(
                 f"{name}: found {value!r}, expected {'True or False' if kind is bool else 'an int'}"
@@ -161,22 +147,6 @@ def check(rule: Rule) -> None:
                 raise ArgumentError(f"{name}: found {value}, expected a number in {bound}")
 
 
-def number(name: str, value: Any, expected: str = "a number") -> None:
-    """Refuse what is not one real number: a Python or numpy number, or a 0-d array (traced or not)."""
-    array = value if isinstance(value, jax.Array | np.ndarray | np.generic) else None
-    if isinstance(value, bool) or array is None and not isinstance(value, int | float):
-        raise TypeError(f"{name}: found {value!r} of type {type(value).__name__}, expected {expected}")
-    kinds = (jnp.floating, jnp.integer)
-    if array is not None and (array.shape or not any(jnp.issubdtype(array.dtype, kind) for kind in kinds)):
-        found = f"an array of shape {array.shape} and dtype {array.dtype}"
-        raise TypeError(f"{name}: found {found}, expected {expected} or a 0-d array")
-
-
-def number_text(value: Any) -> str:
-    """A hyperparameter as Paddle prints it; one that is not known yet by its type."""
-    return str(value) if isinstance(value, Tracer) else f"{float(value):f}"
-
-
 def lift(
     rule: Rule, learning_rate: Any, leaf: Callable[[str], tuple[Any, float]] = lambda path: (path, 1.0)
 ) -> "Lifted":
@@ -192,8 +162,11 @@ def lift(
     >>> float(state.learning_rate)
     0.5
     """
-    if not isinstance(rule, Rule):
-        raise TypeError(f"lift: found {rule!r}, expected a Rule such as rules.Adam()")
+    if not isinstance(rule, Rule) or "__dataclass_fields__" not in vars(type(rule)):
+        found = f"an undecorated {type(rule).__name__}" if isinstance(rule, Rule) else repr(rule)
+        raise TypeError(f"lift: found {found}, expected a Rule declared with @rule, such as rules.Adam()")
+    if isinstance(rule.slots, str):
+        raise TypeError(f"{type(rule).__name__}'s slots: found {rule.slots!r}, expected a tuple of names")
     check(rule)
     if learning_rate is None:
         raise ArgumentError(
@@ -233,10 +206,16 @@ class _Lift:
         fresh = [
             p if d is None else rules[d].init(jnp.asarray(p, d)) for p, d in zip(leaves, dtypes, strict=True)
         ]
-        columns = {name: [f and f[name] for f in fresh] for name in self.rule.slots}
+        # Copies throughout: a state that shared a buffer with its caller could not be donated.
+        columns = {
+            name: [
+                f and (jnp.copy(f[name]) if f[name] is p else f[name])
+                for f, p in zip(fresh, leaves, strict=True)
+            ]
+            for name in self.rule.slots
+        }
         wide = jnp.float64 if jnp.float64 in dtypes else jnp.float32
         count = jnp.zeros((), jnp.int32)
-        # Copies throughout: a state that shared a buffer with its caller could not be donated.
         scalars = {k: jnp.array(v) for k, v in _cast(self.rule, wide).shared().items()}
         count, rate, scalars = beside(leaves, (count, jnp.array(self._rate(count), wide), scalars))
         slots = {name: tree.unflatten(column) for name, column in columns.items()}
@@ -308,8 +287,21 @@ def _step(rule: Rule, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple
     Jitted by itself so that leaves of one shape are traced once, whatever the numbers in the rule.
     """
     wide = compute_dtype((), p)
-    delta, new = _cast(rule, wide).step(*_cast((g, p, k, slots), wide))
+    result = _cast(rule, wide).step(*_cast((g, p, k, slots), wide))
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
+        raise TypeError(
+            f"{type(rule).__name__}.step: found {result!r}, expected (what to add to p, new slots)"
+        )
+    delta, new = result
+    if jnp.shape(delta) != jnp.shape(p) or {k: jnp.shape(s) for k, s in new.items()} != _shapes(slots):
+        found = f"a step of shape {jnp.shape(delta)} and slots {_shapes(new)}"
+        expected = f"the parameter's {jnp.shape(p)} and {_shapes(slots)}"
+        raise ValueError(f"{type(rule).__name__}.step: found {found}, expected {expected}")
     return delta.astype(p.dtype), {name: new[name].astype(slot.dtype) for name, slot in slots.items()}
+
+
+def _shapes(slots: Slots) -> dict[str, tuple[int, ...]]:
+    return {name: jnp.shape(slot) for name, slot in slots.items()}
 
 
 @jax.jit

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .rule import GradientTransformation, RuleState, number
+from .hyper import number
+from .rule import GradientTransformation, RuleState
 from .trees import align, compute_dtype, flatten, gradients, path_name
 
 

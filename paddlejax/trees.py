@@ -81,3 +81,8 @@ def beside(leaves: list[Any], scalars: Any) -> Any:
         if isinstance(p, jax.Array) and not isinstance(p, Tracer) and isinstance(p.sharding, NamedSharding):
             return jax.device_put(scalars, NamedSharding(p.sharding.mesh, PartitionSpec()))
     return scalars
+
+
+def in_dtypes_of(old: Any, new: Any) -> Any:
+    """A state in the dtypes it had: others' follow the gradients', and both branches of a cond must agree."""
+    return jax.tree.map(lambda o, n: n.astype(o.dtype) if hasattr(n, "astype") else n, old, new)

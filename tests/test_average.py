@@ -215,7 +215,7 @@ def test_applying_inside_apply_and_updating_inside_are_errors(which):
         with pytest.raises(RuntimeError, match="found another apply"):
             with average.apply():
                 raise AssertionError("not reached")
-        with pytest.raises(RuntimeError, match="found an update inside apply"):
+        with pytest.raises(RuntimeError, match=r"found an update between apply\(\) and restore"):
             average.update()
         assert held(params) == inside
     assert held(params) == before

@@ -13,7 +13,7 @@ PACKAGE = Path(paddle.__file__).parent
 
 # A module may import modules of its own layer's left, never to the right. Packages count as one.
 LAYERS = [
-    {"line_search", "schedule", "trees"},
+    {"line_search", "schedule", "trees", "hyper"},
     {"schedules", "rule"},
     {"rules", "transform"},
     {"average", "clip", "lbfgs", "loss_scale", "regularizer"},

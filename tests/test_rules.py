@@ -9,7 +9,7 @@ from cases import CASES, drawn, every_rule
 from jax.sharding import NamedSharding, PartitionSpec
 
 import paddlejax as paddle
-from paddlejax import rule
+from paddlejax.rule import _step
 
 
 def train(tx, p, grads, update=None):
@@ -253,11 +253,11 @@ def test_in_a_cond(case):
 def test_rules_that_differ_in_numbers_share_their_program():
     p = jnp.ones((7, 11))
     paddle.adam(0.1).update(p, paddle.adam(0.1).init(p), p)
-    before = rule._step._cache_size()
+    before = _step._cache_size()
     for beta in (0.5, 0.6, 0.7):
         tx = paddle.adam(0.1, beta1=beta)
         tx.update(p, tx.init(p), p)
-    assert rule._step._cache_size() == before
+    assert _step._cache_size() == before
 
 
 def test_a_schedule_sets_the_rate_of_each_update():

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..hyper import ArgumentError, number
 from ..optimizer.parameter import Parameter
-from ..rule import ArgumentError, number, squared_norm
+from ..rule import squared_norm
 from ..trees import compute_dtype
 
 _NORM_TYPES = (float("inf"), 0.0, 1.0, 2.0)

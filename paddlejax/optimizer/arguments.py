@@ -6,9 +6,10 @@ from typing import Any
 import jax
 
 from ..clip import ClipGradBase
+from ..hyper import number
 from ..paths import LeafOptions, with_hyperparameters
 from ..regularizer import as_regularizer
-from ..rule import Lifted, number
+from ..rule import Lifted
 from ..trees import compute_dtype
 from .parameter import Parameter
 from .parameter import parameters as wrap

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..average import ModelAverageState, MovingAverageState, exponential_moving_average, model_average
-from ..rule import number
+from ..hyper import number
 from ..trees import compute_dtype
 from .arguments import check_distinct, checked_name, read_parameters
 from .entries import Entries, counter
@@ -47,8 +47,10 @@ class ParameterAverage:
 
         It does not change the averages. `executor` is accepted and not needed.
         """
-        if self._inside:
-            raise RuntimeError("apply(): found another apply() in force, expected its with block to be left")
+        if self._inside or self._saved is not None:
+            raise RuntimeError(
+                "apply(): found another apply() in force, expected its with block to be left, or restore()"
+            )
         averages = self._averages()
         self._saved = {p: p.take() for p in averages}
         for p, average in averages.items():
@@ -58,7 +60,7 @@ class ParameterAverage:
             yield
         finally:
             self._inside = False
-            if need_restore:
+            if need_restore and self._saved is not None:
                 self.restore(executor)
 
     def restore(self, executor: Any = None) -> None:
@@ -70,9 +72,9 @@ class ParameterAverage:
         self._saved = None
 
     def _values(self, members: Sequence[int] | None = None) -> list[jax.Array]:
-        if self._inside:
+        if self._inside or self._saved is not None:
             raise RuntimeError(
-                f"{type(self).__name__}: found an update inside apply(), where parameters hold their "
+                f"{type(self).__name__}: found an update between apply() and restore(), when these hold "
                 "averages; expected it outside"
             )
         mine = self._parameters

@@ -6,7 +6,7 @@ The arguments that all share are explained at `Optimizer`, the hyperparameters a
 from typing import Any
 
 from .. import rules
-from ..rule import number
+from ..hyper import number
 from .optimizer import Optimizer
 
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..rule import ArgumentError
+from ..hyper import ArgumentError
 from ..trees import compute_dtype
-from .parameter import Parameter
+from .parameter import Parameter, inside_loss
 
 
 class Call(NamedTuple):
@@ -21,12 +21,17 @@ class Call(NamedTuple):
     tree: Any  # structure of (args, kwargs)
     places: tuple[tuple[str, Any], ...]  # per leaf: where its value is, or the value itself if it is static
 
+    def running(self, function: Callable[..., Any]) -> "Call":
+        """The same call of another function."""
+        return self._replace(function=function)
+
     def __call__(self, trained: list[jax.Array], fixed: list[Any]) -> tuple[jax.Array, Any]:
         sources = {"trained": trained, "fixed": fixed}
         leaves = [where if kind == "static" else sources[kind][where] for kind, where in self.places]
         args, kwargs = self.tree.unflatten(leaves)
-        result: Any = self.function(*args, **kwargs)
         name = getattr(self.function, "__name__", "the loss function")
+        with inside_loss(name):
+            result: Any = self.function(*args, **kwargs)
         if self.has_aux and (not isinstance(result, tuple) or len(result) != 2):
             raise TypeError(
                 f"{name}: found {type(result).__name__}, expected (loss, aux) because has_aux=True"
@@ -179,8 +184,9 @@ def loss(function: Callable[..., Any] | None = None, *, has_aux: bool = False) -
     nothing.
 
     Inside, Parameters are plain arrays. Compiled once per function and shapes: arrays and numbers among the
-    arguments are traced, everything else (str, bool, functions, objects) is static. With has_aux=True the
-    function returns (loss, aux), and aux is found in `.aux`.
+    arguments are traced, everything else (str, bool, functions, objects) is static: what an object holds,
+    `self` too, is read when the function is compiled and not again. Parameters must come as arguments. With
+    has_aux=True the function returns (loss, aux), and aux is found in `.aux`.
 
     >>> @loss
     ... def square(w):

@@ -1,5 +1,6 @@
 """The Paddle-style object: a cell around the functional chain with parameters, gradients, state and rate."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..hyper import ArgumentError, number
 from ..paths import describe_leaves
 from ..regularizer import as_regularizer
-from ..rule import ArgumentError, Lifted, Rule, lift, number
+from ..rule import Lifted, Rule, lift
 from ..trees import is_narrow
 from .arguments import (
     check_distinct,
@@ -21,7 +23,7 @@ from .arguments import (
     read_parameters,
 )
 from .cohorts import Cohort, owners_of, read_masters, read_state_dict, regroup, state_dict
-from .loss import Loss, scalar
+from .loss import Loss, LossFunction, scalar
 from .lr import LambdaDecay, LRScheduler
 from .parameter import ZEROS, Parameter
 from .plan import OWN, Plan
@@ -133,6 +135,11 @@ class Optimizer:
         if isinstance(loss, Loss):
             if not loss.ran_backward:
                 loss.backward()
+        elif isinstance(loss, LossFunction):
+            name = getattr(loss, "__name__", "loss")
+            raise ArgumentError(
+                f"loss: found the function {name} itself, expected {name}(...), what it returns"
+            )
         elif callable(loss):
             self._backward_of(loss)
         else:
@@ -332,7 +339,13 @@ class Optimizer:
                 masters = read_masters(given, self._parameters, strict, problems)
             cohorts = read_state_dict(entries, self._rules, self._parameters, owners, strict, problems)
         if schedule is not None:
-            self._learning_rate.set_state_dict(schedule)
+            before = copy.deepcopy(vars(self._learning_rate))
+            try:
+                self._learning_rate.set_state_dict(schedule)
+                self.get_lr()
+            except Exception:
+                vars(self._learning_rate).update(before)
+                raise
         self._cohorts, self._masters, self._present, self._plans = cohorts, masters, None, {}
 
     def _owners(self) -> list[str]:

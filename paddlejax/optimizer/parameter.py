@@ -2,17 +2,32 @@
 
 import itertools
 import operator
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..hyper import number
 from ..regularizer import as_regularizer
-from ..rule import number
 from ..trees import flatten, path_name
 
 _counter = itertools.count()
+_inside = threading.local()  # .loss: the name of the loss function that is being traced, if any
+
+
+@contextmanager
+def inside_loss(name: str) -> Iterator[None]:
+    """While a loss function is traced, a Parameter it was not given would be compiled in as a constant."""
+    before = getattr(_inside, "loss", None)
+    _inside.loss = name
+    try:
+        yield
+    finally:
+        _inside.loss = before
 
 
 class _Zeros:
@@ -20,6 +35,9 @@ class _Zeros:
 
     def __repr__(self) -> str:
         return "zeros"
+
+    def __reduce__(self) -> str:
+        return "ZEROS"  # one object, also after a copy
 
 
 ZEROS: Any = _Zeros()
@@ -127,8 +145,17 @@ class Parameter:
     @property
     def value(self) -> jax.Array:
         """The array as it is now; it stays valid after later steps, which leave it as it was."""
+        self._check_outside()
         self._lent = True
         return self._value
+
+    def _check_outside(self) -> None:
+        name = getattr(_inside, "loss", None)
+        if name is not None:
+            raise RuntimeError(
+                f"{name}: found Parameter {self.name} inside the loss function, where its value would be "
+                "compiled in for good; expected it among the arguments"
+            )
 
     @value.setter
     def value(self, value: Any) -> None:
@@ -246,10 +273,15 @@ def _array(value: Any, what: str) -> jax.Array:
         raise TypeError(f"{what}: found {type(value).__name__}, expected an array") from e
 
 
+def _refuse_in_place(self: Parameter, other: Any) -> Any:
+    raise TypeError(f"Parameter {self.name}: found an assignment such as +=, expected set_value(...)")
+
+
 def _delegate(name: str, swap: bool) -> Any:
     apply = getattr(operator, name)
 
     def method(self: Parameter, other: Any) -> Any:
+        self._check_outside()
         other = other._value if isinstance(other, Parameter) else other
         return apply(other, self._value) if swap else apply(self._value, other)
 
@@ -259,6 +291,8 @@ def _delegate(name: str, swap: bool) -> Any:
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"):
     setattr(Parameter, f"__{_name}__", _delegate(_name, swap=False))
     setattr(Parameter, f"__r{_name}__", _delegate(_name, swap=True))
+for _name in ("iadd", "isub", "imul", "itruediv", "ipow"):
+    setattr(Parameter, f"__{_name}__", _refuse_in_place)
 for _name in ("lt", "le", "gt", "ge"):
     setattr(Parameter, f"__{_name}__", _delegate(_name, swap=False))
 Parameter.__neg__ = lambda self: -self._value  # type: ignore[attr-defined]

@@ -62,7 +62,11 @@ class Plan:
 
     def _step(self, values: list[Any], state: Any, grads: list[Any], rate: Any) -> tuple[list[Any], Any]:
         updates, state = self.tx.update(grads, state, values, rate=rate)
-        return apply_updates(values, updates), state
+        new = apply_updates(values, updates)
+        if isinstance(state, MasterState):  # p + (M - p) would be NaN where p had been beyond float16's range
+            masters = zip(new, state.master, values, strict=True)
+            new = [p if m is None else m.astype(old.dtype) for p, m, old in masters]
+        return new, state
 
     def _update(self, grads: Any, states: list[Any], values: list[Any], *, rate: Any) -> tuple[Any, Any]:
         """Clip and decay everything together, then step each cohort by its rule."""

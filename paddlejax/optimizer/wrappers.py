@@ -10,8 +10,8 @@ import numpy as np
 
 from ..accumulate import add, check_accumulation, merge
 from ..average import check_lookahead, interpolate
-from ..rule import ArgumentError
-from ..trees import compute_dtype
+from ..hyper import ArgumentError
+from ..trees import compute_dtype, is_narrow
 from .arguments import check_program, checked_name, checked_pairs
 from .entries import Entries, raise_if
 from .loss import Loss
@@ -77,6 +77,13 @@ class Wrapper:
         self.set_state_dict(state_dict, strict)
 
 
+def innermost(optimizer: Any) -> Any:
+    """The optimizer that all wrappers are around."""
+    while isinstance(optimizer, Wrapper):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
 def is_optimizer(x: Any) -> bool:
     return isinstance(x, Optimizer | Wrapper)
 
@@ -86,7 +93,7 @@ def _synced(values: list[jax.Array], slow: list[jax.Array], alpha: Any) -> list[
     return [interpolate(p, s, alpha) for p, s in zip(values, slow, strict=True)]
 
 
-_add = jax.jit(add, donate_argnums=0)
+_add = jax.jit(add)  # not donated: a step that fails leaves the sums as they were
 _merge = jax.jit(merge, static_argnums=(1, 2))
 
 
@@ -142,7 +149,7 @@ class LookAhead(Wrapper):
         if self._slow_from_the_start:
             for p in self._parameters:
                 if p.trainable and p not in self._slow:
-                    self._slow[p] = jnp.copy(p._value)
+                    self._slow[p] = jnp.copy(self._fast(p))
 
     def _after(self, moved: list[Parameter]) -> None:
         self._count += 1
@@ -150,12 +157,25 @@ class LookAhead(Wrapper):
             led = set(moved) if self._count == 1 else set()
             for p in self._parameters:
                 if p.trainable and p not in self._slow:
-                    self._slow[p] = (jnp.copy if p in led else jnp.zeros_like)(p._value)
+                    self._slow[p] = (jnp.copy if p in led else jnp.zeros_like)(self._fast(p))
         if self._count % self.k == 0 and moved:
-            slow = [self._slow[p] for p in moved]
-            for p, value in zip(moved, _synced([p._value for p in moved], slow, self.alpha), strict=True):
-                p.put(value)
-                self._slow[p] = jnp.copy(value)  # not the same buffer: the next step donates p's
+            fast, slow = [self._fast(p) for p in moved], [self._slow[p] for p in moved]
+            for p, value in zip(moved, _synced(fast, slow, self.alpha), strict=True):
+                self._slow[p] = value
+                # Copies: the next step donates what is p's and its master's.
+                if p in (masters := self._masters()):
+                    base = innermost(self)
+                    base._masters[base._position[p]] = jnp.copy(value)
+                p.put(value.astype(p.dtype) if p in masters else jnp.copy(value))
+
+    def _masters(self) -> dict[Parameter, jax.Array]:
+        base = innermost(self)
+        masters = getattr(base, "_masters", None) or {}
+        return {base._parameters[i]: m for i, m in masters.items()}
+
+    def _fast(self, p: Parameter) -> jax.Array:
+        """What the inner optimizer moves: the float32 master of a 16-bit parameter, if it keeps one."""
+        return self._masters().get(p, p._value)
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's, the slow weights and the counter."""
@@ -171,12 +191,18 @@ class LookAhead(Wrapper):
         stepped = any(key not in ("LR_Scheduler", "global_step") for key in entries.rest)
         count = entries.scalar(self._counter, required=strict and stepped) or 0
         slow = {
-            p: entries.take(self._key(p), p.shape, p.dtype, required=strict and p.trainable and count > 0)
+            p: entries.take(
+                self._key(p), p.shape, self._dtype(p), required=strict and p.trainable and count > 0
+            )
             for p in self._parameters
         }
         raise_if(entries.problems)
         super().set_state_dict(entries.rest, strict)
         self._count, self._slow = count, {p: s for p, s in slow.items() if s is not None}
+
+    def _dtype(self, p: Parameter) -> Any:
+        kept = getattr(innermost(self), "_masters", None) is not None
+        return jnp.float32 if kept and is_narrow(p._value) else p.dtype
 
     def _key(self, p: Parameter) -> str:
         return "_".join([p.name, *([self._name] if self._name else []), "slow", "0"])
@@ -242,8 +268,12 @@ class GradientMergeOptimizer(Wrapper):
         if self._count == self.k_steps:
             merged = _merge(list(self._sums.values()), self.k_steps, self.avg)
             whole = list(zip(self._sums, merged, strict=True))
+            try:
+                self.inner_optimizer.apply_gradients(whole)
+            except BaseException:  # as if it had not been called
+                self._count, self._sums = self._count - 1, sums
+                raise
             self._count, self._sums = 0, {}
-            self.inner_optimizer.apply_gradients(whole)
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's, and between steps the sums and the counter."""
@@ -262,6 +292,10 @@ class GradientMergeOptimizer(Wrapper):
             for p in self._parameters
             if entries.has(self._key(p))
         }
+        if (count > 0) != bool(sums):
+            entries.problems.append(
+                f"gradient_merge_step is {count}, but there are {len(sums)} sums beside it"
+            )
         if not 0 <= count < self.k_steps:
             entries.problems.append(f"gradient_merge_step is {count}, expected less than {self.k_steps}")
         raise_if(entries.problems)
@@ -324,7 +358,7 @@ class RecomputeOptimizer(Wrapper):
                 # The same function every time, so that equal calls share a compiled program.
                 if function not in self._functions:
                     self._functions[function] = _recomputing(function, self._checkpoints)
-                loss.call = loss.call._replace(function=self._functions[function])
+                loss.call = loss.call.running(self._functions[function])
             return loss
         return _recomputing(loss, self._checkpoints) if callable(loss) else loss
 

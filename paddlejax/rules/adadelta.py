@@ -2,7 +2,8 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from ..rule import Fraction, NonNegative, Rule, lifted, rule
+from ..hyper import Fraction, NonNegative
+from ..rule import Rule, lifted, rule
 
 
 @rule
@@ -26,6 +27,7 @@ class Adadelta(Rule):
     """
 
     slots: ClassVar = ("_avg_squared_grad", "_avg_squared_update")
+    reads_params: ClassVar = False
 
     epsilon: NonNegative = 1e-6
     rho: Fraction = 0.95

@@ -2,7 +2,8 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from ..rule import NonNegative, Rule, lifted, rule
+from ..hyper import NonNegative
+from ..rule import Rule, lifted, rule
 
 
 @rule
@@ -25,6 +26,7 @@ class Adagrad(Rule):
     """
 
     slots: ClassVar = ("moment",)
+    reads_params: ClassVar = False
 
     epsilon: NonNegative = 1e-6
     initial_accumulator_value: NonNegative = 0.0

@@ -1,6 +1,9 @@
+from typing import ClassVar
+
 import jax.numpy as jnp
 
-from ..rule import Beta, NonNegative, Rule, lifted, rule
+from ..hyper import Beta, NonNegative
+from ..rule import Rule, lifted, rule
 
 
 @rule
@@ -25,6 +28,8 @@ class Adam(Rule):
 
     Kingma & Ba 2015, arXiv:1412.6980; Reddi et al. 2018 (amsgrad), arXiv:1904.09237; Paddle's kernel `adam`.
     """
+
+    reads_params: ClassVar = False
 
     beta1: Beta = 0.9
     beta2: Beta = 0.999

@@ -2,7 +2,8 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from ..rule import Beta, NonNegative, Rule, lifted, rule
+from ..hyper import Beta, NonNegative
+from ..rule import Rule, lifted, rule
 
 
 @rule
@@ -27,6 +28,7 @@ class Adamax(Rule):
     """
 
     slots: ClassVar = ("moment", "inf_norm")
+    reads_params: ClassVar = False
 
     beta1: Beta = 0.9
     beta2: Beta = 0.999

@@ -2,7 +2,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from ..rule import Predicate, lifted, number, rule
+from ..hyper import Predicate, number
+from ..rule import lifted, rule
 from .adam import Adam
 
 

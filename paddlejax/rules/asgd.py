@@ -3,7 +3,8 @@ from typing import Annotated, ClassVar
 import jax.numpy as jnp
 from jax import lax
 
-from ..rule import Interval, Rule, lifted, rule
+from ..hyper import Interval
+from ..rule import Rule, lifted, rule
 
 
 @rule
@@ -28,6 +29,7 @@ class ASGD(Rule):
     """
 
     slots: ClassVar = ("d", "y")
+    reads_params: ClassVar = False
 
     batch_num: Annotated[int, Interval(1)] = 1
 

@@ -2,7 +2,8 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from ..rule import Fraction, NonNegative, Rule, lifted, rule
+from ..hyper import Fraction, NonNegative
+from ..rule import Rule, lifted, rule
 
 
 @rule
@@ -25,6 +26,7 @@ class DecayedAdagrad(Rule):
     """
 
     slots: ClassVar = ("moment",)
+    reads_params: ClassVar = False
 
     decay: Fraction = 0.95
     epsilon: NonNegative = 1e-6

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..rule import NonNegative, Rule, lifted, rule, squared_norm
+from ..hyper import NonNegative, Positive
+from ..rule import Rule, lifted, rule, squared_norm
 
 
 @rule
@@ -32,9 +33,10 @@ class Dpsgd(Rule):
     """
 
     data: ClassVar = ("key",)
+    reads_params: ClassVar = False
 
-    clip: NonNegative = 0.9
-    batch_size: NonNegative = 0.999
+    clip: Positive = 0.9
+    batch_size: Positive = 0.999
     sigma: NonNegative = 1e-8
     per_element: bool = False
     axis_name: str | tuple[str, ...] | None = None

@@ -2,7 +2,8 @@ from typing import Annotated, ClassVar
 
 import jax.numpy as jnp
 
-from ..rule import Interval, NonNegative, Rule, lifted, rule
+from ..hyper import Interval, NonNegative
+from ..rule import Rule, lifted, rule
 
 
 @rule

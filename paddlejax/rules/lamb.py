@@ -3,7 +3,8 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from ..rule import Beta, NonNegative, Predicate, Rule, lifted, rule, squared_norm
+from ..hyper import Beta, NonNegative, Predicate
+from ..rule import Rule, lifted, rule, squared_norm
 
 
 @rule

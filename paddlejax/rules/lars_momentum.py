@@ -3,7 +3,8 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from ..rule import NonNegative, Rule, lifted, rule, squared_norm
+from ..hyper import NonNegative
+from ..rule import Rule, lifted, rule, squared_norm
 
 
 @rule

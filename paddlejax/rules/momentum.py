@@ -25,6 +25,7 @@ class Momentum(Rule):
     """
 
     slots: ClassVar = ("velocity",)
+    reads_params: ClassVar = False
 
     momentum: float = 0.9
     use_nesterov: bool = False

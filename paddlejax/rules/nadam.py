@@ -2,7 +2,8 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from ..rule import Beta, NonNegative, Rule, lifted, rule
+from ..hyper import Beta, NonNegative
+from ..rule import Rule, lifted, rule
 
 
 @rule
@@ -31,6 +32,7 @@ class NAdam(Rule):
     """
 
     slots: ClassVar = ("moment1", "moment2")
+    reads_params: ClassVar = False
     full_shape: ClassVar[tuple[str, ...]] = ("momentum_decay_pow", "beta2_pow", "mu_product")
 
     beta1: Beta = 0.9

@@ -2,7 +2,8 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from ..rule import Fraction, NonNegative, Rule, lifted, rule
+from ..hyper import Fraction, NonNegative
+from ..rule import Rule, lifted, rule
 
 
 @rule
@@ -27,6 +28,7 @@ class RMSProp(Rule):
     """
 
     slots: ClassVar = ("momentum", "mean_square", "mean_grad")
+    reads_params: ClassVar = False
 
     rho: Fraction = 0.95
     epsilon: NonNegative = 1e-6

@@ -3,7 +3,8 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from ..rule import ArgumentError, Lifted, Rule, lift, number, rule
+from ..hyper import ArgumentError, number
+from ..rule import Lifted, Rule, lift, rule
 
 
 @rule
@@ -31,6 +32,7 @@ class Rprop(Rule):
     """
 
     slots: ClassVar = ("prevs", "learning_rates")
+    reads_params: ClassVar = False
     data: ClassVar = ("learning_rate_range", "etas")
 
     learning_rate: float = 0.001

@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 from ..rule import Rule, lifted, rule
 
 
@@ -18,6 +20,8 @@ class SGD(Rule):
 
     Robbins & Monro 1951, doi:10.1214/aoms/1177729586; Paddle's kernel `sgd`.
     """
+
+    reads_params: ClassVar = False
 
     def step(self, g, p, k, slots):
         return -k * g, {}

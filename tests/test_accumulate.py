@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from cases import every_rule
 from jax.ad_checkpoint import checkpoint_name
@@ -369,3 +370,41 @@ REFUSED = {
 def test_refused(call, kind, words):
     with pytest.raises(kind, match=words):
         call()
+
+
+def test_in_a_shard_map_and_around_optax_with_narrow_parameters():
+    mesh = jax.make_mesh((2,), ("d",), devices=jax.devices()[:2], axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+    tx, p = paddle.accumulate_gradients(paddle.sgd(0.1), 2), jnp.ones(4)
+    state = tx.init(p)
+    specs = jax.tree.map(lambda x: spec("d") if x.shape == (4,) else spec(), state)
+    args = {"in_specs": (spec("d"), specs, spec("d")), "out_specs": (spec("d"), specs)}
+    update = jax.jit(jax.shard_map(tx.update, mesh=mesh, **args))
+    first, state = update(p, state, p)
+    second, state = update(p, state, p)
+    np.testing.assert_allclose(np.stack([first, second]), [[0] * 4, [-0.1] * 4], rtol=1e-6)
+    narrow = {"w": jnp.ones(3, jnp.bfloat16)}
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        for tx in (
+            paddle.accumulate_gradients(optax.adam(1e-3), 2),
+            paddle.dynamic_loss_scale(optax.adam(1e-3)),
+        ):
+            state = tx.init(narrow)
+            _, after = jax.jit(tx.update)(narrow, state, narrow)
+            assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
+
+
+def test_a_step_that_fails_leaves_the_sums():
+    def refuses(name):
+        raise ValueError("boom")
+
+    w = paddle.Parameter(jnp.ones(1), "w")
+    inner = paddle.optimizer.AdamW(0.1, parameters=[w], apply_decay_param_fun=refuses)
+    opt = paddle.incubate.optimizer.GradientMergeOptimizer(inner, k_steps=2)
+    opt.apply_gradients([(w, jnp.ones(1))])
+    saved = opt.state_dict()
+    with pytest.raises(ValueError, match="boom"):
+        opt.apply_gradients([(w, jnp.ones(1))])
+    jax.tree.map(np.testing.assert_array_equal, opt.state_dict(), saved)
+    with pytest.raises(ValueError, match="gradient_merge_step is 0, but there are 1 sums"):
+        opt.set_state_dict({k: v for k, v in saved.items() if k != "gradient_merge_step"})

@@ -622,3 +622,54 @@ STATE = paddle.skip_nonfinite(paddle.sgd(0.1)).init({"w": jnp.ones(1)})
 def test_errors_say_what_was_found(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_minimize_that_fails_leaves_the_gradients_as_they_were():
+    w = paddle.Parameter(jnp.ones(1), "w")
+    opt, scaler = paddle.optimizer.SGD(0.1, [w]), amp.GradScaler(init_loss_scaling=1024.0)
+    loss = scaler.scale(paddle.loss(lambda w: jnp.sum(w))(w))
+    loss.backward()
+    with pytest.raises(ValueError, match="nope"):
+        scaler.minimize(opt, loss, no_grad_set=["nope"])
+    np.testing.assert_array_equal(w.grad, [1024.0])
+    scaler.minimize(opt, loss)
+    np.testing.assert_allclose(w.numpy(), [0.9], rtol=1e-6)
+
+
+def test_a_wrapper_and_what_is_in_it_share_their_gradients():
+    w = paddle.Parameter(jnp.ones(1), "w")
+    inner, scaler = paddle.optimizer.SGD(0.1, [w]), amp.GradScaler(init_loss_scaling=4.0)
+    w.grad = jnp.array([4.0])
+    scaler.unscale_(inner)
+    scaler.step(paddle.incubate.LookAhead(inner))
+    np.testing.assert_allclose(w.numpy(), [0.9], rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
+def test_a_scale_that_cannot_be_divided_by_is_refused(scale):
+    for make in (
+        amp.GradScaler,
+        lambda init_loss_scaling: paddle.dynamic_loss_scale(paddle.sgd(0.1), init_loss_scaling),
+    ):
+        with pytest.raises(ValueError, match="init_loss_scaling"):
+            make(init_loss_scaling=scale)
+
+
+def test_a_scale_that_has_vanished_skips_and_harms_nothing():
+    tx, p = paddle.dynamic_loss_scale(paddle.sgd(0.1), 1e-37), jnp.ones(1)
+    state, update = tx.init(p), jax.jit(tx.update)
+    for _ in range(10):
+        _, state = update(jnp.full(1, jnp.nan), state, p)
+    updates, state = update(jnp.ones(1), state, p)
+    assert nothing(updates)
+
+
+def test_recomputation_under_a_scaler():
+    w = paddle.Parameter(jnp.ones(3), "w")
+    opt = paddle.incubate.optimizer.RecomputeOptimizer(paddle.optimizer.SGD(0.1, [w]))
+    scaler, f = amp.GradScaler(init_loss_scaling=8.0), paddle.loss(lambda w: jnp.sum(jnp.sin(w)))
+    loss = f(w)
+    scaler.minimize(opt, loss)
+    np.testing.assert_allclose(w.numpy(), np.full(3, 1 - 0.1 * math.cos(1)), rtol=1e-6)
+    opt.clear_grad()
+    opt.minimize(scaler.scale(f(w)))

@@ -490,3 +490,21 @@ def test_signatures_are_paddles():
         (fluid.LookaheadOptimizer, "inner_optimizer alpha k"),
     ):
         assert list(inspect.signature(cls).parameters) == names.split()
+
+
+@each_object
+def test_a_second_apply_before_restore_is_refused(which):
+    params, average = trained(which)
+    before = held(params)
+    with average.apply(need_restore=False):
+        pass
+    with pytest.raises(RuntimeError, match=r"expected .* restore\(\)"):
+        with average.apply(need_restore=False):
+            raise AssertionError("not reached")
+    with pytest.raises(RuntimeError, match="found an update"):
+        average.update()
+    average.restore()
+    assert held(params) == before
+    with average.apply():
+        average.restore()
+    assert held(params) == before

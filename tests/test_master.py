@@ -184,3 +184,31 @@ def test_every_class_that_takes_multi_precision_keeps_masters(name):
     master = opt.state_dict()["master_weights"]["w"]
     assert np.all(master < 1) and np.all(master > 0.9)  # far less than half a unit of bfloat16
     assert p.dtype == jnp.bfloat16
+
+
+def test_lookahead_goes_back_on_the_masters():
+    """In bfloat16 the way back from a step of 5e-4 would be rounded away, and nothing would ever move."""
+    p = paddle.Parameter(jnp.ones(4, jnp.bfloat16), "w")
+    inner = paddle.optimizer.Adam(1e-3, parameters=[p], multi_precision=True)
+    opt = paddle.incubate.LookAhead(inner, alpha=0.5, k=5)
+    q = paddle.Parameter(jnp.ones(4), "w")
+    twin = paddle.incubate.LookAhead(paddle.optimizer.Adam(1e-3, parameters=[q]), alpha=0.5, k=5)
+    for _ in range(100):
+        p.grad, q.grad = jnp.ones(4, jnp.bfloat16), jnp.ones(4)
+        opt.step()
+        twin.step()
+    np.testing.assert_allclose(inner.state_dict()["master_weights"]["w"], q.numpy(), rtol=1e-5)
+    saved = opt.state_dict()
+    assert saved["w_slow_0"].dtype == jnp.float32
+    opt.set_state_dict(saved)
+    assert p.dtype == jnp.bfloat16 and float(p.value[0]) < 1
+
+
+def test_a_float16_parameter_comes_back_from_beyond_its_range():
+    p = paddle.Parameter(jnp.array([60000.0], jnp.float16), "w")
+    opt = paddle.optimizer.SGD(1.0, [p], multi_precision=True)
+    start = np.float32(np.float16(60000))
+    for g, want in ((-10000.0, np.inf), (20000.0, np.float16(start - 10000))):
+        p.grad = jnp.array([g], jnp.float16)
+        opt.step()
+        assert float(p) == want

@@ -1,5 +1,8 @@
 """The Paddle-style object: what a loop with it does, step for step."""
 
+import copy
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -464,3 +467,47 @@ def test_describe_and_one_norm_across_groups():
         assert numbers == (["1", "1"] if across else ["1", "2"])
     b.stop_gradient = True
     assert opt.describe().split("\n")[2].endswith("frozen")
+
+
+def test_a_parameter_that_a_loss_was_not_given_is_refused():
+    w, b = paddle.Parameter(jnp.ones(3), "w"), paddle.Parameter(jnp.ones(3), "b")
+    for body in (lambda w: w * b, lambda w: w + b[0], lambda w: w * b.value, lambda w: w * jnp.asarray(b)):
+        loss = paddle.loss(lambda w, body=body: jnp.sum(body(w)))
+        with pytest.raises(RuntimeError, match="found Parameter b inside the loss function"):
+            loss(w).backward()
+    np.testing.assert_array_equal(b * 2, np.full(3, 2.0))  # outside it is what it was
+    with pytest.raises(TypeError, match=r"found an assignment such as \+="):
+        w += 1
+
+
+def test_parameters_are_copied_and_pickled_with_their_cleared_gradients():
+    params = paddle.parameters(tree())
+    opt = paddle.optimizer.SGD(0.1, params)
+    opt.minimize(mse(params, X, Y))
+    opt.clear_grad()
+    for other in (copy.deepcopy(params), pickle.loads(pickle.dumps(params))):
+        np.testing.assert_array_equal(other["w"].grad, np.zeros((3, 2)))
+        mse(other, X, Y).backward()
+
+
+def test_a_schedule_that_does_not_load_stays_where_it_was():
+    lr = paddle.optimizer.lr
+    warmup = lr.LinearWarmup(lr.ExponentialDecay(0.4, 0.5), 4, 0.0, 0.4)
+    params = paddle.parameters(tree())
+    opt = paddle.optimizer.Adam(warmup, parameters=params)
+    opt.minimize(mse(params, X, Y))
+    bad = opt.state_dict() | {"LR_Scheduler": {"last_epoch": 7, "last_lr": 9.0, "LinearWarmup_LR": {}}}
+    with pytest.raises(RuntimeError):
+        opt.set_state_dict(bad)
+    assert (warmup.last_epoch, opt.get_lr()) == (0, 0.0)
+    step = lr.StepDecay(0.1, 2)
+    with pytest.raises(TypeError):
+        step.step("a")
+    step.step()
+    assert step.last_epoch == 1
+
+
+def test_the_loss_function_itself_is_not_a_loss():
+    params = paddle.parameters(tree())
+    with pytest.raises(AssertionError, match=r"found the function mse itself, expected mse\(...\)"):
+        paddle.optimizer.SGD(0.1, params).minimize(mse)

@@ -268,3 +268,12 @@ def test_a_regularizer_comes_on_top_of_adamws_decay():
     tx = paddle.by_path([("head/*", {"weight_decay": paddle.regularizer.L2Decay(0.5)})], paddle.adamw(0.1))
     want = update(paddle.chain(paddle.l2_decay(0.5), paddle.adamw(0.1)))["head"]["w"]
     np.testing.assert_allclose(update(tx)["head"]["w"], want, rtol=1e-6)
+
+
+def test_an_adamw_rows_number_replaces_both_decays():
+    tx = paddle.by_path(
+        [("b", {"weight_decay": 0.0})], paddle.adamw(0.1, weight_decay=0.0), weight_decay=10.0
+    )
+    p = {"w": jnp.ones(1), "b": jnp.ones(1)}
+    updates, _ = tx.update({"w": -jnp.ones(1), "b": -jnp.ones(1)}, tx.init(p), p)
+    np.testing.assert_allclose([updates["b"][0], updates["w"][0]], [0.1, -0.1], rtol=1e-5)

@@ -19,8 +19,9 @@ class NAdam(Rule):
         m̂ = μ' m / (1 - μ' P) + (1-μ) g / (1-P)
         p ← p - η m̂ / (√(v/(1-c₂)) + ε)
 
-    The same numbers as torch.optim.NAdam; optax.nadam has no growing μ. Paddle's page writes ρ for 0.96. The
-    three products are stored once; Paddle's checkpoints, and state_dict(), have them once per element.
+    The numbers of torch.optim.NAdam; optax.nadam has no growing μ. Paddle's page writes ρ for 0.96. The three
+    products are stored once; Paddle's checkpoints, and state_dict(), have them once per element. In float32 q
+    is 0 after 2,139 steps and μ is β₁ at once, where torch's goes on growing towards it.
 
     >>> tx = nadam(0.1)
     >>> p = jnp.array([1.0, -1.0])

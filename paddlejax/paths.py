@@ -133,11 +133,11 @@ def by_path(
     `table` lists (pattern, options); the first pattern that matches a path such as `layers/0/bias` decides. A
     pattern is a glob over the whole path (`*` also crosses `/`) or a compiled regular expression, searched in
     it. Options: `learning_rate` (a factor on the rate), `weight_decay` and `grad_clip` (in place of the
-    general ones; None switches them off; for AdamW a number is its own decay), `frozen`, `rule` (another optimizer), and any hyperparameter of the
-    rule, such as `beta1`. Order: clip, decay, rule. Leaves with one clip share one norm. A pattern that
-    matches nothing is an error. `describe(params)` shows what every leaf gets. Master weights go around all of
-    it: `with_master_weights(by_path(...))`. optax needs multi_transform and a tree of labels for this, torch a list of
-    groups.
+    general ones; None switches them off; for AdamW a number is its own decay), `frozen`, `rule` (another
+    optimizer), and any hyperparameter of the rule, such as `beta1`. Order: clip, decay, rule. Leaves with one
+    clip share one norm. A pattern that matches nothing is an error. `describe(params)` shows what every leaf
+    gets. Master weights go around all of it: `with_master_weights(by_path(...))`. optax needs multi_transform
+    and a tree of labels for this, torch a list of groups.
 
     >>> tx = by_path([("*/bias", {"weight_decay": None, "learning_rate": 2.0})], sgd(0.1), weight_decay=1.0)
     >>> p = {"out": {"bias": jnp.ones(1), "kernel": jnp.ones(1)}}

@@ -6,6 +6,13 @@ from ..hyper import Beta, NonNegative
 from ..rule import Rule, lifted, rule
 
 
+def moments(rule, g, slots):
+    """The running means of the gradient and its square: m ← β₁ m + (1-β₁) g, v ← β₂ v + (1-β₂) g²."""
+    m = rule.beta1 * slots["moment1"] + (1 - rule.beta1) * g
+    v = rule.beta2 * slots["moment2"] + (1 - rule.beta2) * g * g
+    return m, v
+
+
 @rule
 class Adam(Rule):
     """Running means of the gradient and its square, corrected for their start at zero.
@@ -54,8 +61,7 @@ class Adam(Rule):
         return k, {"beta1_pow_acc": c1 * self.beta1, "beta2_pow_acc": c2 * self.beta2}
 
     def step(self, g, p, k, slots):
-        m = self.beta1 * slots["moment1"] + (1 - self.beta1) * g
-        v = self.beta2 * slots["moment2"] + (1 - self.beta2) * g * g
+        m, v = moments(self, g, slots)
         new = {"moment1": m, "moment2": v}
         if self.amsgrad:
             v = new["moment2_max"] = jnp.maximum(slots["moment2_max"], v)

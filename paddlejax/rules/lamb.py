@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from ..hyper import Beta, NonNegative, Predicate
 from ..rule import Rule, lifted, rule, squared_norm
+from .adam import moments
 
 
 @rule
@@ -59,8 +60,7 @@ class Lamb(Rule):
         return {"rate": learning_rate, "m": 1 - c1, "v": 1 - c2}, powers
 
     def step(self, g, p, k, slots):
-        m = self.beta1 * slots["moment1"] + (1 - self.beta1) * g
-        v = self.beta2 * slots["moment2"] + (1 - self.beta2) * g * g
+        m, v = moments(self, g, slots)
         r = m / k["m"] / (jnp.sqrt(v / k["v"]) + self.epsilon) + self.lamb_weight_decay * p
         p_norm, r_norm = (jnp.sqrt(squared_norm(x, self.axis_name)) for x in (p, r))
         adapt = ((self.lamb_weight_decay > 0) | self.always_adapt) & (p_norm > 0) & (r_norm > 0)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from ..hyper import Beta, NonNegative
 from ..rule import Rule, lifted, rule
+from .adam import moments
 
 
 @rule
@@ -58,8 +59,7 @@ class NAdam(Rule):
         return k, {"momentum_decay_pow": q, "beta2_pow": c2, "mu_product": product}
 
     def step(self, g, p, k, slots):
-        m = self.beta1 * slots["moment1"] + (1 - self.beta1) * g
-        v = self.beta2 * slots["moment2"] + (1 - self.beta2) * g * g
+        m, v = moments(self, g, slots)
         delta = -(k["m"] * m + k["g"] * g) / (jnp.sqrt(v / k["v"]) + self.epsilon)
         return delta, {"moment1": m, "moment2": v}
 

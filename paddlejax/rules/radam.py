@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from ..hyper import Beta, NonNegative
 from ..rule import Rule, lifted, rule
+from .adam import moments
 
 
 @rule
@@ -58,8 +59,7 @@ class RAdam(Rule):
         return k, {"beta1_pow": c1, "beta2_pow": c2, "rho": r}
 
     def step(self, g, p, k, slots):
-        m = self.beta1 * slots["moment1"] + (1 - self.beta1) * g
-        v = self.beta2 * slots["moment2"] + (1 - self.beta2) * g * g
+        m, v = moments(self, g, slots)
         d = jnp.where(k["adaptive"], k["root"] / (jnp.sqrt(v) + self.epsilon), 1)
         return -k["rate"] * m * d, {"moment1": m, "moment2": v}
 

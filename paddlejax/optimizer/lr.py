@@ -44,17 +44,13 @@ class LRScheduler:
 
     def step(self, epoch=None):
         """Advance to the next epoch, or to the one given, and take its rate."""
-        before = self.last_epoch, self.last_lr
-        try:
-            if epoch is None:
-                self.last_epoch += 1
-                self.last_lr = self.get_lr()
-            else:
-                self.last_epoch = epoch
-                self.last_lr = getattr(self, "_get_closed_form_lr", self.get_lr)()
-        except Exception:
-            self.last_epoch, self.last_lr = before
-            raise
+        if epoch is None:
+            self.last_epoch += 1
+            self.last_lr = self.get_lr()
+        else:
+            expect(isinstance(epoch, (int, float, np.number)), TypeError, "epoch", epoch, "a number")
+            self.last_epoch = epoch
+            self.last_lr = getattr(self, "_get_closed_form_lr", self.get_lr)()
         self._report()
 
     def _report(self):

@@ -9,7 +9,7 @@ import numpy as np
 
 from .hyper import number
 from .loss_scale import all_finite, check_intervals, check_ratios, check_scale, next_scale, unscaled
-from .optimizer.cohorts import StateDictError
+from .optimizer.cohorts import StateDictError, raise_if
 from .optimizer.loss import Call, Loss
 from .optimizer.parameter import ZEROS, Parameter
 from .optimizer.wrappers import innermost
@@ -330,10 +330,7 @@ class GradScaler:
         if not state_dict:
             raise StateDictError("the state_dict is empty: it may come from a GradScaler with enable=False")
         loaded, problems = self._read(state_dict)
-        if problems:
-            raise StateDictError(
-                "the state_dict does not fit, and nothing was changed:\n  " + "\n  ".join(problems)
-            )
+        raise_if(problems)
         self._set_scale(loaded["scale"])
         self._ratios = [loaded["incr_ratio"], loaded["decr_ratio"]]
         self._intervals = [loaded["incr_every_n_steps"], loaded["decr_every_n_nan_or_inf"]]

@@ -212,3 +212,16 @@ def test_a_float16_parameter_comes_back_from_beyond_its_range():
         p.grad = jnp.array([g], jnp.float16)
         opt.step()
         assert float(p) == want
+
+
+def test_lookahead_from_the_start_is_saved_before_its_first_way_back():
+    """Its slow weights are taken before there is a master, and are float32 all the same."""
+    make = lambda p: paddle.fluid.optimizer.LookaheadOptimizer(  # noqa: E731
+        paddle.optimizer.Adam(1e-3, parameters=[p], multi_precision=True), k=5
+    )
+    p = paddle.Parameter(jnp.ones(2, jnp.bfloat16), "w")
+    opt = make(p)
+    opt.apply_gradients([(p, jnp.ones(2, jnp.bfloat16))])
+    saved = opt.state_dict()
+    assert saved["w@SLOW"].dtype == jnp.float32
+    make(paddle.Parameter(p, "w")).set_state_dict(saved)

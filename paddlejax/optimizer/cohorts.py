@@ -29,6 +29,14 @@ class StateDictError(ValueError, AssertionError, RuntimeError, KeyError):
     __str__ = Exception.__str__  # KeyError's would quote the message
 
 
+def raise_if(problems: Sequence[str]) -> None:
+    """One error with all that does not fit."""
+    if problems:
+        raise StateDictError(
+            "the state_dict does not fit, and nothing was changed:\n  " + "\n  ".join(problems)
+        )
+
+
 @dataclass(eq=False)
 class Cohort:
     """Parameters, by position, whose scalars agree; every slot is a list in the order of `members`."""
@@ -146,10 +154,7 @@ def read_state_dict(
                 problems.append(f"missing: {owners[i]}_{k}_0" + (f" (nearest: {near[0]})" if near else ""))
         found.append({k: entries[keys[k][0]] for k in expected if keys[k]})
     problems += [f"unexpected: {key}" for keys in by_base.values() for key in keys]
-    if problems:
-        raise StateDictError(
-            "the state_dict does not fit, and nothing was changed:\n  " + "\n  ".join(problems)
-        )
+    raise_if(problems)
     return _cohorts_of(found, rules, parameters)
 
 

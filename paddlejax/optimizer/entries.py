@@ -1,14 +1,14 @@
 """Reading a state_dict entry by entry: what is missing, misshapen or unexpected is collected, then raised."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .cohorts import StateDictError
+from .cohorts import raise_if
 
 
 class Entries:
@@ -52,13 +52,6 @@ class Entries:
         """Raise one error if anything was wrong, or is left over."""
         problems = [*self.problems, *(f"unexpected: {key}" for key in self.rest)]
         raise_if(problems)
-
-
-def raise_if(problems: Sequence[str]) -> None:
-    if problems:
-        raise StateDictError(
-            "the state_dict does not fit, and nothing was changed:\n  " + "\n  ".join(problems)
-        )
 
 
 def counter(value: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..lbfgs import Call, Layout, LBFGSState, Method, absorb, begin, checked, proposed
-from .cohorts import StateDictError
+from .cohorts import raise_if
 from .loss import Loss
 from .optimizer import Optimizer
 from .parameter import ZEROS, Parameter
@@ -143,10 +143,7 @@ class LBFGS(Optimizer):
         trained, layout = self._laid_out()
         state = _read(entries.pop("state", {}), layout, self._method, problems)
         problems += [f"unexpected: {key!r}" for key in entries]
-        if problems:
-            raise StateDictError(
-                "the state_dict does not fit, and nothing was changed:\n  " + "\n  ".join(problems)
-            )
+        raise_if(problems)
         if schedule is not None:
             self._learning_rate.set_state_dict(schedule)
         self._state, self._trained = state, trained

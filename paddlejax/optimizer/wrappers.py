@@ -13,7 +13,8 @@ from ..average import check_lookahead, interpolate
 from ..hyper import ArgumentError
 from ..trees import compute_dtype, is_narrow
 from .arguments import check_program, checked_name, checked_pairs
-from .entries import Entries, raise_if
+from .cohorts import raise_if
+from .entries import Entries
 from .loss import Loss
 from .optimizer import Optimizer, Pairs
 from .parameter import Parameter
@@ -147,35 +148,35 @@ class LookAhead(Wrapper):
 
     def _before(self) -> None:
         if self._slow_from_the_start:
-            for p in self._parameters:
-                if p.trainable and p not in self._slow:
-                    self._slow[p] = jnp.copy(self._fast(p))
+            self._start_slow(set(self._parameters))
 
     def _after(self, moved: list[Parameter]) -> None:
         self._count += 1
         if not self._slow_from_the_start:
-            led = set(moved) if self._count == 1 else set()
-            for p in self._parameters:
-                if p.trainable and p not in self._slow:
-                    self._slow[p] = (jnp.copy if p in led else jnp.zeros_like)(self._fast(p))
+            self._start_slow(set(moved) if self._count == 1 else set())
         if self._count % self.k == 0 and moved:
-            fast, slow = [self._fast(p) for p in moved], [self._slow[p] for p in moved]
+            base, masters = innermost(self), self._masters()
+            fast, slow = [masters.get(p, p._value) for p in moved], [self._slow[p] for p in moved]
             for p, value in zip(moved, _synced(fast, slow, self.alpha), strict=True):
                 self._slow[p] = value
                 # Copies: the next step donates what is p's and its master's.
-                if p in (masters := self._masters()):
-                    base = innermost(self)
+                if p in masters:
                     base._masters[base._position[p]] = jnp.copy(value)
                 p.put(value.astype(p.dtype) if p in masters else jnp.copy(value))
 
+    def _start_slow(self, led: set[Parameter]) -> None:
+        """Slow weights for the parameters that have none: where they stand if they are `led`, else zeros."""
+        new = [p for p in self._parameters if p.trainable and p not in self._slow]
+        masters = self._masters() if new else {}
+        for p in new:
+            start = masters.get(p, p._value) if p in led else jnp.zeros_like(p._value)
+            self._slow[p] = jnp.array(start, self._dtype(p))
+
     def _masters(self) -> dict[Parameter, jax.Array]:
+        """What the inner optimizer moves in place of 16-bit parameters, if it keeps masters."""
         base = innermost(self)
         masters = getattr(base, "_masters", None) or {}
         return {base._parameters[i]: m for i, m in masters.items()}
-
-    def _fast(self, p: Parameter) -> jax.Array:
-        """What the inner optimizer moves: the float32 master of a 16-bit parameter, if it keeps one."""
-        return self._masters().get(p, p._value)
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's, the slow weights and the counter."""

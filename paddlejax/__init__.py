@@ -1,6 +1,6 @@
 """PaddlePaddle's optimizers for JAX: the same numbers, optax's protocol, Paddle's objects."""
 
-from . import amp, fluid, incubate, nn, optimizer, regularizer, rules, schedules, static
+from . import amp, fluid, incubate, nn, optimizer, regularizer, rules, schedules, sparse, static
 from .accumulate import accumulate_gradients
 from .average import exponential_moving_average, lookahead, model_average
 from .clip import clip_by_global_norm, clip_by_norm, clip_by_value
@@ -31,6 +31,7 @@ from .rules import (
     rprop,
     sgd,
 )
+from .selected_rows import SelectedRows
 from .transform import apply_updates, chain, get_learning_rate, identity, set_learning_rate
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Parameter",
     "Rule",
     "RuleState",
+    "SelectedRows",
     "accumulate_gradients",
     "adadelta",
     "adagrad",
@@ -88,6 +90,7 @@ __all__ = [
     "set_learning_rate",
     "sgd",
     "skip_nonfinite",
+    "sparse",
     "static",
     "values",
     "with_master_weights",

@@ -10,6 +10,7 @@ from jax.core import Tracer
 from .average import check_steps
 from .hyper import ArgumentError
 from .rule import GradientTransformation
+from .selected_rows import dense
 from .transform import chain, is_transformation
 from .trees import align, compute_dtype, flatten, gradients, in_dtypes_of
 
@@ -56,7 +57,7 @@ def accumulate_gradients(inner: Any, k: int, avg: bool = True) -> GradientTransf
     ) -> tuple[Any, AccumulateState]:
         like = state.gradients if params is None else params
         paths, leaves, tree = flatten(like)
-        gs = gradients(tree, paths, leaves, grads)
+        gs = [dense(g) for g in gradients(tree, paths, leaves, grads, rows=True)]
         here = [i for i, g in enumerate(gs) if g is not None]
         sums = align(tree, paths, state.gradients, "accumulated gradients")
         for i, total in zip(here, add([sums[i] for i in here], [gs[i] for i in here]), strict=True):

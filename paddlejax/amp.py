@@ -39,6 +39,10 @@ class _ScaledCall(NamedTuple):
     def function(self) -> Any:
         return self.call.function
 
+    @property
+    def tables(self) -> Any:
+        return self.call.tables
+
     def running(self, function: Any) -> "_ScaledCall":
         return _ScaledCall(self.call.running(function))
 

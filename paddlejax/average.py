@@ -10,6 +10,7 @@ from jax.core import Tracer
 
 from .hyper import ArgumentError, number
 from .rule import GradientTransformation
+from .selected_rows import dense, is_rows
 from .transform import apply_updates, chain, is_transformation
 from .trees import align, compute_dtype, flatten, path_name
 
@@ -227,6 +228,7 @@ def lookahead(
         if params is None:
             raise ValueError("lookahead needs the parameters: update(grads, state, params)")
         updates, (inner_state,) = tx.update(grads, (state.inner,), params, **extra)
+        updates = jax.tree.map(dense, updates, is_leaf=is_rows)
         leaves, (slow,), tree = _columns(params, slow=state.slow, wide=False)
         paths = flatten(params)[0]
         gs, us = (align(tree, paths, t, name) for t, name in ((grads, "gradients"), (updates, "updates")))

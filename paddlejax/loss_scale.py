@@ -9,6 +9,7 @@ from jax.core import Tracer
 
 from .hyper import ArgumentError, number
 from .rule import GradientTransformation
+from .selected_rows import SelectedRows, is_rows
 from .transform import chain, is_transformation
 from .trees import compute_dtype, in_dtypes_of
 
@@ -167,13 +168,15 @@ def unscaled(grads: Any, scale: Any) -> Any:
     """
     reciprocal = 1 / scale
 
-    def one(g: Any) -> jax.Array:
+    def one(g: Any) -> Any:
+        if isinstance(g, SelectedRows):
+            return g.with_values(one(g.values))
         if not jnp.issubdtype(jnp.result_type(g), jnp.floating):
             return g  # no gradient at all; whoever takes it says at which leaf
         wide = compute_dtype((), g)
         return jnp.asarray(g, wide) * reciprocal.astype(wide)
 
-    return jax.tree.map(one, grads)
+    return jax.tree.map(one, grads, is_leaf=is_rows)
 
 
 def check_scale(owner: str, scale: Any) -> None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .rule import GradientTransformation
+from .selected_rows import SelectedRows
 from .transform import apply_updates, is_transformation
 from .trees import align, flatten, gradients, is_narrow
 
@@ -53,12 +54,13 @@ def with_master_weights(inner: GradientTransformation) -> GradientTransformation
         if not isinstance(state, MasterState):
             raise TypeError(f"with_master_weights expects its MasterState, found {type(state).__name__}")
         paths, leaves, tree = flatten(params)
-        gs = gradients(tree, paths, leaves, grads)
+        gs = gradients(tree, paths, leaves, grads, rows=True)
         master = list(map(_current, align(tree, paths, state.master, "masters"), leaves))
         wide = tree.unflatten([p if m is None else m for m, p in zip(master, leaves, strict=True)])
         for i, m in enumerate(master):
             if m is not None and gs[i] is not None:
-                gs[i] = jnp.asarray(gs[i], jnp.float32)
+                g = gs[i]
+                gs[i] = g.astype(jnp.float32) if isinstance(g, SelectedRows) else jnp.asarray(g, jnp.float32)
         updates, inner_state = inner.update(tree.unflatten(gs), state.inner, wide, **extra)
         us = align(tree, paths, updates, "updates")
         news = align(tree, paths, apply_updates(wide, updates), "updates")

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -12,8 +11,9 @@ from .clip import ClipGradBase
 from .hyper import ArgumentError, number
 from .regularizer import WeightDecayRegularizer, as_regularizer
 from .rule import GradientTransformation, Lifted, lift
+from .selected_rows import SelectedRows
 from .transform import is_transformation
-from .trees import align, flatten, gradients, path_name
+from .trees import align, flatten, gradients, matches, path_name
 
 
 class LeafOptions(NamedTuple):
@@ -60,10 +60,10 @@ def per_leaf(choose: Callable[[str], LeafOptions]) -> GradientTransformation:
         if not isinstance(state, PathState):
             raise TypeError(f"expected the PathState that init made, found {type(state).__name__}")
         paths, leaves, tree, options = resolve(params)
-        gs = gradients(tree, paths, leaves, grads)
+        gs = gradients(tree, paths, leaves, grads, rows=True)
         # -0.0 is the one number that leaves every other as it is, -0.0 included.
         still = {
-            i: jnp.full_like(leaves[i], -0.0)
+            i: _stillness(gs[i], leaves[i])
             for i, o in enumerate(options)
             if o and o.frozen and gs[i] is not None
         }
@@ -86,6 +86,12 @@ def per_leaf(choose: Callable[[str], LeafOptions]) -> GradientTransformation:
         return tree.unflatten([still.get(i, g) for i, g in enumerate(gs)]), PathState(*states)
 
     return GradientTransformation(init, update)
+
+
+def _stillness(g: Any, p: Any) -> Any:
+    if isinstance(g, SelectedRows):
+        return g.with_values(jnp.full_like(g.values, -0.0, dtype=jnp.result_type(p)))
+    return jnp.full_like(p, -0.0)
 
 
 def _stage(field: str, options: list[Any]) -> list[tuple[Any, list[int]]]:
@@ -155,14 +161,14 @@ def by_path(
     rows = [(pattern, _row(pattern, options, general)) for pattern, options in _rows(table)]
 
     def choose(path: str) -> LeafOptions:
-        return next((options for pattern, options in rows if _matches(pattern, path)), general)
+        return next((options for pattern, options in rows if matches(pattern, path)), general)
 
     pair = per_leaf(choose)
 
     def check(params: Any) -> None:
         paths = [path_name(path) for path in flatten(params)[0]]
         for pattern, _ in rows:
-            if not any(_matches(pattern, path) for path in paths):
+            if not any(matches(pattern, path) for path in paths):
                 raise ValueError(f"the pattern {pattern!r} matches no parameter: found {', '.join(paths)}")
 
     def init(params: Any) -> PathState:
@@ -217,10 +223,6 @@ def _rule_text(o: LeafOptions, path: str) -> str:
     given = [(f, getattr(rule, f.name)) for f in fields(rule) if f.repr]
     changed = [f"{f.name}={x}" for f, x in given if x is not f.default and x != f.default]
     return f"{type(rule).__name__}({', '.join(changed)})"
-
-
-def _matches(pattern: str | re.Pattern[str], path: str) -> bool:
-    return fnmatchcase(path, pattern) if isinstance(pattern, str) else pattern.search(path) is not None
 
 
 def _rows(table: Any) -> list[Any]:

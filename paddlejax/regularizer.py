@@ -1,6 +1,7 @@
 """Weight decay added to the gradient (coupled): Paddle's objects, and the same as transformations."""
 
 import functools
+import warnings
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 
 from .hyper import ArgumentError, number, number_text
 from .rule import GradientTransformation
+from .selected_rows import SelectedRows
 from .transform import named, stateless
 
 
@@ -26,7 +28,10 @@ class WeightDecayRegularizer:
 
     @functools.cached_property
     def _pair(self) -> GradientTransformation:
-        pair = stateless(lambda grads, params: [g + self.term(p) for g, p in zip(grads, params, strict=True)])
+        def decayed(grads: list[Any], params: list[Any]) -> list[Any]:
+            return [g + self.term(p) for g, p in zip(grads, params, strict=True)]
+
+        pair = stateless(decayed, lambda path, g: self._dense(g))
 
         def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
             if params is None:
@@ -34,6 +39,18 @@ class WeightDecayRegularizer:
             return pair.update(grads, state, params)
 
         return named(GradientTransformation(pair.init, update), str(self))
+
+    def _dense(self, g: SelectedRows) -> jax.Array:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{type(self).__name__} decays every row: a SelectedRows gradient becomes dense, lazy_mode "
+                "has no effect; to step only its rows keep the decay away from the table",
+                stacklevel=2,
+            )
+        return g.to_dense()
+
+    _warned = False
 
     def transformation(self) -> GradientTransformation:
         """The same as functions: always one object, so that its leaves are done together."""

@@ -28,6 +28,7 @@ import numpy as np
 from jax.core import Tracer
 
 from .hyper import ArgumentError, Interval, Predicate, number
+from .selected_rows import SelectedRows
 from .trees import align, beside, compute_dtype, flatten, gradients, path_name
 
 P = ParamSpec("P")
@@ -94,6 +95,9 @@ class Rule:
     reads_params: ClassVar[bool] = True  # False if `step` never looks at p: update then works without it
     data: ClassVar[tuple[str, ...]] = ()  # fields that are data beside the floats
     full_shape: ClassVar[tuple[str, ...]] = ()  # shared scalars that Paddle stores once per element
+    # What a SelectedRows gradient does: "dense", as if the other rows' gradient were zero; "rows", only the
+    # listed rows are stepped (each slot must have p's shape); None, it is refused.
+    sparse: ClassVar[str | None] = None
 
     def at(self, leaf: Any) -> "Rule":
         """This rule on the leaf with this path or Parameter: only numbers that `step` reads may differ."""
@@ -231,7 +235,11 @@ class _Lift:
         paths, leaves, tree = flatten(params)
         self._check_state(state)
         columns = {name: align(tree, paths, slot, f"slot {name}") for name, slot in state.slots.items()}
-        gs = gradients(tree, paths, leaves, grads)
+        gs = gradients(tree, paths, leaves, grads, rows=True)
+        gs = [
+            self._rows(path, g, p) if isinstance(g, SelectedRows) else g
+            for path, g, p in zip(paths, gs, leaves, strict=True)
+        ]
         if all(g is None for g in gs):
             return grads, state
         rate = state.learning_rate
@@ -252,13 +260,27 @@ class _Lift:
                 if jnp.shape(slot) != expected:
                     shapes = f"{name} has shape {jnp.shape(slot)}, expected {expected}"
                     raise ValueError(f"at {path_name(paths[i])}: {shapes}")
-            updates[i], slots = _step(self.rule.at(leaf), g, p, ks[factor][0], slots)
+            step = _step_rows if isinstance(g, SelectedRows) else _step
+            updates[i], slots = step(self.rule.at(leaf), g, p, ks[factor][0], slots)
             for name, slot in slots.items():
                 columns[name][i] = slot
         slots = {name: tree.unflatten(column) for name, column in columns.items()}
         return tree.unflatten(updates), RuleState(
             state.count + jnp.ones_like(state.count), rate, shared, slots
         )
+
+    def _rows(self, path: Any, g: SelectedRows, p: Any) -> Any:
+        """The gradient as the rule takes it: rows, an array, or None where no row is listed."""
+        if isinstance(p, SelectedRows):
+            raise ValueError(
+                f"{type(self.rule).__name__} needs the parameters beside a SelectedRows gradient"
+            )
+        check_sparse(self.rule, f"at {path_name(path)}")
+        g = g.astype(compute_dtype(path, p))
+        if self.rule.sparse == "dense":
+            # Behind a barrier, so that XLA computes with it what it would with an array, to the last bit.
+            return jax.lax.optimization_barrier(g.to_dense())
+        return g if len(g.rows) else None
 
     def _rate(self, count: jax.Array) -> Any:
         if not callable(self.learning_rate):
@@ -298,6 +320,21 @@ def _step(rule: Rule, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple
         expected = f"the parameter's {jnp.shape(p)} and {_shapes(slots)}"
         raise ValueError(f"{type(rule).__name__}.step: found {found}, expected {expected}")
     return delta.astype(p.dtype), {name: new[name].astype(slot.dtype) for name, slot in slots.items()}
+
+
+@jax.jit
+def _step_rows(rule: Rule, g: SelectedRows, p: jax.Array, k: Any, slots: Slots) -> tuple[Any, Slots]:
+    """The step of the rows that are listed: nothing else of p and the slots is read or written."""
+    g = g.merge()
+    delta, new = _step(rule, g.values, g.read(p), k, {name: g.read(slot) for name, slot in slots.items()})
+    return g.with_values(delta), {name: g.written_to(slot, new[name]) for name, slot in slots.items()}
+
+
+def check_sparse(rule: Rule, where: str) -> None:
+    """Refuse a SelectedRows gradient if the rule does not say what it means."""
+    if rule.sparse is None:
+        found = f"found a SelectedRows gradient, which {type(rule).__name__} cannot take"
+        raise TypeError(f"{where}: {found}; expected an array, such as its to_dense()")
 
 
 def _shapes(slots: Slots) -> dict[str, tuple[int, ...]]:

@@ -10,6 +10,7 @@ from jax.core import Tracer
 
 from .hyper import number
 from .rule import GradientTransformation, RuleState
+from .selected_rows import SelectedRows, dense
 from .trees import align, compute_dtype, flatten, gradients, path_name
 
 
@@ -66,12 +67,22 @@ def chain(*transformations: Any) -> GradientTransformation:
             found = f"{len(state)} states" if isinstance(state, tuple) else type(state).__name__
             raise ValueError(f"chain expects a tuple of {len(transformations)} states, found {found}")
         states = []
-        for t, s in zip(transformations, state, strict=True):
+        for i, (t, s) in enumerate(zip(transformations, state, strict=True)):
+            _check_rows(f"chain's argument {i}", t, grads)
             grads, s = t.update(grads, s, params, **(extra if _takes_extra(t) else {}))
             states.append(s)
         return grads, tuple(states)
 
     return GradientTransformation(init, update)
+
+
+def _check_rows(what: str, t: Any, grads: Any) -> None:
+    """Others' transformations would take row numbers for values."""
+    if not isinstance(t, GradientTransformation):
+        for path, g in zip(*flatten(grads)[:2], strict=True):
+            if isinstance(g, SelectedRows):
+                found = f"{type(t).__name__} cannot take the SelectedRows gradient at {path_name(path)}"
+                raise TypeError(f"{what}: {found}, expected an array, such as its to_dense()")
 
 
 def is_transformation(x: Any) -> bool:
@@ -97,6 +108,9 @@ def apply_updates(params: Any, updates: Any) -> Any:
     def add(path: Any, p: Any, u: Any) -> Any:
         if p is None or u is None:
             return p
+        if isinstance(u, SelectedRows) and u.shape == jnp.shape(p):
+            return u.added_to(jnp.asarray(p))
+        u = dense(u)
         if not hasattr(u, "dtype") and not isinstance(u, float | int):
             raise TypeError(
                 f"at {path_name(path)}: found an update of type {type(u).__name__}, expected an array"
@@ -115,25 +129,34 @@ def apply_updates(params: Any, updates: Any) -> Any:
 
 def stateless(
     change: Callable[[list[jax.Array], list[jax.Array]], list[jax.Array]],
+    rows: Callable[[str, SelectedRows], Any] = lambda path, g: g.merge(),
 ) -> GradientTransformation:
     """A transformation without state from a function of the gradients that exist and their parameters.
 
-    Both come as lists in float32 or wider; the results go back in the gradients' dtypes.
+    Both come as lists in float32 or wider; the results go back in the gradients' dtypes. A SelectedRows is
+    first made what `rows` says; if it is one still, its values take part (with themselves as parameters).
     """
 
     def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         paths, leaves, tree = flatten(grads if params is None else params)
-        gs = gradients(tree, paths, leaves, grads)
+        gs = gradients(tree, paths, leaves, grads, rows=True)
+        gs = [
+            rows(path_name(path), g) if isinstance(g, SelectedRows) else g
+            for path, g in zip(paths, gs, strict=True)
+        ]
         here = [i for i, g in enumerate(gs) if g is not None]
+        values = {i: g.values if isinstance(g := gs[i], SelectedRows) else g for i in here}
+        beside = {i: values[i] if isinstance(gs[i], SelectedRows) else leaves[i] for i in here}
         wide = [
-            jnp.promote_types(compute_dtype(paths[i], gs[i]), compute_dtype(paths[i], leaves[i]))
+            jnp.promote_types(compute_dtype(paths[i], values[i]), compute_dtype(paths[i], leaves[i]))
             for i in here
         ]
         asked = zip(here, wide, strict=True)
-        pairs = [(jnp.asarray(gs[i], dtype), jnp.asarray(leaves[i], dtype)) for i, dtype in asked]
+        pairs = [(jnp.asarray(values[i], dtype), jnp.asarray(beside[i], dtype)) for i, dtype in asked]
         changed = change([g for g, _ in pairs], [p for _, p in pairs]) if here else []
         for i, new in zip(here, changed, strict=True):
-            gs[i] = new.astype(jnp.result_type(gs[i]))
+            new = new.astype(jnp.result_type(values[i]))
+            gs[i] = g.with_values(new) if isinstance(g := gs[i], SelectedRows) else new
         return tree.unflatten(gs), state
 
     return GradientTransformation(lambda params: (), update)

@@ -1,5 +1,7 @@
 """Trees of parameters: their paths, and whether what comes with them fits, leaf for leaf."""
 
+import re
+from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
@@ -8,14 +10,21 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_flatten_with_path
 
+from .selected_rows import SelectedRows, is_rows
+
 
 def path_name(path: Any) -> str:
     return keystr(path, simple=True, separator="/") or "the root"
 
 
+def matches(pattern: str | re.Pattern[str], path: str) -> bool:
+    """Whether a glob fits the whole path (`*` also crosses `/`), or an expression is found in it."""
+    return fnmatchcase(path, pattern) if isinstance(pattern, str) else pattern.search(path) is not None
+
+
 def flatten(params: Any) -> tuple[list[Any], list[Any], Any]:
     """Paths, leaves and structure; a None among the parameters is a leaf that is never touched."""
-    pairs, tree = tree_flatten_with_path(params, is_leaf=lambda x: x is None)
+    pairs, tree = tree_flatten_with_path(params, is_leaf=lambda x: x is None or is_rows(x))
     return [path for path, _ in pairs], [p for _, p in pairs], tree
 
 
@@ -25,7 +34,7 @@ def align(tree: Any, paths: list[Any], other: Any, what: str) -> list[Any]:
         return tree.flatten_up_to(other)
     except (ValueError, TypeError, KeyError):
         pass
-    found = {path_name(path): x for path, x in tree_flatten_with_path(other, is_leaf=lambda x: x is None)[0]}
+    found = [path_name(path) for path in flatten(other)[0]]
     expected = [path_name(path) for path in paths]
     missing = [path for path in expected if path not in found]
     unexpected = [path for path in found if path not in expected]
@@ -36,8 +45,11 @@ def align(tree: Any, paths: list[Any], other: Any, what: str) -> list[Any]:
     )
 
 
-def gradients(tree: Any, paths: list[Any], params: list[Any], grads: Any) -> list[Any]:
-    """One gradient or None per parameter, each of its parameter's shape: nothing broadcasts."""
+def gradients(tree: Any, paths: list[Any], params: list[Any], grads: Any, rows: bool = False) -> list[Any]:
+    """One gradient or None per parameter, each of its parameter's shape: nothing broadcasts.
+
+    A SelectedRows is refused unless the caller knows what to do with `rows`.
+    """
     gs = align(tree, paths, grads, "gradients")
     for path, p, g in zip(paths, params, gs, strict=True):
         if g is None:
@@ -47,13 +59,26 @@ def gradients(tree: Any, paths: list[Any], params: list[Any], grads: Any) -> lis
             raise ValueError(
                 f"at {path_name(path)}: found a gradient of type {type(g).__name__}, expected {expected}"
             )
-        if jnp.shape(g) != jnp.shape(p):
-            shapes = f"found a gradient of shape {jnp.shape(g)}, expected the parameter's {jnp.shape(p)}"
+        if isinstance(g, SelectedRows):
+            _check_rows(path_name(path), g, rows)
+        shape, dtype = (
+            (g.shape, g.dtype) if isinstance(g, SelectedRows) else (jnp.shape(g), jnp.result_type(g))
+        )
+        if shape != jnp.shape(p):
+            shapes = f"found a gradient of shape {shape}, expected the parameter's {jnp.shape(p)}"
             raise ValueError(f"at {path_name(path)}: {shapes}")
-        if not jnp.issubdtype(jnp.result_type(g), jnp.floating):
-            dtypes = f"found a gradient of dtype {jnp.result_type(g)}, expected a real floating dtype"
+        if not jnp.issubdtype(dtype, jnp.floating):
+            dtypes = f"found a gradient of dtype {dtype}, expected a real floating dtype"
             raise TypeError(f"at {path_name(path)}: {dtypes}")
     return gs
+
+
+def _check_rows(path: str, g: SelectedRows, rows: bool) -> None:
+    if not rows:
+        raise TypeError(f"at {path}: found a SelectedRows gradient, expected an array such as its to_dense()")
+    if not jnp.issubdtype(jnp.result_type(g.rows), jnp.integer):
+        found = f"found a SelectedRows gradient with rows of dtype {jnp.result_type(g.rows)}, expected ints"
+        raise TypeError(f"at {path}: {found} (a transformation took them for values?)")
 
 
 def compute_dtype(path: Any, p: Any) -> Any:

@@ -413,7 +413,7 @@ CLASSES = {
     ("fluid-1.8.5", "FtrlOptimizer"): ("ftrl", {"guard": 0.0}),
     ("fluid-1.8.5", "LambOptimizer"): ("lamb", {"dialect": "1.x"}),
 }
-# constructor arguments that change no number for dense gradients in one process
+# constructor arguments that change no number in one process; lazy_mode does for row-sparse gradients
 WITHOUT_EFFECT = {"learning_rate", "name", "lazy_mode", "use_multi_tensor", "multi_precision"}
 COMMON = {"params", "learning_rate", "weight_decay", "grad_clip"}
 
@@ -429,6 +429,36 @@ def clipped(pairs, clip):
         one = clip_by_value if kind.endswith("Value") else clip_by_norm
         out.update({n: one(out[n], **args) for n in names})
     return out
+
+
+def merged(rows, values):
+    """Every row once, ascending, with the sum of its values."""
+    unique, group = np.unique(rows, return_inverse=True)
+    sums = np.zeros((len(unique), *values.shape[1:]), values.dtype)
+    np.add.at(sums, group, values)
+    return unique, sums
+
+
+def only_rows(step, rows, p, g, rate, state, h):
+    """The step of some rows: the others keep parameter and accumulators."""
+    part = {k: v[rows] if v.shape == p.shape else v for k, v in state.items()}
+    new_p, new = step(p[rows], g, rate, part, **h)
+    p, state = p.copy(), dict(state)
+    p[rows] = new_p
+    for k, v in new.items():
+        if state[k].shape == p.shape:
+            state[k] = state[k].copy()
+            state[k][rows] = v
+        else:
+            state[k] = v
+    return p, state
+
+
+def spread(shape, rows, values):
+    """The whole tensor, zero in the rows that are not listed."""
+    g = np.zeros(shape, values.dtype)
+    g[rows] = values
+    return g
 
 
 def replay(
@@ -454,10 +484,18 @@ def replay(
         grads = case.grads(t)
         for group in case.groups or [{"params": list(specs)}]:
             pairs = [(specs[n], grads[n]) for n in group["params"] if grads[n] is not None]
+            rows = {}
+            for s, g in pairs:
+                if s.sparse:
+                    rows[s.name], values = merged(*g)
+                    pairs[pairs.index((s, g))] = (s, values)
             pairs = [(s, np.asarray(g, params[s.name].dtype)) for s, g in pairs if not s.stop_gradient]
             options = {k: v for k, v in group.items() if k not in COMMON}
             for n, g in clipped(pairs, group.get("grad_clip", case.grad_clip)).items():
                 p, spec = params[n], specs[n]
+                lazy = n in rows and base.get("lazy_mode") and case.weight_decay is None
+                if n in rows and not lazy:
+                    g = spread(p.shape, rows[n], g)
                 # AdamW's groups know no regularizer; their weight_decay is the rule's
                 coupled = group if name != "adamw" else {}
                 own = coupled.get("weight_decay") if grouped else spec.regularizer
@@ -480,6 +518,9 @@ def replay(
                 if n not in states:
                     states[n] = init(p, **h)
                 rate = p.dtype.type(lr) * p.dtype.type(ratio)
+                if lazy:
+                    params[n], states[n] = only_rows(step, rows[n], p, g, rate, states[n], h)
+                    continue
                 params[n], states[n] = step(p, g, rate, states[n], **h)
         if t in case.record_steps:
             out[t] = dict(params)

@@ -8,6 +8,7 @@ import golden_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import reference
 
 import paddlejax as paddle
@@ -28,8 +29,6 @@ def why_not(case: golden_cases.Case) -> str | None:
         return f"class {case.cls} has no reference"
     if case.quirk:
         return f"record of a bug: {case.quirk}"
-    if any(p.sparse for p in case.params):
-        return "row-sparse gradients"
     if any(p.dtype == "bfloat16" for p in case.params):
         # Paddle's CPU kernels round every operation, and move no master at all
         return (
@@ -60,6 +59,30 @@ def as_recorded(case: golden_cases.Case) -> dict[str, Any]:
 
 def precision(case: golden_cases.Case) -> Any:
     return jax.enable_x64(True) if case.params[0].dtype == "float64" else nullcontext()
+
+
+def warned(case: golden_cases.Case) -> Any:
+    """The one warning that a run gives, if it is one that does."""
+    if case.weight_decay is not None and any(p.sparse for p in case.params):
+        return pytest.warns(UserWarning, match="L2Decay.* decays every row.* becomes dense")
+    return nullcontext()
+
+
+def recorded_state(case: golden_cases.Case) -> dict[tuple[str, str], np.ndarray]:
+    """The accumulators of the record, but for powers that were driven so that a bug of 1.8.5 did not show."""
+    state = case.state()
+    if case.raw.get("pow_one"):
+        tables = [p.name for p in case.params if p.sparse]
+        for name in tables:
+            del state["beta1_pow_acc", name], state["beta2_pow_acc", name]
+    return state
+
+
+def gradient(p: golden_cases.ParamSpec, g: Any) -> Any:
+    """A recorded gradient as the library takes it."""
+    if g is None:
+        return None
+    return paddle.SelectedRows(*g, p.shape[0]) if p.sparse else jnp.asarray(g)
 
 
 def error(got: Any, want: np.ndarray, scale: float | None = None) -> float:
@@ -96,7 +119,8 @@ def worst(case: golden_cases.Case, run: Any) -> tuple[float, float]:
         if step in case.record_steps:
             assert params.keys() == case.p0.keys()
             errors += [error(params[n], want, scale[n]) for n, want in case.expected(step).items()]
-    recorded = case.state()
+    recorded = recorded_state(case)
+    final = {key: final[key] for key in final if key in recorded or key not in case.state()}
     assert final.keys() == recorded.keys()
     return max(errors), max([0.0, *(error(final[key], recorded[key]) for key in recorded)])
 
@@ -198,8 +222,9 @@ def run_class(case: golden_cases.Case) -> Iterator[tuple[int, dict[str, Any], di
     opt = build(case, params, schedule)
     fluid = case.oracle != PLAIN
     for step in range(1, case.steps + 1):
+        grads = {s.name: gradient(s, case.grads(step)[s.name]) for s in case.params}
         for p in params:
-            p.grad = case.grads(step)[p.name]
+            p.grad = grads[p.name]
         if case.lr is not None and not fluid:
             assert opt.get_lr() == case.lr[step - 1]
         opt.step()
@@ -244,7 +269,8 @@ def functional(case: golden_cases.Case) -> paddle.GradientTransformation:
     """The same optimizer out of functions: a chain, or `by_path` where parameters differ."""
     name, fixed = reference.CLASSES[case.oracle, case.cls]
     kwargs = {"learning_rate": 0.001, **case.kwargs, **as_recorded(case)}
-    for other in ("use_multi_tensor", "multi_precision", "lazy_mode", "name", "initial_squared", "seed"):
+    ignored = ("use_multi_tensor", "multi_precision", "name", "initial_squared", "seed")
+    for other in ignored if name == "adam" else ("lazy_mode", *ignored):
         kwargs.pop(other, None)
     if "exclude_from_weight_decay" in kwargs:
         kwargs["exclude_from_weight_decay"] = tuple(kwargs["exclude_from_weight_decay"])
@@ -323,7 +349,7 @@ def run_functional(case: golden_cases.Case) -> Iterator[tuple[int, dict[str, Any
     for step in range(1, case.steps + 1):
         if case.lr is not None:
             state = paddle.set_learning_rate(state, case.lr[step - 1])
-        grads = {name: None if g is None else jnp.asarray(g) for name, g in case.grads(step).items()}
+        grads = {s.name: gradient(s, case.grads(step)[s.name]) for s in case.params}
         updates, state = tx.update(grads, state, params)
         params = paddle.apply_updates(params, updates)
         yield step, {name: np.asarray(p) for name, p in params.items()}, slots(case, state, params)

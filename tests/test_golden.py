@@ -14,6 +14,7 @@ from replay import (
     precision,
     run_class,
     run_functional,
+    warned,
     worst,
 )
 
@@ -33,7 +34,7 @@ RUNS = [
 
 @pytest.mark.parametrize("case, form", RUNS)
 def test_recorded_case(case, form):
-    with precision(case):
+    with precision(case), warned(case):
         assert max(worst(case, FORMS[form](case))) <= TOLERANCE[case.params[0].dtype]
 
 

@@ -13,8 +13,10 @@ PACKAGE = Path(paddle.__file__).parent
 
 # A module may import modules of its own layer's left, never to the right. Packages count as one.
 LAYERS = [
-    {"line_search", "schedule", "trees", "hyper"},
-    {"schedules", "rule"},
+    {"line_search", "schedule", "hyper"},
+    {"selected_rows"},
+    {"trees"},
+    {"schedules", "rule", "sparse"},
     {"rules", "transform"},
     {"average", "clip", "lbfgs", "loss_scale", "regularizer"},
     {"accumulate", "paths", "master"},

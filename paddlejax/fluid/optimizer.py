@@ -46,7 +46,6 @@ class FluidOptimizer(Optimizer):
             given.pop(argument, None) for argument in ("learning_rate", *_COMMON)
         )
         decay = as_regularizer("regularization", decay)
-        given.pop("lazy_mode", None)  # speaks of row-sparse gradients only
         if "key" in given and given["key"] is None:  # 1.8.5 seeds from the clock
             given["key"] = jax.random.key(secrets.randbits(31))
         self._used_rate: Any = None  # what the last minimize took from a schedule
@@ -142,7 +141,7 @@ def _define(
     **dialect: Any,
 ) -> type[FluidOptimizer]:
     """The class of a row: the rule's `arguments` by position, those `later` by keyword; `!` is required."""
-    defaults = {f.name: f.default for f in fields(rule)} | {"lazy_mode": False, "key": None}
+    defaults = {f.name: f.default for f in fields(rule)} | {"key": None}
     positional, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("learning_rate", positional, default=rate)]
     for kind, words in ((positional, arguments), (keyword, later)):

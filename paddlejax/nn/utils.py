@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ..hyper import ArgumentError, number
 from ..optimizer.parameter import Parameter
 from ..rule import squared_norm
+from ..selected_rows import SelectedRows
 from ..trees import compute_dtype
 
 _NORM_TYPES = (float("inf"), 0.0, 1.0, 2.0)
@@ -40,14 +41,14 @@ def clip_grad_norm_(
     there = _with_gradients("clip_grad_norm_", parameters)
     if not there:
         return jnp.zeros(())
-    total, clipped = _clip_norm(kind, [p.grad for p in there], limit)
+    grads = _merged(there)
+    total, clipped = _clip_norm(kind, list(map(_values, grads)), limit)
     if error_if_nonfinite and not jnp.isfinite(total):
         raise RuntimeError(
             f"clip_grad_norm_: found a norm of {total} of order {norm_type} over {len(there)} gradients, "
             "expected a finite one because of error_if_nonfinite=True; nothing was changed"
         )
-    for p, g in zip(there, clipped, strict=True):
-        p.grad = g
+    _replace(there, grads, clipped)
     return total
 
 
@@ -64,8 +65,8 @@ def clip_grad_value_(parameters: Any, clip_value: Any) -> None:
     """
     limit = _limit("clip_grad_value_'s clip_value", clip_value)
     there = _with_gradients("clip_grad_value_", parameters)
-    for p, g in zip(there, _clip_value([p.grad for p in there], limit), strict=True):
-        p.grad = g
+    grads = _merged(there)
+    _replace(there, grads, _clip_value(list(map(_values, grads)), limit))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -90,6 +91,20 @@ def _clip_norm(kind: float, grads: list[Any], max_norm: Any) -> tuple[jax.Array,
 def _clip_value(grads: list[Any], limit: Any) -> list[jax.Array]:
     limits = [jnp.asarray(limit, g.dtype) for g in grads]
     return [jnp.clip(g, -v, v) for g, v in zip(grads, limits, strict=True)]
+
+
+def _merged(there: list[Parameter]) -> list[Any]:
+    """Their gradients; repeated rows add up before they are clipped."""
+    return [g.merge() if isinstance(g := p.grad, SelectedRows) else g for p in there]
+
+
+def _values(g: Any) -> Any:
+    return g.values if isinstance(g, SelectedRows) else g
+
+
+def _replace(there: list[Parameter], grads: list[Any], values: list[jax.Array]) -> None:
+    for p, g, new in zip(there, grads, values, strict=True):
+        p.grad = g.with_values(new) if isinstance(g, SelectedRows) else new
 
 
 def _limit(what: str, value: Any) -> float:

@@ -87,8 +87,8 @@ class Adadelta(Optimizer):
 class Adam(Optimizer):
     """Paddle's Adam, see `adam`.
 
-    `lazy_mode` speaks of row-sparse gradients only; `use_multi_tensor` has no effect: a step is one program
-    anyway.
+    With `lazy_mode` a SelectedRows gradient moves its rows only. `use_multi_tensor` has no effect: a step is
+    one program anyway.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Adam(Optimizer):
         amsgrad: bool = False,
         name: str | None = None,
     ):
-        rule = rules.Adam(beta1, beta2, epsilon, amsgrad)
+        rule = rules.Adam(beta1, beta2, epsilon, amsgrad, lazy_mode=lazy_mode)
         super().__init__(
             learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, masters=multi_precision
         )
@@ -116,8 +116,8 @@ class AdamW(Optimizer):
     """Paddle's AdamW, see `adamw`; apply_decay_param_fun is asked about names, lr_ratio about Parameters.
 
     A regularizer of a Parameter is added to its gradient, beside the decay; a group's weight_decay is the
-    decay there. `use_lowprecision_moment` has no effect, moments are float32 or wider; `lazy_mode` speaks of
-    row-sparse gradients only.
+    decay there. `use_lowprecision_moment` has no effect, moments are float32 or wider; `lazy_mode` has
+    none either: a SelectedRows gradient is refused, as in Paddle.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..hyper import ArgumentError
+from ..sparse import value_and_grads
 from ..trees import compute_dtype
 from .parameter import Parameter, inside_loss
 
@@ -20,6 +21,7 @@ class Call(NamedTuple):
     has_aux: bool
     tree: Any  # structure of (args, kwargs)
     places: tuple[tuple[str, Any], ...]  # per leaf: where its value is, or the value itself if it is static
+    tables: tuple[str | None, ...]  # per trained Parameter: its name if only `embedding` may read it
 
     def running(self, function: Callable[..., Any]) -> "Call":
         """The same call of another function."""
@@ -48,6 +50,11 @@ def scalar(name: str, loss: Any) -> jax.Array:
     return jnp.reshape(loss, ())
 
 
+def value_and_grad(call: Any, trained: list[jax.Array], fixed: list[Any]) -> tuple[Any, list[Any]]:
+    """((loss, aux), the gradient of each trained Parameter) of a call."""
+    return value_and_grads(lambda leaves: call(leaves, fixed), trained, call.tables)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _forward(call: Call, trained: list[jax.Array], fixed: list[Any]) -> Any:
     return call(trained, fixed)
@@ -55,7 +62,7 @@ def _forward(call: Call, trained: list[jax.Array], fixed: list[Any]) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _backward(call: Call, trained: list[jax.Array], fixed: list[Any]) -> Any:
-    return jax.value_and_grad(call, has_aux=True)(trained, fixed)
+    return value_and_grad(call, trained, fixed)
 
 
 class Loss:
@@ -165,7 +172,8 @@ class LossFunction:
             else:
                 places.append(("static", leaf))
                 self._check_static(leaf)
-        call = Call(self.function, self.has_aux, tree, tuple(places))
+        tables = tuple(p.name if p.sparse else None for p in trained)
+        call = Call(self.function, self.has_aux, tree, tuple(places), tables)
         return Loss(call, list(trained), fixed)
 
     def _check_static(self, leaf: Any) -> None:

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from ..hyper import ArgumentError, number
 from ..paths import describe_leaves
 from ..regularizer import as_regularizer
-from ..rule import Lifted, Rule, lift
+from ..rule import Lifted, Rule, check_sparse, lift
+from ..selected_rows import SelectedRows
+from ..sparse import value_and_grads
 from ..trees import is_narrow
 from .arguments import (
     check_distinct,
@@ -71,6 +73,9 @@ class Optimizer:
         base = lift(rule or Rule(), 0.0)
         self._options = [o for members, own in groups for o in options_of(members, base, own, general)]
         self._rules: list[Lifted] = [o.rule for o in self._options]
+        for p, r in zip(self._parameters, self._rules, strict=True):
+            if p.sparse:
+                check_sparse(r.source.rule, f"{self._argument}: Parameter {p.name}, which has sparse=True")
         self._cohorts: list[Cohort] = []
         self._present: tuple[bool, ...] | None = None
         self._plans: dict[Any, Plan] = {}
@@ -154,12 +159,13 @@ class Optimizer:
         trained = [i for i, p in enumerate(leaves) if isinstance(p, Parameter) and p.trainable]
         values = [p._value if isinstance(p, Parameter) else p for p in leaves]
 
-        def of(trained_values: list[jax.Array]) -> jax.Array:
+        def of(trained_values: list[jax.Array]) -> tuple[jax.Array, None]:
             replaced = dict(zip(trained, trained_values, strict=True))
             loss = function(tree.unflatten([replaced.get(i, v) for i, v in enumerate(values)]))
-            return scalar(f"the loss function {getattr(function, '__name__', '')}", loss)
+            return scalar(f"the loss function {getattr(function, '__name__', '')}", loss), None
 
-        grads = jax.grad(of)([values[i] for i in trained])
+        tables = [leaves[i].name if leaves[i].sparse else None for i in trained]
+        _, grads = value_and_grads(of, [values[i] for i in trained], tables)
         for i, g in zip(trained, grads, strict=True):
             leaves[i].accumulate(g)
 
@@ -203,6 +209,9 @@ class Optimizer:
 
     def _apply(self, grads: list[Any], grad_clip: Any = OWN) -> None:
         """Run the compiled step over the parameters that have a gradient."""
+        for p, r, g in zip(self._parameters, self._rules, grads, strict=True):
+            if isinstance(g, SelectedRows):
+                check_sparse(r.source.rule, f"Parameter {p.name}")
         rate = self._rate_for_step()
         with self._whole_step():
             plan = self._plan(tuple(g is not None for g in grads), grad_clip)

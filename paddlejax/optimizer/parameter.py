@@ -13,6 +13,7 @@ import numpy as np
 
 from ..hyper import number
 from ..regularizer import as_regularizer
+from ..selected_rows import SelectedRows
 from ..trees import flatten, path_name
 
 _counter = itertools.count()
@@ -71,8 +72,9 @@ class Parameter:
 
     It copies what it is given, and whatever `.value` has handed out survives later steps. `learning_rate` is
     a factor on the optimizer's; `regularizer` replaces the optimizer's weight decay; `need_clip=False` keeps
-    the gradient out of clipping. These three are fixed at construction; `stop_gradient` may be switched at
-    any time. Arithmetic, comparison by size and indexing see the value; `==` asks whether it is the same
+    the gradient out of clipping. With sparse=True a loss may read it only through `sparse.embedding`, and its
+    gradient is a SelectedRows. These four are fixed at construction; `stop_gradient` may be switched at any
+    time. Arithmetic, comparison by size and indexing see the value; `==` asks whether it is the same
     Parameter.
 
     >>> w = Parameter(jnp.ones(3), "w")
@@ -93,6 +95,7 @@ class Parameter:
         learning_rate: float = 1.0,
         regularizer: Any = None,
         need_clip: bool = True,
+        sparse: bool = False,
         attr: ParamAttr | None = None,
     ):
         if attr is not None and not isinstance(attr, ParamAttr):
@@ -112,12 +115,19 @@ class Parameter:
         for flag in ("trainable", "need_clip"):
             if not isinstance(getattr(attr, flag), bool):
                 raise TypeError(f"Parameter's {flag}: found {getattr(attr, flag)!r}, expected True or False")
+        if not isinstance(sparse, bool):
+            raise TypeError(f"Parameter's sparse: found {sparse!r}, expected True or False")
         number("Parameter's learning_rate", attr.learning_rate)
         self._value = _array(value, f"the value of Parameter {self.name}")
+        if sparse and self._value.ndim < 1:
+            raise ValueError(
+                f"Parameter {self.name}: found a scalar with sparse=True, expected a table of rows"
+            )
         self._grad: Any = None
         self.is_real = jnp.issubdtype(self._value.dtype, jnp.floating)
         self._lent = False  # somebody outside holds the array: it must not be donated
         self._learning_rate, self._need_clip = float(attr.learning_rate), attr.need_clip
+        self._sparse = sparse
         self._regularizer = as_regularizer(f"Parameter {self.name}'s regularizer", attr.regularizer)
         self.do_model_average = attr.do_model_average
         self.stop_gradient = not attr.trainable
@@ -133,6 +143,10 @@ class Parameter:
     @property
     def need_clip(self) -> bool:
         return self._need_clip
+
+    @property
+    def sparse(self) -> bool:
+        return self._sparse
 
     @property
     def trainable(self) -> bool:
@@ -174,8 +188,8 @@ class Parameter:
         self._value, self._lent = new.astype(self.dtype), False
 
     @property
-    def grad(self) -> jax.Array | None:
-        """The gradient: None if there was none, zeros after `clear_grad()`."""
+    def grad(self) -> Any:
+        """The gradient: an array or a SelectedRows; None if there was none, zeros after `clear_grad()`."""
         if self._grad is ZEROS:
             self._grad = jnp.zeros_like(self._value)
         return self._grad
@@ -184,13 +198,13 @@ class Parameter:
     def grad(self, grad: Any) -> None:
         self._grad = None if grad is None else self.check_gradient(grad)
 
-    def check_gradient(self, grad: Any) -> jax.Array:
-        """The gradient as an array, or an error if it cannot be one of this parameter."""
-        if not isinstance(grad, jax.Array | np.ndarray | Parameter):
+    def check_gradient(self, grad: Any) -> Any:
+        """The gradient as an array or rows, or an error if it cannot be one of this parameter."""
+        if not isinstance(grad, jax.Array | np.ndarray | Parameter | SelectedRows):
             raise TypeError(
                 f"Parameter {self.name}: found a gradient of type {type(grad).__name__}, expected an array"
             )
-        grad = jnp.asarray(grad)
+        grad = grad if isinstance(grad, SelectedRows) else jnp.asarray(grad)
         if grad.shape != self.shape:
             raise ValueError(
                 f"Parameter {self.name}: found a gradient of shape {grad.shape}, expected {self.shape}"
@@ -200,13 +214,14 @@ class Parameter:
             raise TypeError(f"Parameter {self.name}: found a gradient of dtype {grad.dtype}, {expected}")
         return grad
 
-    def accumulate(self, grad: jax.Array) -> None:
+    def accumulate(self, grad: Any) -> None:
         """Add a gradient to what is there, as every `backward()` does."""
         self._grad = grad if self._grad is None or self._grad is ZEROS else self._grad + grad
 
     def clear_grad(self, set_to_zero: bool = True) -> None:
-        """Zero the gradient if there is one; with set_to_zero=False, drop it."""
-        self._grad = ZEROS if set_to_zero and self._grad is not None else None
+        """Zero the gradient if there is one; drop a SelectedRows, and with set_to_zero=False any other."""
+        stays = set_to_zero and self._grad is not None and not isinstance(self._grad, SelectedRows)
+        self._grad = ZEROS if stays else None
 
     clear_gradient = clear_grad
 

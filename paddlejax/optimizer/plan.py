@@ -12,7 +12,7 @@ from ..rule import GradientTransformation, Lifted, lift
 from ..transform import apply_updates, set_learning_rate
 from ..trees import compute_dtype
 from .cohorts import Cohort
-from .loss import Call
+from .loss import Call, value_and_grad
 from .parameter import Parameter
 
 OWN: Any = object()  # "the optimizer's own", where None already means something
@@ -91,7 +91,7 @@ class Plan:
     ) -> Any:
         rest = iter(others)
         trained = [next(rest) if place is None else values[place] for place in places]
-        result, grads = jax.value_and_grad(call, has_aux=True)(trained, fixed)
+        result, grads = value_and_grad(call, trained, fixed)
         ordered: list[Any] = [None] * len(values)
         for place, g in zip(places, grads, strict=True):
             if place is not None:

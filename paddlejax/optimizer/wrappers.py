@@ -11,6 +11,7 @@ import numpy as np
 from ..accumulate import add, check_accumulation, merge
 from ..average import check_lookahead, interpolate
 from ..hyper import ArgumentError
+from ..selected_rows import dense
 from ..trees import compute_dtype, is_narrow
 from .arguments import check_program, checked_name, checked_pairs
 from .cohorts import raise_if
@@ -258,6 +259,7 @@ class GradientMergeOptimizer(Wrapper):
 
     def _gather(self, pairs: Pairs) -> None:
         sums = dict(self._sums)
+        pairs = [(p, dense(g)) for p, g in pairs]
         old = [(p, g) for p, g in pairs if p in sums]
         if old:
             added = _add([sums[p] for p, _ in old], [g for _, g in old])

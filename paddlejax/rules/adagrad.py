@@ -27,6 +27,7 @@ class Adagrad(Rule):
 
     slots: ClassVar = ("moment",)
     reads_params: ClassVar = False
+    sparse: ClassVar = "rows"
 
     epsilon: NonNegative = 1e-6
     initial_accumulator_value: NonNegative = 0.0

@@ -1,3 +1,4 @@
+from dataclasses import field
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -27,6 +28,10 @@ class Adam(Rule):
     and Paddle 1.x really adds the bare ε: scaled_epsilon=False. amsgrad takes the maximum of the uncorrected
     v, as torch (optax.amsgrad: of the corrected one).
 
+    With lazy_mode a SelectedRows gradient steps its rows only (torch.optim.SparseAdam): parameter and moments
+    of the others stay as they are. Without it, and for an array, they see a gradient of zero. c₁ and c₂ are
+    those of the step that is being made; Paddle's CPU kernel is one step ahead for a sparse gradient.
+
     >>> tx = adam(0.1)
     >>> p = jnp.array([1.0, -1.0])
     >>> updates, state = tx.update(p, tx.init(p), p)
@@ -43,10 +48,15 @@ class Adam(Rule):
     epsilon: NonNegative = 1e-8
     amsgrad: bool = False
     scaled_epsilon: bool = True
+    lazy_mode: bool = field(default=False, kw_only=True)
 
     @property
     def slots(self):  # type: ignore[override]
         return ("moment1", "moment2", "moment2_max") if self.amsgrad else ("moment1", "moment2")
+
+    @property
+    def sparse(self):  # type: ignore[override]
+        return "rows" if self.lazy_mode else "dense"
 
     def shared(self):
         return {"beta1_pow_acc": self.beta1, "beta2_pow_acc": self.beta2}

@@ -32,6 +32,7 @@ class AdamW(Adam):
     """
 
     reads_params: ClassVar = True
+    sparse: ClassVar = None  # pyright: ignore
 
     weight_decay: float = 0.01
     lr_ratio: Callable[[Any], Any] | None = None

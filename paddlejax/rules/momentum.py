@@ -26,6 +26,7 @@ class Momentum(Rule):
 
     slots: ClassVar = ("velocity",)
     reads_params: ClassVar = False
+    sparse: ClassVar = "dense"
 
     momentum: float = 0.9
     use_nesterov: bool = False

@@ -29,6 +29,7 @@ class RMSProp(Rule):
 
     slots: ClassVar = ("momentum", "mean_square", "mean_grad")
     reads_params: ClassVar = False
+    sparse: ClassVar = "dense"
 
     rho: Fraction = 0.95
     epsilon: NonNegative = 1e-6

@@ -22,6 +22,7 @@ class SGD(Rule):
     """
 
     reads_params: ClassVar = False
+    sparse: ClassVar = "rows"
 
     def step(self, g, p, k, slots):
         return -k * g, {}

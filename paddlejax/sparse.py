@@ -1,0 +1,190 @@
+"""Row-sparse gradients from ordinary code: `embedding` reads rows, `value_and_grad` returns them."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import get_opaque_trace_state
+
+from .hyper import ArgumentError
+from .selected_rows import SelectedRows, as_rows, check_rows
+from .trees import flatten, matches, path_name
+
+__all__ = ["SelectedRows", "embedding", "value_and_grad"]
+
+
+def embedding(table: Any, ids: Any, padding_idx: int | None = None) -> jax.Array:
+    """Rows of a table: (*ids.shape, *table.shape[1:]).
+
+    Ids that are negative or at least the height give zeros, as does `padding_idx` (counted from the end if
+    it is negative), and have no gradient. Under `value_and_grad`, and in a `@loss` for a Parameter with
+    sparse=True, the gradient of the table is a SelectedRows. Paddle's `nn.functional.embedding(sparse=True)`;
+    jnp.take and `table[ids]` always have a dense gradient.
+
+    >>> print(embedding(jnp.array([[1.0], [2.0], [3.0]]), [2, 0, -1]).T)
+    [[3. 1. 0.]]
+    """
+    if not isinstance(table, Table):
+        return _look_up(table, ids, padding_idx)
+    return table.look_up(ids, padding_idx)
+
+
+def _look_up(table: Any, ids: Any, padding_idx: int | None) -> jax.Array:
+    return jnp.asarray(table).at[_places(table, ids, padding_idx)].get(mode="fill", fill_value=0)
+
+
+def _places(table: Any, ids: Any, padding_idx: int | None) -> jax.Array:
+    """The ids with everything that is padding at the row behind the last."""
+    if jnp.ndim(table) < 1:
+        raise ArgumentError(f"embedding's table: found shape {jnp.shape(table)}, expected (height, ...)")
+    height = jnp.shape(table)[0]
+    check_rows("embedding's ids", ids, height)
+    ids = as_rows(ids)
+    real = (ids >= 0) & (ids < height)
+    if padding_idx is not None:
+        if isinstance(padding_idx, bool) or not isinstance(padding_idx, int | np.integer):
+            raise TypeError(f"embedding's padding_idx: found {padding_idx!r}, expected an int or None")
+        if not -height <= padding_idx < height:
+            raise ArgumentError(
+                f"embedding's padding_idx: found {padding_idx}, expected one in [-{height}, {height})"
+            )
+        real &= ids != padding_idx % height
+    return jnp.where(real, ids, jnp.asarray(height, ids.dtype))
+
+
+class TableError(TypeError):
+    """A table was used as an array."""
+
+
+class Table:
+    """Stands for a table while its gradient is taken: `embedding` reads it, and nothing else does."""
+
+    def __init__(self, value: jax.Array, name: str, taps: Sequence[jax.Array] | None = None):
+        self.value, self.name, self._taps = value, name, taps
+        self.ids: list[jax.Array] = []
+        self._trace = get_opaque_trace_state()
+        self.shape, self.dtype, self.ndim = value.shape, value.dtype, value.ndim
+
+    def look_up(self, ids: Any, padding_idx: int | None) -> jax.Array:
+        if self._trace != get_opaque_trace_state():
+            raise RuntimeError(
+                f"embedding of the table {self.name}: found inside a jit, vmap, scan, cond or checkpoint of "
+                "the loss function, where its ids cannot be seen from outside; expected at its top level "
+                "(ids may have any shape)"
+            )
+        places = _places(self.value, ids, padding_idx)
+        rows = _look_up(self.value, places, None)
+        self.ids.append(places)
+        # A zero is added to what was read, and differentiated in the table's place.
+        return rows if self._taps is None else rows + self._taps[len(self.ids) - 1]
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TableError(
+            f"the table {self.name}: found an operation on all of it, expected only embedding(table, ids); "
+            "where the loss needs it otherwise, its gradient is dense: do not name it as a table"
+        )
+
+    __getitem__ = __iter__ = __array__ = __matmul__ = __rmatmul__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __pow__ = __neg__ = _refuse
+
+
+def value_and_grad(
+    loss_fn: Callable[..., Any], tables: Any, *, has_aux: bool = False
+) -> Callable[..., tuple[Any, Any]]:
+    """As `jax.value_and_grad` for the first argument, with SelectedRows for the tables in it.
+
+    `tables` is a pattern or a list of patterns over the paths of the parameters, as for `by_path`: a glob
+    such as `*/embedding` or a compiled expression, each of which must match. `loss_fn(params, ...)` may read
+    those leaves only through `embedding`, at its top level, any number of times. The gradient of a table has
+    one row for every id read, and nothing of the table's size is computed. optax and torch have no such
+    function; torch's Embedding(sparse=True) gives such gradients.
+
+    >>> def loss_fn(params, ids):
+    ...     return jnp.sum(embedding(params["table"], ids) @ params["w"])
+    >>> params = {"table": jnp.ones((1000, 2)), "w": jnp.ones(2)}
+    >>> value, grads = value_and_grad(loss_fn, "table")(params, jnp.array([7, 2, 7]))
+    >>> grads["table"].merge()
+    SelectedRows(rows=[   2    7 1000], values=float32[3, 2], height=1000)
+    """
+    if not callable(loss_fn):
+        raise TypeError(f"value_and_grad: found {loss_fn!r}, expected a function of the parameters")
+    patterns = [tables] if isinstance(tables, str | re.Pattern) else tables
+    if not isinstance(patterns, list | tuple) or not all(isinstance(x, str | re.Pattern) for x in patterns):
+        raise TypeError(f"value_and_grad's tables: found {tables!r}, expected patterns over paths")
+
+    def run(params: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        paths, leaves, tree = flatten(params)
+        names = [path_name(path) for path in paths]
+        for pattern in patterns:
+            if not any(matches(pattern, name) for name in names):
+                raise ValueError(
+                    f"value_and_grad's tables: the pattern {pattern!r} matches no parameter: "
+                    f"found {', '.join(names)}"
+                )
+        chosen = [name if any(matches(pattern, name) for pattern in patterns) else None for name in names]
+
+        def function(leaves: list[Any]) -> tuple[Any, Any]:
+            result = loss_fn(tree.unflatten(leaves), *args, **kwargs)
+            return result if has_aux else (result, None)
+
+        (value, aux), grads = value_and_grads(function, leaves, chosen)
+        return ((value, aux) if has_aux else value), tree.unflatten(grads)
+
+    return run
+
+
+def value_and_grads(
+    function: Callable[[list[Any]], tuple[Any, Any]], leaves: Sequence[Any], tables: Sequence[str | None]
+) -> tuple[tuple[Any, Any], list[Any]]:
+    """((value, aux), gradients) of a function of a list of leaves; SelectedRows for those named as tables."""
+    if not any(tables):
+        return jax.value_and_grad(function, has_aux=True)(list(leaves))
+    at = [i for i, name in enumerate(tables) if name]
+
+    def with_tables(rest: Sequence[Any], taps: Any) -> tuple[list[Any], list[Table]]:
+        made = [
+            Table(jnp.asarray(leaves[i]), tables[i] or "", tap)
+            for i, tap in zip(at, taps or [None] * len(at), strict=True)
+        ]
+        given = iter(rest)
+        found = iter(made)
+        return [next(found) if name else next(given) for name in tables], made
+
+    def ids_of(rest: list[Any]) -> list[list[jax.Array]]:
+        given, made = with_tables(rest, None)
+        function(given)
+        return [table.ids for table in made]
+
+    def run(rest: list[Any], taps: Any) -> Any:
+        given, made = with_tables(rest, taps)
+        value, aux = function(given)
+        return value, (aux, [table.ids for table in made])
+
+    rest = [x for x, name in zip(leaves, tables, strict=True) if not name]
+    try:
+        ids = jax.eval_shape(ids_of, rest)
+    except (TypeError, ValueError) as e:
+        if not isinstance(e, TableError):
+            e.add_note(
+                f"{', '.join(filter(None, tables))}: of a table only embedding(table, ids) can be taken"
+            )
+        raise
+    taps = [
+        [jnp.zeros((*i.shape, *leaves[place].shape[1:]), leaves[place].dtype) for i in read]
+        for place, read in zip(at, ids, strict=True)
+    ]
+    (value, (aux, ids)), (grads, of_taps) = jax.value_and_grad(run, (0, 1), has_aux=True)(rest, taps)
+    given = iter(grads)
+    found = iter(map(_gathered, [leaves[i] for i in at], ids, of_taps))
+    return (value, aux), [next(found) if name else next(given) for name in tables]
+
+
+def _gathered(table: Any, ids: list[jax.Array], grads: list[jax.Array]) -> SelectedRows:
+    """All that was read of one table, one row per id."""
+    rest = table.shape[1:]
+    rows = [jnp.zeros(0, jnp.int32), *(i.reshape(-1).astype(jnp.int32) for i in ids)]
+    values = [jnp.zeros((0, *rest), table.dtype), *(g.reshape(-1, *rest) for g in grads)]
+    return SelectedRows(jnp.concatenate(rows), jnp.concatenate(values), table.shape[0])

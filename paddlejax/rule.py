@@ -27,9 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from .cpu_fusion import cpu_fusion_is_on, single_pass
 from .hyper import ArgumentError, Interval, Predicate, number
 from .selected_rows import SelectedRows
-from .trees import align, beside, compute_dtype, flatten, gradients, path_name
+from .trees import align, beside, compute_dtype, flatten, gradients, path_name, varying
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=type)
@@ -98,6 +99,7 @@ class Rule:
     # What a SelectedRows gradient does: "dense", as if the other rows' gradient were zero; "rows", only the
     # listed rows are stepped (each slot must have p's shape); None, it is refused.
     sparse: ClassVar[str | None] = None
+    elementwise: ClassVar[bool] = True  # False if an element's step depends on other elements, as by a norm
 
     def at(self, leaf: Any) -> "Rule":
         """This rule on the leaf with this path or Parameter: only numbers that `step` reads may differ."""
@@ -319,6 +321,8 @@ def _step(rule: Rule, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple
         found = f"a step of shape {jnp.shape(delta)} and slots {_shapes(new)}"
         expected = f"the parameter's {jnp.shape(p)} and {_shapes(slots)}"
         raise ValueError(f"{type(rule).__name__}.step: found {found}, expected {expected}")
+    if rule.elementwise and p.dtype == wide and cpu_fusion_is_on():
+        delta, new = single_pass(lambda x: _cast(rule, wide).step(*_cast(x, wide)), result, (g, p, k, slots))
     return delta.astype(p.dtype), {name: new[name].astype(slot.dtype) for name, slot in slots.items()}
 
 
@@ -364,7 +368,10 @@ def squared_norm(x: jax.Array, axis_name: Any = None) -> jax.Array:
     Plain sum(x*x): guarding against overflow first costs 15 times as much, and Paddle does not either.
     """
     total = jnp.sum(x * x)
-    return total if axis_name is None else jax.lax.psum(total, axis_name)
+    if axis_name is None:
+        return total
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    return jax.lax.psum(total, varying(total, names))  # a tensor that is whole on every device counts once
 
 
 class Factory(Generic[P]):

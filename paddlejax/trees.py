@@ -108,6 +108,14 @@ def beside(leaves: list[Any], scalars: Any) -> Any:
     return scalars
 
 
+def varying(x: Any, axis_names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the mesh axes over which x differs; all where JAX keeps no account (check_vma=False)."""
+    tracked = jax.typeof(jax.lax.axis_index(axis_names)).manual_axis_type.varying
+    return (
+        tuple(n for n in axis_names if n in jax.typeof(x).manual_axis_type.varying) if tracked else axis_names
+    )
+
+
 def in_dtypes_of(old: Any, new: Any) -> Any:
     """A state in the dtypes it had: others' follow the gradients', and both branches of a cond must agree."""
     return jax.tree.map(lambda o, n: n.astype(o.dtype) if hasattr(n, "astype") else n, old, new)

@@ -34,6 +34,7 @@ class Dpsgd(Rule):
 
     data: ClassVar = ("key",)
     reads_params: ClassVar = False
+    elementwise: ClassVar = False
 
     clip: Positive = 0.9
     batch_size: Positive = 0.999

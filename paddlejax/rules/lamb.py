@@ -35,6 +35,7 @@ class Lamb(Rule):
     slots: ClassVar = ("moment1", "moment2")
     reads_params: ClassVar = True
     sparse: ClassVar = "dense"
+    elementwise: ClassVar = False
 
     lamb_weight_decay: float = 0.01
     beta1: Beta = 0.9

@@ -32,6 +32,7 @@ class LarsMomentum(Rule):
 
     slots: ClassVar = ("velocity",)
     reads_params: ClassVar = True
+    elementwise: ClassVar = False
 
     momentum: float
     lars_coeff: float = 0.001

@@ -1,8 +1,9 @@
 """PaddlePaddle's optimizers for JAX: the same numbers, optax's protocol, Paddle's objects."""
 
-from . import amp, fluid, incubate, nn, optimizer, regularizer, rules, schedules, sparse, static
+from . import amp, checkpoint, fluid, incubate, nn, optimizer, regularizer, rules, schedules, sparse, static
 from .accumulate import accumulate_gradients
 from .average import exponential_moving_average, lookahead, model_average
+from .checkpoint import load, save
 from .clip import clip_by_global_norm, clip_by_norm, clip_by_value
 from .lbfgs import lbfgs
 from .loss_scale import dynamic_loss_scale, loss_scale, skip_nonfinite
@@ -53,6 +54,7 @@ __all__ = [
     "asgd",
     "by_path",
     "chain",
+    "checkpoint",
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_value",
@@ -72,6 +74,7 @@ __all__ = [
     "lbfgs",
     "lift",
     "lookahead",
+    "load",
     "loss",
     "loss_scale",
     "model_average",
@@ -86,6 +89,7 @@ __all__ = [
     "rprop",
     "rule",
     "rules",
+    "save",
     "schedules",
     "set_learning_rate",
     "sgd",

@@ -13,6 +13,7 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 QUICK = {  # script -> arguments that make it quick; --out is added
     "plot_schedules.py": ["--steps", "20"],
+    "resume_from_paddle.py": [],
     "train_digits.py": ["--epochs", "2", "--optimizer", "momentum", "lamb"],
 }
 # As strict as tests/conftest.py, but on the devices that a reader has.

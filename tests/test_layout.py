@@ -21,8 +21,9 @@ LAYERS = [
     {"average", "clip", "lbfgs", "loss_scale", "regularizer"},
     {"accumulate", "paths", "master"},
     {"optimizer"},
+    {"checkpoint"},
     {"amp", "nn", "fluid", "incubate", "static"},
-    {"__init__"},
+    {"__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -21,6 +21,8 @@ class LearningRateDecay:
     [1.0, 0.5, 0.25]
     """
 
+    counts = "steps"  # what moves it, and so what its saved state tells: steps, epochs or losses
+
     def __init__(self, begin=0, step=1, dtype="float32"):
         self.step_num, self.step_size, self.dtype = begin, step, dtype
 
@@ -219,6 +221,8 @@ class LinearLrWarmup(LearningRateDecay):
 class LearningRateEpochDecay(LearningRateDecay):
     """The base of schedules that only `.epoch()` moves; a subclass defines `get_lr`, the rate of an epoch."""
 
+    counts = "epochs"
+
     def __init__(self, learning_rate, step=1, dtype="float32"):
         super().__init__(step=step, dtype=dtype)
         expect(isinstance(learning_rate, (int, float)), TypeError, "learning_rate", learning_rate, "a float")
@@ -300,6 +304,8 @@ class ReduceLROnPlateau(LearningRateDecay):
     >>> float(rate())
     0.5
     """
+
+    counts = "losses"
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .cohorts import raise_if
+from .cohorts import nearest, raise_if
 
 
 class Entries:
@@ -29,12 +29,17 @@ class Entries:
     def has(self, key: str) -> bool:
         return bool(self._keys.get(_base(key)))
 
+    def peek(self, key: str) -> Any:
+        """The entry as it is, still to be taken."""
+        return self.rest[self._keys[_base(key)][0]]
+
     def take(self, key: str, shape: tuple[int, ...], dtype: Any, required: bool = True) -> Any:
         """A copy of the entry, or None if it is not there or does not fit."""
         keys = self._keys.pop(_base(key), [])
         values = [self.rest.pop(k) for k in keys]
         if not keys:
-            self.problems += [f"missing: {key}"] if required else []
+            names = [k for k in self.rest if isinstance(k, str)]
+            self.problems += [f"missing: {key}{nearest(key, names)}"] if required else []
         elif len(keys) > 1:
             self.problems.append(f"ambiguous: {' and '.join(keys)}")
         elif misfit := _misfit(keys[0], values[0], shape, np.dtype(dtype)):

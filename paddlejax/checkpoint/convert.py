@@ -1,0 +1,47 @@
+"""Any format into any other, by the endings of the names."""
+
+from pathlib import Path
+
+from .files import PathLike, read, write
+from .formats import read_npz, read_safetensors, write_npz, write_safetensors
+from .layout import Checkpoint
+
+FORMATS = {
+    ".pdparams": (read, write),
+    ".pdopt": (read, write),
+    ".safetensors": (read_safetensors, write_safetensors),
+    ".npz": (read_npz, write_npz),
+}
+
+
+def known(path: PathLike) -> str:
+    """The ending of a name, if it is that of a format."""
+    suffix = Path(path).suffix
+    if suffix not in FORMATS:
+        raise ValueError(f"{path}: found the ending {suffix!r}, expected one of {', '.join(FORMATS)}")
+    return suffix
+
+
+def read_any(path: PathLike) -> Checkpoint:
+    """What a file of any of the formats holds; a name with another ending is taken for Paddle's."""
+    return FORMATS.get(Path(path).suffix, FORMATS[".pdparams"])[0](path)
+
+
+def convert(source: PathLike, target: PathLike, force: bool = False) -> None:
+    """Write a checkpoint in the format that the ending of `target` says, whole or not at all.
+
+    Nothing is lost on the way there and back: values, names, layout, schedulers and all else that is no array
+    go along. `target` must not exist unless `force`. Formats: `.pdparams`, `.pdopt`, `.safetensors`, `.npz`.
+
+    >>> import os, tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> save({"w": jnp.ones(2)}, os.path.join(folder, "model.pdparams"))
+    >>> convert(os.path.join(folder, "model.pdparams"), os.path.join(folder, "model.npz"))
+    >>> sorted(os.listdir(folder))
+    ['model.npz', 'model.pdparams']
+    """
+    known(source)
+    into = FORMATS[known(target)][1]
+    if Path(target).exists() and not force:
+        raise FileExistsError(f"{target}: there is such a file already; force replaces it")
+    into(FORMATS[known(source)][0](source), target)

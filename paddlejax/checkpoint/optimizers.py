@@ -1,0 +1,140 @@
+"""Optimizer states from Paddle's checkpoints and back, by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..optimizer.cohorts import StateDictError
+from ..optimizer.optimizer import Optimizer
+from ..optimizer.wrappers import innermost
+from ..rules import Lamb
+from .files import PathLike, load, save
+from .names import OURS, TABLE, checked_names, chosen, owners, proposal, renamed
+from .states import State
+from .translate import free_powers, translate_schedule
+
+
+def load_optimizer(
+    target: Any,
+    file: PathLike | Mapping[Any, Any],
+    names: Mapping[str, str] | None = None,
+    *,
+    params: Any = None,
+    name: str | None = None,
+    strict: bool = True,
+) -> Any:
+    """Continue from an optimizer state that Paddle 3.x, Paddle 1.8.5 or `save_optimizer` wrote.
+
+    `target` is an object with `state_dict`, which takes the state over (None is returned), or the state of a
+    transformation, as `tx.init(params)` made it, which stays as it is: the new state is returned. `file` is a
+    `.pdopt`, or the dict that `load` made of one, or a part of it.
+
+    Names must agree, except for the trailing counter (`_0`, `_1`). `names` says what Paddle's parameters are
+    called here, {"linear_0.w_0": "dense/w"}: paths in the tree, or names of Parameters. `parameter_names`
+    reads such a map from a `.pdparams`; a file of `save_optimizer` knows its own. Nothing is guessed: where
+    names differ the error proposes a map to check and paste. Whatever is missing, unexpected, misshapen or of
+    another dtype is in one StateDictError, and nothing is changed. With strict=False a parameter that has no
+    accumulators there keeps what the target has.
+
+    For a functional state: `params` are needed only by rules without slots that count (dpsgd), `name` is the
+    name= of the optimizer that wrote the file. Its `count` becomes the place in the schedule (`last_epoch`
+    or `step_num`), without a scheduler the number of steps the powers of beta tell, else it stays; the rate
+    stays as it is, and so does what Paddle's files do not have, such as the counters of `skip_nonfinite`.
+    Beta powers that differ between parameters need the optimizer classes: a functional state has one for all.
+    A file of `save_optimizer` restores everything, bit for bit.
+
+    A scheduler's state of the other version is translated: 1.x's step or epoch number is the argument of the
+    formula, as `last_epoch` is. Paddle 1.8.5's Lamb never advances its powers of beta; since it corrects no
+    bias either, they become 0 for an optimizer that does correct, which then goes on as 1.8.5 would.
+
+    >>> import os, tempfile
+    >>> file, params = os.path.join(tempfile.mkdtemp(), "momentum.pdopt"), {"w": jnp.zeros(2)}
+    >>> tx = momentum(0.1, 0.9)
+    >>> _, state = tx.update({"w": jnp.ones(2)}, tx.init(params), params)
+    >>> save_optimizer(state, file)
+    >>> print(load_optimizer(tx.init(params), file).slots)
+    {'velocity': {'w': Array([1., 1.], dtype=float32)}}
+    """
+    entries, extra = _read(file)
+    if not hasattr(target, "set_state_dict"):
+        return State(target, params, name).load(entries, extra, names, strict)
+    _no_functional_arguments(params=params, name=name)
+    _load_object(target, entries, extra, names, strict)
+
+
+def save_optimizer(
+    source: Any,
+    file: PathLike,
+    names: Mapping[str, str] | None = None,
+    *,
+    params: Any = None,
+    name: str | None = None,
+    schedule: Any = None,
+    protocol: int = 4,
+) -> None:
+    """Write an optimizer state that Paddle and `load_optimizer` read: a `.pdopt`.
+
+    `source` is an object with `state_dict`, or the state of a transformation. `names`, {Paddle's name: ours}
+    as for `load_optimizer`, files the accumulators under Paddle's names; the map goes into the file, under a
+    key that Paddle ignores, so that it loads back without one. Paddle 1.8.5 needs protocol=2.
+
+    For a functional state: `params` and `name` as for `load_optimizer`; `schedule`, the `count -> rate` that
+    the optimizer was made with, writes `LR_Scheduler`, which a Paddle optimizer with a scheduler asks for:
+    `last_epoch` is the count and `last_lr` the rate of the next step.
+    """
+    given = checked_names(names)
+    if hasattr(source, "state_dict"):
+        _no_functional_arguments(params=params, name=name, schedule=schedule)
+        ours = [p.name for p in source._parameters]
+        entries, extra = dict(source.state_dict()), {}
+    else:
+        state = State(source, params, name)
+        ours = state.parameters
+        entries, extra = state.entries(schedule)
+    back = {o: p for p, o in chosen(given, {}, ours).items()}
+    unknown = [o for o in back if o not in ours]
+    if unknown:
+        raise ValueError(f"names: found {', '.join(unknown)}, expected some of {', '.join(ours)}")
+    if back:
+        extra["names"] = {p: o for o, p in back.items()}
+    save({**renamed(entries, back, ours), **({OURS: extra} if extra else {})}, file, protocol)
+
+
+def _no_functional_arguments(**arguments: Any) -> None:
+    for argument, value in arguments.items():
+        if value is not None:
+            raise TypeError(f"{argument}: found {value!r:.80}, expected None, as an object knows it itself")
+
+
+def _read(file: PathLike | Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[str, Any]]:
+    """The entries of a file, and what `save_optimizer` added to them."""
+    entries = dict(file) if isinstance(file, Mapping) else load(file, return_numpy=True)
+    entries.pop(TABLE, None)
+    extra = entries.pop(OURS, {})
+    return entries, extra if isinstance(extra, dict) else {}
+
+
+def _load_object(
+    target: Any, entries: dict[Any, Any], extra: dict[str, Any], names: Any, strict: bool
+) -> None:
+    optimizer = innermost(target)
+    rules = [rule.source.rule for rule in getattr(optimizer, "_rules", ())]
+    accumulators = list(dict.fromkeys(k for rule in rules for k in (*rule.slots, *rule.shared())))
+    own = getattr(optimizer, "_name", None)
+    theirs = owners(entries, [*(f"{own}_{k}" for k in accumulators if own), *accumulators])
+    parameters = {p.name: p.shape for p in target._parameters}
+    entries = renamed(entries, chosen(names, extra, parameters), theirs)
+    translate_schedule(entries, getattr(optimizer, "_learning_rate", None))
+    if isinstance(optimizer, Optimizer):
+        _without_correction(optimizer, entries)
+    try:
+        target.set_state_dict(entries, *(() if strict else (False,)))
+    except StateDictError as e:
+        theirs = owners(entries, accumulators)
+        raise StateDictError(f"{e}{proposal(theirs, parameters)}") from None
+
+
+def _without_correction(optimizer: Optimizer, entries: dict[Any, Any]) -> None:
+    """1.8.5's Lamb in a Lamb that corrects the bias."""
+    rules = [rule.source.rule for rule in optimizer._rules]
+    pairs = zip(optimizer._owners(), rules, strict=True)
+    free_powers(entries, {o: r.shared() for o, r in pairs if isinstance(r, Lamb) and r.bias_correction})

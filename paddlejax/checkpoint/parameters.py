@@ -1,0 +1,156 @@
+"""Parameters from Paddle's checkpoints and back, by structured name or by tensor name."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..optimizer.cohorts import StateDictError, misfit, nearest, raise_if
+from ..optimizer.parameter import Parameter
+from ..trees import path_name
+from .files import PathLike, read, save
+from .layout import NAMES, is_tensor
+from .names import OURS, checked_names, proposal
+
+
+class _Own(NamedTuple):
+    """A parameter of ours: where it stands, its own name, and its array or Parameter."""
+
+    path: str
+    name: str
+    leaf: Any
+
+    @property
+    def key(self) -> str:
+        """What a file calls it."""
+        return self.path.replace("/", ".")
+
+
+def parameter_names(file: PathLike) -> dict[str, str]:
+    """The names of a `.pdparams`: {tensor name: structured name}, such as {"linear_0.w_0": "0.weight"}.
+
+    It serves as `names` for `load_optimizer`, where the tree's path is `0/weight` or the Parameter's name
+    `0.weight`: an optimizer's file knows tensor names only. Of several keys of one tensor the first counts.
+    """
+    names: dict[str, str] = {}
+    for key, x in read(file).tree.items():
+        if is_tensor(x):
+            names.setdefault(x.name, key)
+    return names
+
+
+def load_parameters(
+    target: Any,
+    file: PathLike | Mapping[Any, Any],
+    names: Mapping[str, str] | None = None,
+) -> Any:
+    """The parameters of a `.pdparams`: for a tree of arrays a new tree; Parameters in it are set.
+
+    `file` may also be the dict that `load` made of one. A parameter is found under its path (`0/weight`, in
+    the file `0.weight`), its Parameter's name, or its tensor's name in the file's table (`linear_0.w_0`);
+    `names`, {name in the file, of either kind: path or name here}, goes before. Nothing is guessed: what is
+    missing, unexpected, misshapen or of another dtype is in one StateDictError, with a map to paste where
+    names differ, and nothing is changed.
+
+    >>> import os, tempfile
+    >>> file = os.path.join(tempfile.mkdtemp(), "model.pdparams")
+    >>> save({"out.weight": jnp.ones((2, 1))}, file)
+    >>> load_parameters({"out": {"weight": jnp.zeros((2, 1))}}, file)["out"]["weight"].tolist()
+    [[1.0], [1.0]]
+    """
+    given = checked_names(names)
+    arrays, tensors = _contents(file)
+    mine = _members(target)
+    sources = _matched(mine, arrays, tensors, given)
+    problems: list[str] = []
+    for own, key in zip(mine, sources, strict=True):
+        if key is None:
+            problems.append(f"missing: {own.name}{nearest(own.key, list(arrays))}")
+        else:
+            problems += misfit(key, arrays[key], jnp.shape(own.leaf), jnp.result_type(_value(own.leaf)))
+    used = {key for key in sources if key is not None}
+    unused = [key for key in arrays if key not in used]
+    problems += [f"unexpected: {key}" + _also(tensors[key], key) for key in unused]
+    try:
+        raise_if(problems)
+    except StateDictError as e:
+        left = {key: np.shape(arrays[key]) for key in unused}
+        free = {own.name: jnp.shape(own.leaf) for own, key in zip(mine, sources, strict=True) if key is None}
+        raise StateDictError(f"{e}{proposal(left, free)}") from None
+    new = []
+    for own, key in zip(mine, sources, strict=True):
+        value = arrays[key or ""]  # none is missing here
+        if isinstance(own.leaf, Parameter):
+            own.leaf.set_value(value)
+        new.append(own.leaf if isinstance(own.leaf, Parameter) else jnp.array(value))
+    return jax.tree.unflatten(jax.tree.structure(target), new)
+
+
+def save_parameters(
+    source: Any, file: PathLike, names: Mapping[str, str] | None = None, *, protocol: int = 4
+) -> None:
+    """Write a `.pdparams` that `model.set_state_dict(paddle.load(file))` takes.
+
+    `source` is a tree of arrays or Parameters. The keys are its paths with dots (`0.weight`), for a bare list
+    of Parameters their names. `names`, {Paddle's tensor name: path or name here} as from `parameter_names`,
+    fills the file's table of tensor names. Paddle 1.8.5 needs protocol=2.
+    """
+    mine = _members(source)
+    back = {ours: theirs for theirs, ours in checked_names(names).items()}
+    known = {word for own in mine for word in (own.path, own.key, own.name)}
+    if unknown := [ours for ours in back if ours not in known]:
+        found, expected = ", ".join(unknown), ", ".join(own.path for own in mine)
+        raise ValueError(f"names: found {found}, expected some of {expected}")
+    tensors = {own.key: back.get(own.path, back.get(own.key, back.get(own.name, own.name))) for own in mine}
+    save({**{own.key: _value(own.leaf) for own in mine}, NAMES: tensors}, file, protocol)
+
+
+def _members(tree: Any) -> list[_Own]:
+    bare = isinstance(tree, list | tuple) and all(isinstance(x, Parameter) for x in tree)
+    found = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if not isinstance(leaf, Parameter) and not hasattr(leaf, "dtype"):
+            raise TypeError(f"at {path_name(path)}: found {leaf!r:.80}, expected an array or a Parameter")
+        where = path_name(path) if path else "param"
+        name = leaf.name if isinstance(leaf, Parameter) else where
+        found.append(_Own(name if bare else where, name, leaf))
+    return found
+
+
+def _value(leaf: Any) -> Any:
+    return leaf.value if isinstance(leaf, Parameter) else leaf
+
+
+def _contents(file: PathLike | Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arrays of a file by key, and the tensor name of each."""
+    if isinstance(file, Mapping):
+        arrays = {k: v for k, v in file.items() if k not in (NAMES, OURS)}
+        return arrays, {k: file.get(NAMES, {}).get(k, k) for k in arrays}
+    tree = {k: v for k, v in read(file).tree.items() if k != OURS}
+    names = {k: v.name if is_tensor(v) else k for k, v in tree.items()}
+    return {k: v.array if is_tensor(v) else v for k, v in tree.items()}, names
+
+
+def _matched(
+    mine: list[_Own], arrays: Mapping[str, Any], tensors: Mapping[str, str], given: Mapping[str, str]
+) -> list[str | None]:
+    """The key of each of our parameters: as the map says, else by path, by name, by tensor name."""
+    keys = {
+        **{tensor: key for key, tensor in reversed(list(tensors.items()))},
+        **{key: key for key in arrays},
+    }
+    mapped = {ours: keys[theirs] for theirs, ours in given.items() if theirs in keys}
+    taken = set(mapped.values())
+    found = []
+    for own in mine:
+        words = (own.path, own.key, own.name)
+        key = next((mapped[w] for w in words if w in mapped), None)
+        plain = (keys[w] for w in words if w in keys and keys[w] not in taken)
+        found.append(next(plain, None) if key is None else key)
+    return found
+
+
+def _also(tensor: str, key: str) -> str:
+    return "" if tensor == key else f" (tensor {tensor})"

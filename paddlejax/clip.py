@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from .hyper import ArgumentError, number, number_text
-from .rule import GradientTransformation, squared_norm
+from .norms import norm, root, squared_norm
+from .rule import GradientTransformation
 from .transform import named, stateless
 
 
@@ -29,10 +30,11 @@ class ClipGradBase:
         raise NotImplementedError(f"{type(self).__name__} has no clip")
 
     across_groups = False  # whether parameter groups share one norm; in Paddle each has its own
+    packs = False  # whether to tensors laid end to end it does what it does to each
 
     def transformation(self) -> GradientTransformation:
         """The same as functions of any pytree; leaves that are clipped by one object share one norm."""
-        return named(stateless(lambda grads, params: self.clip(grads)), str(self))
+        return named(stateless(lambda grads, params: self.clip(grads)), str(self), self.packs)
 
     @functools.cached_property
     def _across(self) -> GradientTransformation:
@@ -72,6 +74,8 @@ class ClipGradByValue(ClipGradBase):
     Clip Gradient By Value, min = -1.000000, max=1.000000
     """
 
+    packs = True
+
     def __init__(self, max: Any, min: Any = None):
         self.max = _limit("ClipGradByValue's max", max)
         if min is None and _known(self.max) and self.max <= 0:
@@ -102,7 +106,7 @@ class ClipGradByNorm(ClipGradBase):
             raise ArgumentError(f"ClipGradByNorm's clip_norm: found {clip_norm}, expected a number above 0")
 
     def clip(self, grads):
-        return [g * _factor(jnp.sqrt(squared_norm(g, self.axis_name)), self.clip_norm) for g in grads]
+        return [g * _factor(norm(g, self.axis_name), self.clip_norm) for g in grads]
 
     def __str__(self):
         return f"Gradient Clip By Norm, clip_norm={number_text(self.clip_norm)}"
@@ -119,6 +123,8 @@ class ClipGradByGlobalNorm(ClipGradBase):
     >>> print(str(ClipGradByGlobalNorm(1.0)))
     Gradient Clip By GlobalNorm, global_norm=1.000000
     """
+
+    packs = True
 
     def __init__(
         self,
@@ -142,10 +148,10 @@ class ClipGradByGlobalNorm(ClipGradBase):
             return []
         wide = jnp.result_type(*grads) if len({g.dtype for g in grads}) == 1 else jnp.float64
         squares = [squared_norm(g, self.axis_name).astype(wide) for g in grads]
-        norm = jnp.sqrt(sum(squares[1:], squares[0]))
-        factor = _factor(norm, self.clip_norm)
+        total = root(sum(squares[1:], squares[0]))
+        factor = _factor(total, self.clip_norm)
         if self.auto_skip_clip:
-            factor = jnp.where(norm > self.clip_norm, factor, 1)
+            factor = jnp.where(total > self.clip_norm, factor, 1)
         return [g * factor.astype(g.dtype) for g in grads]
 
     def __str__(self):

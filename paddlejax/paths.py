@@ -12,7 +12,7 @@ from .hyper import ArgumentError, number
 from .regularizer import WeightDecayRegularizer, as_regularizer
 from .rule import GradientTransformation, Lifted, lift
 from .selected_rows import SelectedRows
-from .transform import is_transformation
+from .transform import is_transformation, takes_extra
 from .trees import align, flatten, gradients, matches, path_name
 
 
@@ -77,7 +77,8 @@ def per_leaf(choose: Callable[[str], LeafOptions]) -> GradientTransformation:
             for (t, members), s in zip(stage, getattr(state, field), strict=True):
                 if field == "rule":
                     t = _about(t, {path_name(paths[i]): o for i in members if (o := options[i])})
-                changed, s = t.update(_only(tree, gs, members), s, _only(tree, leaves, members))
+                own = extra if takes_extra(t) else {}
+                changed, s = t.update(_only(tree, gs, members), s, _only(tree, leaves, members), **own)
                 changed = align(tree, paths, changed, field)
                 for i in members:
                     gs[i] = changed[i]

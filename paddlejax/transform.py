@@ -18,14 +18,15 @@ class Named(GradientTransformation):
     """A transformation that says what it is."""
 
     text: str = ""
+    packs: bool = False  # whether to tensors laid end to end it does what it does to each
 
     def __repr__(self) -> str:
         return self.text
 
 
-def named(pair: GradientTransformation, text: str) -> Named:
+def named(pair: GradientTransformation, text: str, packs: bool = False) -> Named:
     it = Named(pair.init, pair.update)
-    it.text = text
+    it.text, it.packs = text, packs
     return it
 
 
@@ -69,7 +70,7 @@ def chain(*transformations: Any) -> GradientTransformation:
         states = []
         for i, (t, s) in enumerate(zip(transformations, state, strict=True)):
             _check_rows(f"chain's argument {i}", t, grads)
-            grads, s = t.update(grads, s, params, **(extra if _takes_extra(t) else {}))
+            grads, s = t.update(grads, s, params, **(extra if takes_extra(t) else {}))
             states.append(s)
         return grads, tuple(states)
 
@@ -89,7 +90,7 @@ def is_transformation(x: Any) -> bool:
     return callable(getattr(x, "init", None)) and callable(getattr(x, "update", None))
 
 
-def _takes_extra(t: Any) -> bool:
+def takes_extra(t: Any) -> bool:
     """Ours always, optax's when it says so by its type."""
     names = {cls.__name__ for cls in type(t).__mro__}
     return isinstance(t, GradientTransformation) or "GradientTransformationExtraArgs" in names

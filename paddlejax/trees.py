@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
-from jax.tree_util import keystr, tree_flatten_with_path
+from jax.tree_util import GetAttrKey, keystr, tree_flatten_with_path
 
 from .selected_rows import SelectedRows, is_rows
 
 
 def path_name(path: Any) -> str:
+    """`layer/w`; without the `.value` that flax puts at the end at one time and not at another."""
+    if len(path) > 1 and path[-1] == GetAttrKey("value"):
+        path = path[:-1]
     return keystr(path, simple=True, separator="/") or "the root"
 
 

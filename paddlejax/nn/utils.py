@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from ..hyper import ArgumentError, number
+from ..norms import squared_norm
 from ..optimizer.parameter import Parameter
-from ..rule import squared_norm
 from ..selected_rows import SelectedRows
 from ..trees import compute_dtype
 

@@ -3,6 +3,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from ..hyper import NonNegative
+from ..norms import root
 from ..rule import Rule, lifted, rule
 
 
@@ -37,7 +38,7 @@ class Adagrad(Rule):
 
     def step(self, g, p, k, slots):
         m = slots["moment"] + g * g
-        return -k * g / (jnp.sqrt(m) + self.epsilon), {"moment": m}
+        return -k * g / (root(m) + self.epsilon), {"moment": m}
 
 
 adagrad = lifted(Adagrad)

@@ -4,6 +4,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from ..hyper import Beta, NonNegative
+from ..norms import root
 from ..rule import Rule, lifted, rule
 
 
@@ -63,10 +64,10 @@ class Adam(Rule):
 
     def advance(self, learning_rate, shared):
         c1, c2 = shared["beta1_pow_acc"], shared["beta2_pow_acc"]
-        root = jnp.sqrt(1 - c2)
+        corrected = jnp.sqrt(1 - c2)
         k = {
-            "rate": learning_rate * root / (1 - c1),
-            "epsilon": self.epsilon * (root if self.scaled_epsilon else 1),
+            "rate": learning_rate * corrected / (1 - c1),
+            "epsilon": self.epsilon * (corrected if self.scaled_epsilon else 1),
         }
         return k, {"beta1_pow_acc": c1 * self.beta1, "beta2_pow_acc": c2 * self.beta2}
 
@@ -75,7 +76,7 @@ class Adam(Rule):
         new = {"moment1": m, "moment2": v}
         if self.amsgrad:
             v = new["moment2_max"] = jnp.maximum(slots["moment2_max"], v)
-        return -k["rate"] * m / (jnp.sqrt(v) + k["epsilon"]), new
+        return -k["rate"] * m / (root(v) + k["epsilon"]), new
 
 
 adam = lifted(Adam, 0.001)

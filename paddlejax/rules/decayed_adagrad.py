@@ -1,8 +1,7 @@
 from typing import ClassVar
 
-import jax.numpy as jnp
-
 from ..hyper import Fraction, NonNegative
+from ..norms import root
 from ..rule import Rule, lifted, rule
 
 
@@ -33,7 +32,7 @@ class DecayedAdagrad(Rule):
 
     def step(self, g, p, k, slots):
         m = self.decay * slots["moment"] + (1 - self.decay) * g * g
-        return -k * g / (jnp.sqrt(m) + self.epsilon), {"moment": m}
+        return -k * g / (root(m) + self.epsilon), {"moment": m}
 
 
 decayed_adagrad = lifted(DecayedAdagrad)

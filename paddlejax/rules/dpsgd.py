@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..hyper import NonNegative, Positive
-from ..rule import Rule, lifted, rule, squared_norm
+from ..norms import norm
+from ..rule import Rule, lifted, rule
 
 
 @rule
@@ -69,7 +70,7 @@ class Dpsgd(Rule):
         if self.per_element and self.axis_name is not None:  # each device has other elements
             key = jax.random.fold_in(key, jax.lax.axis_index(self.axis_name))
         noise = self.sigma * jax.random.normal(key, g.shape if self.per_element else (), g.dtype)
-        clipped = g / jnp.maximum(1, jnp.sqrt(squared_norm(g, self.axis_name)) / self.clip)
+        clipped = g / jnp.maximum(1, norm(g, self.axis_name) / self.clip)
         return -k["rate"] * (clipped + noise / self.batch_size), slots
 
 

@@ -39,10 +39,15 @@ class Ftrl(Rule):
     def step(self, g, p, k, slots):
         l1, l2 = self.l1 + self.guard, self.l2 + self.guard
         n = slots["squared"] + g * g
-        old, new = (x**-self.lr_power / k for x in (slots["squared"], n))
+        old, new = (_power(x, -self.lr_power) / k for x in (slots["squared"], n))
         z = slots["linear"] + g - (new - old) * p
         target = jnp.where(jnp.abs(z) > l1, (l1 * jnp.sign(z) - z) / (new + 2 * l2), 0)
         return target - p, {"squared": n, "linear": z}
+
+
+def _power(x, a):
+    """x^a with the derivative 0 at 0, where it may be infinite."""
+    return jnp.where(x > 0, jnp.where(x > 0, x, 1) ** a, jnp.where(a > 0, 0, 1).astype(x.dtype))
 
 
 ftrl = lifted(Ftrl)

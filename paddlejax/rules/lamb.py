@@ -4,7 +4,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from ..hyper import Beta, NonNegative, Predicate
-from ..rule import Rule, lifted, rule, squared_norm
+from ..norms import norm, root
+from ..rule import Rule, lifted, rule
 from .adam import moments
 
 
@@ -63,10 +64,11 @@ class Lamb(Rule):
 
     def step(self, g, p, k, slots):
         m, v = moments(self, g, slots)
-        r = m / k["m"] / (jnp.sqrt(v / k["v"]) + self.epsilon) + self.lamb_weight_decay * p
-        p_norm, r_norm = (jnp.sqrt(squared_norm(x, self.axis_name)) for x in (p, r))
+        r = m / k["m"] / (root(v / k["v"]) + self.epsilon) + self.lamb_weight_decay * p
+        p_norm, r_norm = (norm(x, self.axis_name) for x in (p, r))
         adapt = ((self.lamb_weight_decay > 0) | self.always_adapt) & (p_norm > 0) & (r_norm > 0)
-        return -k["rate"] * jnp.where(adapt, p_norm / r_norm, 1) * r, {"moment1": m, "moment2": v}
+        ratio = jnp.where(adapt, p_norm / jnp.where(adapt, r_norm, 1), 1)
+        return -k["rate"] * ratio * r, {"moment1": m, "moment2": v}
 
 
 lamb = lifted(Lamb, 0.001)

@@ -4,7 +4,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from ..hyper import NonNegative
-from ..rule import Rule, lifted, rule, squared_norm
+from ..norms import norm
+from ..rule import Rule, lifted, rule
 
 
 @rule
@@ -55,9 +56,9 @@ class LarsMomentum(Rule):
     def step(self, g, p, k, slots):
         g = self.rescale_grad * g
         decay = self.lars_weight_decay
-        p_norm, g_norm = (jnp.sqrt(squared_norm(x, self.axis_name)) for x in (p, g))
+        p_norm, g_norm = (norm(x, self.axis_name) for x in (p, g))
         adapt = ((decay > 0) | self.always_adapt) & (p_norm > 0) & (g_norm > 0)
-        ratio = self.lars_coeff * p_norm / (g_norm + decay * p_norm + self.epsilon)
+        ratio = self.lars_coeff * p_norm / jnp.where(adapt, g_norm + decay * p_norm + self.epsilon, 1)
         v = self.momentum * slots["velocity"] + jnp.where(adapt, k * ratio, k) * (g + decay * p)
         return -v, {"velocity": v}
 

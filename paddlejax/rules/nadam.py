@@ -3,6 +3,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from ..hyper import Beta, NonNegative
+from ..norms import root
 from ..rule import Rule, lifted, rule
 from .adam import moments
 
@@ -60,7 +61,7 @@ class NAdam(Rule):
 
     def step(self, g, p, k, slots):
         m, v = moments(self, g, slots)
-        delta = -(k["m"] * m + k["g"] * g) / (jnp.sqrt(v / k["v"]) + self.epsilon)
+        delta = -(k["m"] * m + k["g"] * g) / (root(v / k["v"]) + self.epsilon)
         return delta, {"moment1": m, "moment2": v}
 
 

@@ -3,6 +3,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from ..hyper import Beta, NonNegative
+from ..norms import root
 from ..rule import Rule, lifted, rule
 from .adam import moments
 
@@ -60,7 +61,7 @@ class RAdam(Rule):
 
     def step(self, g, p, k, slots):
         m, v = moments(self, g, slots)
-        d = jnp.where(k["adaptive"], k["root"] / (jnp.sqrt(v) + self.epsilon), 1)
+        d = jnp.where(k["adaptive"], k["root"] / (root(v) + self.epsilon), 1)
         return -k["rate"] * m * d, {"moment1": m, "moment2": v}
 
 

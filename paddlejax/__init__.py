@@ -1,10 +1,25 @@
 """PaddlePaddle's optimizers for JAX: the same numbers, optax's protocol, Paddle's objects."""
 
-from . import amp, checkpoint, fluid, incubate, nn, optimizer, regularizer, rules, schedules, sparse, static
+from . import (
+    amp,
+    checkpoint,
+    distributed,
+    fluid,
+    incubate,
+    nn,
+    optimizer,
+    regularizer,
+    rules,
+    schedules,
+    sparse,
+    static,
+)
 from .accumulate import accumulate_gradients
 from .average import exponential_moving_average, lookahead, model_average
 from .checkpoint import load, save
 from .clip import clip_by_global_norm, clip_by_norm, clip_by_value
+from .distributed import dgc_momentum
+from .interop import as_optax
 from .lbfgs import lbfgs
 from .loss_scale import dynamic_loss_scale, loss_scale, skip_nonfinite
 from .master import with_master_weights
@@ -51,6 +66,7 @@ __all__ = [
     "adamw",
     "amp",
     "apply_updates",
+    "as_optax",
     "asgd",
     "by_path",
     "chain",
@@ -59,6 +75,8 @@ __all__ = [
     "clip_by_norm",
     "clip_by_value",
     "decayed_adagrad",
+    "dgc_momentum",
+    "distributed",
     "dpsgd",
     "dynamic_loss_scale",
     "exponential_moving_average",

@@ -5,7 +5,7 @@ number. The file is long because it is the whole table: per schedule its formula
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,7 +38,7 @@ def _pick(m, t, bounds, values):
 
 
 @schedule_family
-def noam_decay(m, t, d_model, warmup_steps, learning_rate: Scalar = 1.0):
+def noam_decay(m: Any, t: Any, d_model: Scalar, warmup_steps: Scalar, learning_rate: Scalar = 1.0):
     """Rise linearly for `warmup_steps`, then fall with the inverse square root of the count.
 
         η(t) = η₀ d⁻¹ᐟ² min(t⁻¹ᐟ², t w⁻³ᐟ²)
@@ -60,7 +60,7 @@ def _(d_model, warmup_steps, **_):
 
 
 @schedule_family
-def piecewise_decay(m, t, boundaries, values):
+def piecewise_decay(m: Any, t: Any, boundaries: Sequence[Scalar], values: Sequence[Any]):
     """Hold each of `values` until the count reaches the next of `boundaries`.
 
         η(t) = values[i] for the first i with t < boundaries[i], else the last value
@@ -80,7 +80,7 @@ def _(boundaries, values):
 
 
 @schedule_family
-def natural_exp_decay(m, t, learning_rate, gamma):
+def natural_exp_decay(m: Any, t: Any, learning_rate: Scalar, gamma: Scalar):
     """Decay exponentially at the rate `gamma`.
 
         η(t) = η₀ exp(-γ t)
@@ -97,7 +97,7 @@ def _(gamma, **_):
 
 
 @schedule_family
-def inverse_time_decay(m, t, learning_rate, gamma):
+def inverse_time_decay(m: Any, t: Any, learning_rate: Scalar, gamma: Scalar):
     """Decay with the inverse of the count.
 
         η(t) = η₀ / (1 + γ t)
@@ -110,7 +110,13 @@ def inverse_time_decay(m, t, learning_rate, gamma):
 
 @schedule_family
 def polynomial_decay(
-    m, t, learning_rate, decay_steps, end_lr: Scalar = 0.0001, power: Scalar = 1.0, cycle=False
+    m: Any,
+    t: Any,
+    learning_rate: Scalar,
+    decay_steps: Scalar,
+    end_lr: Scalar = 0.0001,
+    power: Scalar = 1.0,
+    cycle: bool = False,
 ):
     """Fall to `end_lr` along a polynomial, once or in ever longer cycles.
 
@@ -134,7 +140,9 @@ def _(decay_steps, power, **_):
 
 
 @schedule_family
-def linear_warmup(m, t, learning_rate, warmup_steps, start_lr, end_lr):
+def linear_warmup(
+    m: Any, t: Any, learning_rate: Scalar | Schedule, warmup_steps: Scalar, start_lr: Scalar, end_lr: Scalar
+):
     """Rise linearly, then follow `learning_rate`: a number, an array or a schedule.
 
         η(t) = η₀ + (η₁ - η₀) t/W  for t < W, then learning_rate(t - W)
@@ -167,7 +175,12 @@ def _(learning_rate, warmup_steps, start_lr, end_lr):
     expect_rate("start_lr", start_lr)
 
 
-def warmup(learning_rate, warmup_steps, start_lr: Scalar = 0.0, end_lr: Scalar | None = None) -> Schedule:
+def warmup(
+    learning_rate: Scalar | Schedule,
+    warmup_steps: Scalar,
+    start_lr: Scalar = 0.0,
+    end_lr: Scalar | None = None,
+) -> Schedule:
     """Put a linear warm-up before a number, an array or any schedule, optax's too.
 
     `linear_warmup` with defaults: from 0 to the first rate of what follows. A rate that lives in a state, as
@@ -181,7 +194,7 @@ def warmup(learning_rate, warmup_steps, start_lr: Scalar = 0.0, end_lr: Scalar |
 
 
 @schedule_family
-def join(m, t, schedules, boundaries):
+def join(m: Any, t: Any, schedules: Sequence[Schedule | Scalar], boundaries: Sequence[int]):
     """Run schedules one after the other, each counting from its own beginning; a number stands for itself.
 
         η(t) = schedulesᵢ(t - boundariesᵢ₋₁)  for boundariesᵢ₋₁ ≤ t < boundariesᵢ
@@ -211,7 +224,7 @@ def _expect_increasing(name, numbers):
 
 
 @schedule_family
-def exponential_decay(m, t, learning_rate, gamma):
+def exponential_decay(m: Any, t: Any, learning_rate: Scalar, gamma: Scalar):
     """Multiply by `gamma` at every count.
 
         η(t) = η₀ γᵗ
@@ -230,7 +243,7 @@ def _(gamma, **_):
 
 
 @schedule_family
-def multi_step_decay(m, t, learning_rate, milestones, gamma: Scalar = 0.1):
+def multi_step_decay(m: Any, t: Any, learning_rate: Scalar, milestones: Sequence[int], gamma: Scalar = 0.1):
     """Multiply by `gamma` at every one of `milestones`.
 
         η(t) = η₀ γⁱ, i the number of milestones ≤ t
@@ -250,7 +263,7 @@ multi_step_decay.check(_expect_below_one)
 
 
 @schedule_family
-def step_decay(m, t, learning_rate, step_size, gamma: Scalar = 0.1):
+def step_decay(m: Any, t: Any, learning_rate: Scalar, step_size: Scalar, gamma: Scalar = 0.1):
     """Multiply by `gamma` every `step_size` counts.
 
         η(t) = η₀ γ^⌊t/s⌋
@@ -269,7 +282,7 @@ def _(step_size, gamma, **_):
 
 
 @schedule_family
-def lambda_decay(m, t, learning_rate, lr_lambda):
+def lambda_decay(m: Any, t: Any, learning_rate: Scalar, lr_lambda: Callable[[Any], Any]):
     """Multiply the rate by a function of the count.
 
         η(t) = η₀ f(t)
@@ -288,7 +301,7 @@ def _(lr_lambda, **_):
 
 
 @schedule_family
-def multiplicative_decay(m, t, learning_rate, lr_lambda):
+def multiplicative_decay(m: Any, t: Any, learning_rate: Scalar, lr_lambda: Callable[[Any], Any]):
     """Multiply the rate by a function of the count, again and again.
 
         η(t) = η₀ f(1) f(2) ⋯ f(t)
@@ -308,7 +321,7 @@ def _(lr_lambda, **_):
 
 
 @schedule_family
-def cosine_annealing_decay(m, t, learning_rate, T_max, eta_min: Scalar = 0):
+def cosine_annealing_decay(m: Any, t: Any, learning_rate: Scalar, T_max: Scalar, eta_min: Scalar = 0):
     """Swing between the rate and `eta_min` along a cosine.
 
         η(t) = η₁ + (η₀ - η₁) (1 + cos(π t/T)) / 2
@@ -330,7 +343,9 @@ def _(T_max, eta_min, **_):
 
 
 @schedule_family
-def cosine_annealing_warm_restarts(m, t, learning_rate, T_0, T_mult=1, eta_min: Scalar = 0):
+def cosine_annealing_warm_restarts(
+    m: Any, t: Any, learning_rate: Scalar, T_0: Scalar, T_mult: int = 1, eta_min: Scalar = 0
+):
     """Fall along half a cosine and restart, each cycle `T_mult` times as long as the one before.
 
         η(t) = η₁ + (η₀ - η₁) (1 + cos(π t′/T)) / 2,  t′ counted within the cycle of length T
@@ -359,15 +374,15 @@ def _(T_0, T_mult, **_):
 
 @schedule_family
 def one_cycle_lr(
-    m,
-    t,
-    max_learning_rate,
-    total_steps,
+    m: Any,
+    t: Any,
+    max_learning_rate: Scalar,
+    total_steps: Scalar,
     divide_factor: Scalar = 25.0,
     end_learning_rate: Scalar = 0.0001,
-    phase_pct=0.3,
-    anneal_strategy="cos",
-    three_phase=False,
+    phase_pct: Scalar = 0.3,
+    anneal_strategy: str = "cos",
+    three_phase: bool = False,
 ):
     """Rise to the largest rate and fall below the first one, in two or three phases.
 
@@ -425,16 +440,16 @@ def _(
 
 @schedule_family
 def cyclic_lr(
-    m,
-    t,
-    base_learning_rate,
-    max_learning_rate,
-    step_size_up,
+    m: Any,
+    t: Any,
+    base_learning_rate: Scalar,
+    max_learning_rate: Scalar,
+    step_size_up: Scalar,
     step_size_down: int | None = None,
-    mode="triangular",
+    mode: str = "triangular",
     exp_gamma: Scalar = 1.0,
     scale_fn: Callable | None = None,
-    scale_mode="cycle",
+    scale_mode: str = "cycle",
 ):
     """Go up and down between two rates, in cycles whose height may shrink.
 
@@ -474,7 +489,14 @@ def _(
 
 
 @schedule_family
-def linear_lr(m, t, learning_rate, total_steps, start_factor: Scalar = 1.0 / 3, end_factor: Scalar = 1.0):
+def linear_lr(
+    m: Any,
+    t: Any,
+    learning_rate: Scalar,
+    total_steps: Scalar,
+    start_factor: Scalar = 1.0 / 3,
+    end_factor: Scalar = 1.0,
+):
     """Move the rate linearly from one multiple of itself to another.
 
         η(t) = η₀ (a + (b - a) min(t, N)/N)
@@ -498,7 +520,7 @@ def _(total_steps, start_factor, end_factor, **_):
 
 
 @schedule_family
-def cosine_decay(m, t, learning_rate, step_each_epoch, epochs):
+def cosine_decay(m: Any, t: Any, learning_rate: Scalar, step_each_epoch: Scalar, epochs: Scalar):
     """Fall along half a cosine in steps, one per epoch: the 1.x schedule.
 
         η(t) = η₀ (1 + cos(π ⌊t/s⌋ / E)) / 2
@@ -587,13 +609,13 @@ class PlateauRule(NamedTuple):
 
 
 def reduce_on_plateau(
-    learning_rate,
-    mode="min",
+    learning_rate: Scalar,
+    mode: str = "min",
     factor: Scalar = 0.1,
-    patience=10,
+    patience: int = 10,
     threshold: Scalar = 1e-4,
-    threshold_mode="rel",
-    cooldown=0,
+    threshold_mode: str = "rel",
+    cooldown: int = 0,
     min_lr: Scalar = 0,
     epsilon: Scalar = 1e-8,
 ) -> Plateau:

@@ -27,7 +27,8 @@ def test_the_examples_in_docstrings_run(name):
     assert failed == 0
 
 
-def test_the_code_of_the_readme_runs():
+def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it saves files
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     names: dict[str, object] = {}
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as a reader has it

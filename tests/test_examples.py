@@ -12,9 +12,18 @@ import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 QUICK = {  # script -> arguments that make it quick; --out is added
+    "equinox_model.py": ["--epochs", "2"],
+    "flax_nnx.py": ["--epochs", "2"],
+    "large_batch.py": "--optimizer Momentum LAMB --epochs 1 --depth 1 --batch-size 32 256".split(),
+    "optax_chain.py": ["--epochs", "2"],
+    "population.py": ["--epochs", "2", "--optimizer", "momentum", "lamb"],
     "plot_schedules.py": ["--steps", "20"],
     "resume_from_paddle.py": [],
+    "train_dgc.py": ["--epochs", "2"],
     "train_digits.py": ["--epochs", "2", "--optimizer", "momentum", "lamb"],
+    "train_embedding.py": ["--steps", "20", "--snippets", "60"],
+    "train_pipeline.py": ["--epochs", "1", "--stages", "3", "--wait", "2"],
+    "train_zero1.py": ["--epochs", "1"],
 }
 # As strict as tests/conftest.py, but on the devices that a reader has.
 ENVIRONMENT = {

@@ -22,7 +22,7 @@ def mse(params: Net, x: jax.Array, y: jax.Array) -> jax.Array:
 
 def functional(params: Net, grads: Net) -> Net:
     """Chains, tables, wrappers, schedules, and what can be asked of their states."""
-    schedule = schedules.cosine_annealing_decay(0.1, 10)  # pyright: ignore[reportUnknownMemberType]
+    schedule = schedules.cosine_annealing_decay(0.1, 10)
     rules = [
         pj.sgd(0.1),
         pj.momentum(0.1, momentum=0.5, use_nesterov=True),
@@ -61,7 +61,7 @@ def objects(start: Net, x: jax.Array, y: jax.Array) -> float:
         loss.backward()
         opt.step()
         opt.clear_grad()
-        scheduler.step()  # pyright: ignore[reportUnknownMemberType]
+        scheduler.step()
     opt.minimize(loss_of(params, x, y))
     opt.set_state_dict(opt.state_dict())
     one = pj.Parameter(start.w, "w")

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from .. import rules
+from .. import distributed, rules
+from ..distributed import PipelineOptimizer as PipelineOptimizer
 from ..optimizer.arguments import checked_clip
 from ..optimizer.optimizer import Optimizer
 from ..optimizer.plan import OWN
@@ -23,8 +24,8 @@ class FluidOptimizer(Optimizer):
     """An optimizer with Paddle 1.x's methods and argument names: parameter_list, regularization, set_dict.
 
     Hyperparameters come first, in the order of the 1.x documents; `parameter_list`, `regularization`,
-    `grad_clip` and `name` by keyword. A schedule of `fluid.dygraph` is evaluated, and then advances, at every
-    minimize.
+    `grad_clip`, `name` and `packed` by keyword. A schedule of `fluid.dygraph` is evaluated, and then
+    advances, at every minimize.
     """
 
     _argument = "parameter_list"
@@ -49,7 +50,9 @@ class FluidOptimizer(Optimizer):
         if "key" in given and given["key"] is None:  # 1.8.5 seeds from the clock
             given["key"] = jax.random.key(secrets.randbits(31))
         self._used_rate: Any = None  # what the last minimize took from a schedule
-        super().__init__(rate, parameters, decay, clip, name, rule=self._rule(**given, **self._dialect))
+        packed = given.pop("packed")
+        rule = self._rule(**given, **self._dialect)
+        super().__init__(rate, parameters, decay, clip, name, rule=rule, packed=packed)
 
     def minimize(  # type: ignore[override]
         self,
@@ -124,6 +127,12 @@ class FluidOptimizer(Optimizer):
         self.set_state_dict(state_dict, strict)
 
 
+class DGCMomentumOptimizer(distributed.DGCMomentumOptimizer, FluidOptimizer):
+    """Paddle 1.x's DGCMomentumOptimizer, see `dgc_momentum`."""
+
+    _used_rate = None
+
+
 _COMMON = ("parameter_list", "regularization", "grad_clip", "name")
 
 
@@ -150,6 +159,7 @@ def _define(
             required = word.endswith("!") or default is MISSING
             default = inspect.Parameter.empty if required else default
             parameters.append(inspect.Parameter(word.rstrip("!"), kind, default=default))
+    parameters.append(inspect.Parameter("packed", keyword, default=False))
     parameters += [inspect.Parameter(argument, keyword, default=None) for argument in common]
     signature = inspect.Signature(parameters)
     doc = f"Paddle 1.x's {name}{signature}: the rule `rules.{rule.__name__}`"

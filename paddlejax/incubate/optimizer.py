@@ -3,6 +3,7 @@
 from typing import Any
 
 from .. import rules
+from ..distributed import DGCMomentumOptimizer, PipelineOptimizer
 from ..optimizer.averages import ModelAverage
 from ..optimizer.lbfgs import LBFGS
 from ..optimizer.optimizer import Optimizer
@@ -11,10 +12,12 @@ from ..regularizer import as_regularizer
 
 __all__ = [
     "LBFGS",
+    "DGCMomentumOptimizer",
     "GradientMergeOptimizer",
     "LarsMomentumOptimizer",
     "LookAhead",
     "ModelAverage",
+    "PipelineOptimizer",
     "RecomputeOptimizer",
 ]
 
@@ -41,10 +44,19 @@ class LarsMomentumOptimizer(Optimizer):
         epsilon: Any = 0,
         multi_precision: bool = False,
         rescale_grad: Any = 1.0,
+        *,
+        packed: bool = False,
     ):
         excluded = () if exclude_from_weight_decay is None else exclude_from_weight_decay
         decay = as_regularizer("regularization", regularization)
         rule = rules.LarsMomentum(momentum, lars_coeff, lars_weight_decay, excluded, epsilon, rescale_grad)
         super().__init__(
-            learning_rate, parameter_list, decay, grad_clip, name, rule=rule, masters=multi_precision
+            learning_rate,
+            parameter_list,
+            decay,
+            grad_clip,
+            name,
+            rule=rule,
+            packed=packed,
+            masters=multi_precision,
         )

@@ -42,7 +42,7 @@ class LRScheduler:
         """The rate at `last_epoch`."""
         raise NotImplementedError(f"{type(self).__name__} must define get_lr()")
 
-    def step(self, epoch=None):
+    def step(self, epoch: int | None = None) -> None:
         """Advance to the next epoch, or to the one given, and take its rate."""
         if epoch is None:
             self.last_epoch += 1

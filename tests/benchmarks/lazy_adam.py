@@ -2,8 +2,8 @@
 
     python tests/benchmarks/lazy_adam.py [--out lazy_adam.png] [--json lazy_adam.json]
 
-A step is the whole of it: look the rows up, differentiate, update, all in one donated program. The contestants
-take turns in one process; medians. Times are CPU times of this machine, so read the ratios.
+A step is the whole of it: look the rows up, differentiate, update, all in one donated program. The
+contestants take turns in one process; medians. Times depend on the machine, so read the ratios.
 """
 
 import argparse
@@ -87,9 +87,7 @@ def main() -> None:
     results = {}
     for (rows, batch), names in tqdm(duels.items(), leave=False):
         results[rows, batch] = measure(names, rows, batch, args.rounds)
-    print(
-        f"{'rows':>9} {'ids':>6} {'lazy ms':>9} {'dense ms':>9} {'optax ms':>9}   times as fast as dense, optax"
-    )
+    print(f"{'rows':>9} {'ids':>6} {'lazy ms':>9} {'dense ms':>9} {'optax ms':>9}   dense/lazy, optax/lazy")
     for (rows, batch), ms in sorted(results.items()):
         others = [f"{ms[name]:9.1f}" if name in ms else " " * 9 for name in everyone[1:]]
         ratios = "  ".join(f"{ms[name] / ms['lazy']:6.1f}" for name in everyone[1:] if name in ms)

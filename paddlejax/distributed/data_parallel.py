@@ -1,0 +1,255 @@
+"""Data-parallel steps for transformations that want every worker's own gradient, such as `dgc_momentum`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ..hyper import ArgumentError
+from ..rule import RuleState
+from ..transform import apply_updates
+from ..trees import path_name
+from .compression import U, V
+
+
+def local_grads(loss_fn: Callable[..., Any], axis_name: str = "data", has_aux: bool = False) -> Any:
+    """`jax.value_and_grad` of the first argument inside `jax.shard_map`: this worker's own gradient.
+
+    The parameters are the same on all workers, and there `jax.grad` returns the sum of all workers'
+    gradients. Here they are declared to vary over `axis_name` first, so nothing is summed or sent.
+
+    >>> mesh = jax.make_mesh((8,), ("data",))
+    >>> def worker(w, x):
+    ...     value, g = local_grads(lambda w, x: jnp.sum(w * x))(w, x)
+    ...     return g[None]
+    >>> P = jax.sharding.PartitionSpec
+    >>> grads = jax.shard_map(worker, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"))
+    >>> x = jax.device_put(jnp.arange(8.0), jax.NamedSharding(mesh, P("data")))
+    >>> print(grads(jax.device_put(jnp.ones(()), jax.NamedSharding(mesh, P())), x))
+    [0. 1. 2. 3. 4. 5. 6. 7.]
+    """
+    function = jax.value_and_grad(loss_fn, has_aux=has_aux)
+
+    def value_and_grads(params: Any, *args: Any) -> Any:
+        own = jax.tree.map(lambda p: lax.pcast(p, axis_name, to="varying"), params)
+        return function(own, *args)
+
+    return value_and_grads
+
+
+def state_specs(state: Any, axis_name: str = "data") -> Any:
+    """The PartitionSpec of every array of a state, for `in_specs` and `out_specs` of `jax.shard_map`.
+
+    What each worker has for itself (u and v of the tensors that `dgc_momentum` compresses) is split along its
+    leading axis; all else is the same on all workers. `state` may be nested, as `chain`'s is, and abstract.
+
+    >>> from paddlejax.distributed import dgc_momentum
+    >>> tx = dgc_momentum(0.1, 0.9, 0, num_trainers=8, min_numel=4)
+    >>> state_specs(tx.init({"w": jnp.zeros(4), "b": jnp.zeros(2)})).slots["_dgc_u_"]
+    {'b': P(), 'w': P('data',)}
+    """
+
+    def of(part: Any) -> Any:
+        specs = jax.tree.map(lambda x: PartitionSpec(), part)
+        if not isinstance(part, RuleState) or V not in part.slots:
+            return specs
+        own = jax.tree.map(lambda v: PartitionSpec(axis_name), part.slots[V])
+        us = jax.tree.map(_first, own, specs.slots[U], is_leaf=lambda x: x is None)
+        return specs._replace(slots={U: us, V: own})
+
+    return jax.tree.map(of, state, is_leaf=lambda x: isinstance(x, RuleState))
+
+
+def _first(own: Any, spec: Any) -> Any:
+    return spec if own is None else own
+
+
+def make_step(
+    loss_fn: Callable[..., Any], tx: Any, mesh: Mesh, params: Any, axis_name: str = "data"
+) -> tuple[Callable[..., Any], Any, Any]:
+    """A compiled data-parallel step, and parameters and state placed on the mesh for it.
+
+    `step(params, state, *batch)` returns new parameters, state and the mean loss. `loss_fn(params, *batch)`
+    is the mean over its batch. Every array of the batch is split along its leading dimension over the workers
+    of `axis_name`; parameters that are sharded over other axes of the mesh stay so. A step reuses the memory
+    of the parameters and the state that it is given.
+
+    >>> from paddlejax.distributed import dgc_momentum
+    >>> mesh = jax.make_mesh((8,), ("data",))
+    >>> tx = dgc_momentum(0.1, 0.9, 100, num_trainers=8)
+    >>> step, w, state = make_step(lambda w, x: jnp.mean((w - x) ** 2), tx, mesh, jnp.zeros(()))
+    >>> w, state, loss = step(w, state, jnp.ones(16))
+    >>> print(w, loss)
+    0.2 1.0
+    """
+    if axis_name not in mesh.shape:
+        raise ArgumentError(f"axis_name: found {axis_name!r}, expected one of the mesh's, {mesh.axis_names}")
+    params = on_mesh(params, mesh, axis_name)
+    state = init_on_mesh(tx, params, mesh, axis_name)
+    where = jax.tree.map(lambda x: x.sharding, (params, state))
+    specs = state_specs(state, axis_name)
+
+    def worker(params: Any, state: Any, batch: Any) -> Any:
+        loss, grads = local_grads(loss_fn, axis_name)(params, *batch)
+        updates, state = tx.update(grads, state, params)
+        return apply_updates(params, updates), state, lax.pmean(loss, axis_name)
+
+    everywhere = PartitionSpec()
+    mapped = jax.shard_map(
+        worker,
+        mesh=mesh,
+        in_specs=(everywhere, specs, PartitionSpec(axis_name)),
+        out_specs=(everywhere, specs, everywhere),
+        axis_names={axis_name},
+    )
+    compiled = jax.jit(mapped, donate_argnums=(0, 1), out_shardings=(*where, NamedSharding(mesh, everywhere)))
+
+    def step(params: Any, state: Any, *batch: Any) -> Any:
+        # What was replaced meanwhile, a rate or all of it by a checkpoint, comes from elsewhere.
+        params, state = jax.tree.map(placed, (params, state), where)
+        return compiled(params, state, split_batch(batch, mesh, axis_name))
+
+    return step, params, state
+
+
+def init_on_mesh(tx: Any, params: Any, mesh: Mesh, axis_name: str) -> Any:
+    """A fresh state where it belongs, never whole on one device."""
+    shardings = _shardings(jax.eval_shape(tx.init, params), params, mesh, axis_name)
+    return jax.jit(tx.init, out_shardings=shardings)(params)
+
+
+def state_on_mesh(state: Any, params: Any, mesh: Mesh, axis_name: str) -> Any:
+    return jax.tree.map(placed, state, _shardings(state, params, mesh, axis_name))
+
+
+def _shardings(state: Any, params: Any, mesh: Mesh, axis_name: str) -> Any:
+    """As `state_specs`, and u and v also sharded over other axes as their parameters are."""
+
+    def of(part: Any) -> Any:
+        everywhere = jax.tree.map(lambda x: NamedSharding(mesh, PartitionSpec()), part)
+        if not isinstance(part, RuleState) or V not in part.slots:
+            return everywhere
+
+        def slot(p: Any, v: Any) -> NamedSharding:
+            spec = p.sharding.spec if is_on_mesh(p, mesh) else ()
+            return NamedSharding(mesh, PartitionSpec(*spec) if v is None else PartitionSpec(axis_name, *spec))
+
+        us = jax.tree.map(slot, params, part.slots[V])
+        vs = jax.tree.map(lambda p, v: None if v is None else slot(p, v), params, part.slots[V])
+        return everywhere._replace(slots={U: us, V: vs})
+
+    return jax.tree.map(of, state, is_leaf=lambda x: isinstance(x, RuleState))
+
+
+def split_batch(batch: Any, mesh: Mesh, axis_name: str) -> Any:
+    """The arrays of a batch, split over the workers of an axis; or an error that names the one that is not
+    one."""
+    pairs, tree = jax.tree_util.tree_flatten_with_path(batch)
+    workers, sizes = mesh.shape[axis_name], set()
+    for path, x in pairs:
+        shape = jnp.shape(x)
+        sizes.add(shape[0] if shape else None)
+        if not shape or shape[0] % workers or len(sizes) > 1:
+            others = f", as others have {sizes - set(shape[:1])}" if len(sizes) > 1 else ""
+            expected = f"expected a leading dimension that the {workers} workers can share{others}"
+            raise ValueError(f"the batch at {path_name(path)}: found shape {shape}, {expected}")
+    sharding = NamedSharding(mesh, PartitionSpec(axis_name))
+    return tree.unflatten([placed(x, sharding) for _, x in pairs])
+
+
+def on_mesh(params: Any, mesh: Mesh, axis_name: str) -> Any:
+    """Copies of parameters on a mesh: sharded as they are if they are on it, else the same everywhere."""
+
+    def place(path: Any, p: Any) -> Any:
+        sharding = p.sharding if is_on_mesh(p, mesh) else NamedSharding(mesh, PartitionSpec())
+        if axis_name in jax.tree.leaves(tuple(sharding.spec)):
+            found = f"found a parameter sharded over {axis_name!r}, expected it whole on every worker"
+            raise ValueError(f"at {path_name(path)}: {found}")
+        # Even on other devices it may share memory with what it was made from, and would be donated.
+        return placed(jnp.copy(p) if isinstance(p, jax.Array) else p, sharding)
+
+    return jax.tree_util.tree_map_with_path(place, params)
+
+
+def is_on_mesh(x: Any, mesh: Mesh) -> bool:
+    return isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh
+
+
+def placed(x: Any, sharding: NamedSharding) -> jax.Array:
+    """An array where it is to be; every process has all of it, or it is there already."""
+    if isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.sharding == sharding:
+        return x
+    if isinstance(x, Tracer) or sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def redistribute(state: Any, num_trainers: int) -> Any:
+    """A state of `dgc_momentum` for another number of workers, before it is placed on their mesh.
+
+    Each worker gets the mean of what the old ones had: the mean of v, which is what has not been sent yet,
+    and the mean of u stay what they were.
+
+    >>> from paddlejax.distributed import dgc_momentum
+    >>> state = dgc_momentum(0.1, 0.9, 0, num_trainers=8, min_numel=2).init(jnp.zeros(2))
+    >>> redistribute(state, 4).slots["_dgc_v_"].shape
+    (4, 2)
+    """
+    if type(num_trainers) is not int or num_trainers < 2:
+        raise ArgumentError(f"num_trainers: found {num_trainers!r}, expected an int of 2 or more")
+
+    def of(part: Any) -> Any:
+        if not isinstance(part, RuleState) or V not in part.slots:
+            return part
+        vs = part.slots[V]
+        us = jax.tree.map(
+            lambda v, u: u if v is None else for_workers(u, num_trainers),
+            vs,
+            part.slots[U],
+            is_leaf=lambda x: x is None,
+        )
+        vs = jax.tree.map(lambda v: for_workers(v, num_trainers), vs)
+        return part._replace(slots={U: us, V: vs})
+
+    return jax.tree.map(of, state, is_leaf=lambda x: isinstance(x, RuleState))
+
+
+def for_workers(slot: Any, workers: int) -> jax.Array:
+    """One row per worker, each the mean of the rows there were; unchanged if there are as many already."""
+    if slot.shape[0] == workers:
+        return slot
+    mean = jnp.mean(slot, axis=0, keepdims=True)
+    return jnp.tile(mean, (workers, *[1] * (mean.ndim - 1)))
+
+
+def mesh_of_workers(mesh: Any, axis_name: str, num_trainers: Any) -> Mesh | None:
+    """The mesh of several workers, or None for one."""
+    if num_trainers is not None and type(num_trainers) is not int:
+        raise TypeError(f"num_trainers: found {num_trainers!r}, expected an int")
+    if num_trainers is not None and num_trainers < 1:
+        raise ArgumentError(f"num_trainers: found {num_trainers}, expected 1 or more")
+    if mesh is None:
+        devices = jax.device_count()
+        if num_trainers == 1:
+            return None
+        if num_trainers not in (None, devices):
+            raise ArgumentError(
+                f"num_trainers: found {num_trainers}, expected {devices}, the devices, or a mesh"
+            )
+        mesh = jax.make_mesh((devices,), (axis_name,), axis_types=(AxisType.Auto,))
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh: found {mesh!r}, expected a jax.sharding.Mesh")
+    if axis_name not in mesh.shape:
+        raise ArgumentError(f"axis_name: found {axis_name!r}, expected one of the mesh's, {mesh.axis_names}")
+    workers = mesh.shape[axis_name]
+    if num_trainers not in (None, workers):
+        raise ArgumentError(
+            f"num_trainers: found {num_trainers}, expected {workers}, the size of {axis_name!r}"
+        )
+    return None if workers == 1 else mesh

@@ -1,0 +1,292 @@
+"""Deep gradient compression as a transformation, to be used inside `jax.shard_map` with local gradients."""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..clip import clip_by_norm
+from ..hyper import ArgumentError, number
+from ..paths import LeafOptions, per_leaf
+from ..regularizer import as_regularizer
+from ..rule import GradientTransformation, RuleState, lift
+from ..transform import named
+from ..trees import align, flatten, gradients, path_name
+from .compression import DGCMomentum, U, V, levels
+from .exchange import Arrays, Exchange, Sent
+
+MIN_NUMEL = 16384  # Paddle compresses float32 tensors with at least so many elements
+
+
+def dgc_momentum(
+    learning_rate: Any,
+    momentum: Any,
+    rampup_begin_step: int,
+    rampup_step: int = 1,
+    sparsity: Sequence[float] = (0.999,),
+    use_nesterov: bool = False,
+    local_grad_clip_norm: Any = None,
+    num_trainers: int | None = None,
+    weight_decay: Any = None,
+    axis_name: str = "data",
+    exchange: str = "auto",
+    min_numel: int = MIN_NUMEL,
+) -> GradientTransformation:
+    """Deep gradient compression: momentum for N workers that send each other only their largest entries.
+
+    `update` runs inside `jax.shard_map` over the mesh axis `axis_name` with each worker's own gradient G of
+    its own mean loss; `make_step` and `local_grads` see to that. Tensors of float32 with at least `min_numel`
+    elements are compressed, all others take `momentum` of the mean gradient. With s = 0 at the first step,
+    until s = rampup_begin_step the compressed ones do so too, then
+
+        g ← clip(G) + decay                  to ‖G‖₂ ≤ local_grad_clip_norm √N
+        u ← μ u + g,  v ← v + u              or, with use_nesterov, u ← μ (u + g),  v ← v + u + g
+        send the k largest |v|,  u, v ← 0 there           k = int(numel (1 - sparsity[i])) in float32
+        p ← p - η/N Σ sent                   over all workers
+
+    with i = int((s - rampup_begin_step) len(sparsity) / rampup_step), at most the last. So what is not sent
+    is kept back and grows until it is. `weight_decay` is a number (L2) or a regularizer; the clip is on the
+    scale of a gradient divided by N, as in Paddle.
+
+    `exchange="auto"` sends (index, value) pairs where that is less than an all-reduce of the tensor, that is
+    where N k < numel; "sparse" always, "dense" never. Each level is compiled once, into one program.
+
+    `init` runs outside: u (`_dgc_u_`) and v (`_dgc_v_`) of compressed tensors have a leading axis of N
+    workers that is to be sharded, as `state_specs` says. The rate is data in the state as everywhere.
+    `num_trainers` must be the size of the axis; 1, the default, is `momentum` and warns. optax and torch have
+    no namesake (torch's powerSGD_hook is of the same kind).
+
+    >>> from paddlejax.distributed import make_step
+    >>> tx = dgc_momentum(0.5, 0.9, 0, sparsity=[0.75], num_trainers=8, exchange="sparse", min_numel=1)
+    >>> loss = lambda params, x: jnp.mean(x @ params["w"])
+    >>> mesh = jax.make_mesh((8,), ("data",))
+    >>> step, params, state = make_step(loss, tx, mesh, {"w": jnp.zeros(4)})
+    >>> x = jnp.tile(jnp.arange(4.0), (8, 1))
+    >>> for _ in range(2):
+    ...     params, state, _ = step(params, state, x)
+    >>> print(params["w"])  # the largest of 4 goes first; by then the next has grown to 2 (1 + 1.9)
+    [ 0.   0.  -2.9 -1.5]
+
+    Lin et al. 2018, arXiv:1712.01887; Paddle 1.8.5's `dgc` and `dgc_momentum`.
+    """
+    decay = as_regularizer("weight_decay", weight_decay)
+    common = LeafOptions(None, weight_decay=decay and decay.transformation())
+    return compressed_momentum(
+        learning_rate,
+        DGCMomentum(momentum, use_nesterov),
+        levels=(rampup_begin_step, rampup_step, sparsity),
+        local_grad_clip_norm=local_grad_clip_norm,
+        num_trainers=1 if num_trainers is None else num_trainers,
+        axis_name=axis_name,
+        exchange=exchange,
+        min_numel=min_numel,
+        options=lambda path: common,
+        clips=lambda path: True,
+    )
+
+
+def compressed_momentum(
+    learning_rate: Any,
+    rule: DGCMomentum,
+    *,
+    levels: tuple[int, int, Any],
+    local_grad_clip_norm: Any,
+    num_trainers: int,
+    axis_name: str,
+    exchange: str,
+    min_numel: int,
+    options: Callable[[str], LeafOptions],
+    clips: Callable[[str], bool],
+) -> GradientTransformation:
+    """`dgc_momentum` with options by path: factor on the rate, decay, and clip of what is not compressed.
+
+    Compressed tensors are clipped by local_grad_clip_norm instead, those for which `clips` says so.
+    """
+    for name, value in (("num_trainers", num_trainers), ("min_numel", min_numel)):
+        if type(value) is not int:
+            raise TypeError(f"{name}: found {value!r}, expected an int")
+        if value < 1:
+            raise ArgumentError(f"{name}: found {value}, expected 1 or more")
+    clip = _local_clip(local_grad_clip_norm, num_trainers)
+
+    def local(path: str) -> LeafOptions:
+        return options(path)._replace(grad_clip=clip if clips(path) else None)
+
+    it = _DGC(learning_rate, rule, levels, num_trainers, axis_name, exchange, min_numel, options, local)
+    if num_trainers == 1:
+        text = "dgc_momentum: found one worker (num_trainers=1), so nothing is compressed: this is momentum"
+        warnings.warn(text, stacklevel=3)
+    return named(GradientTransformation(it.init, it.update), repr(it))
+
+
+def _local_clip(local_grad_clip_norm: Any, workers: int) -> Any:
+    """Of a gradient that is not divided by the number of workers, as Paddle's is: c √N and not c / √N."""
+    if local_grad_clip_norm is None:
+        return None
+    number("local_grad_clip_norm", local_grad_clip_norm)
+    if not isinstance(local_grad_clip_norm, jax.Array) and not local_grad_clip_norm > 0:
+        raise ArgumentError(f"local_grad_clip_norm: found {local_grad_clip_norm}, expected a number above 0")
+    return clip_by_norm(local_grad_clip_norm * workers**0.5)
+
+
+class _DGC:
+    """Not a `Rule`: all tensors share one branch and one buffer, and a worker's slots are not p's shape."""
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        rule: DGCMomentum,
+        warm_up: tuple[int, int, Any],
+        workers: int,
+        axis_name: str,
+        how: str,
+        min_numel: int,
+        options: Callable[[str], LeafOptions],
+        local: Callable[[str], LeafOptions],
+    ):
+        self.momentum = lift(rule, learning_rate, lambda path: (path, options(path).learning_rate))
+        self.levels = levels(*warm_up)
+        if not isinstance(axis_name, str):
+            raise TypeError(f"axis_name: found {axis_name!r}, expected the name of a mesh axis")
+        if how not in ("auto", "sparse", "dense"):
+            raise ArgumentError(f"exchange: found {how!r}, expected 'auto', 'sparse' or 'dense'")
+        self.workers, self.axis_name, self.min_numel, self.options = workers, axis_name, min_numel, options
+        self.exchange = Exchange(axis_name, workers, rule.momentum, rule.use_nesterov, how)
+        # Clip and decay of what is not compressed, and of what is: before the warm-up, and from then on.
+        self.ordinary = per_leaf(lambda path: options(path)._replace(rule=None))
+        self.unclipped = per_leaf(lambda path: options(path)._replace(rule=None, grad_clip=None))
+        self.clipped = per_leaf(lambda path: local(path)._replace(rule=None))
+
+    def __repr__(self) -> str:
+        stages = ", ".join(f"{level.sparsity:g} from step {level.start}" for level in self.levels)
+        return f"dgc_momentum({self.workers} workers on {self.axis_name!r}, sparsity {stages})"
+
+    def init(self, params: Any) -> RuleState:
+        state = self.momentum.init(params)
+        _, leaves, tree = flatten(params)
+        us: list[Any] = tree.flatten_up_to(state.slots[U])
+        vs: list[Any] = [None] * len(us)
+        for i, p in enumerate(leaves):
+            if p is not None and self._is_compressed(p):
+                us[i], vs[i] = (jnp.zeros((self.workers, *jnp.shape(p)), jnp.float32) for _ in (U, V))
+        return state._replace(slots={U: tree.unflatten(us), V: tree.unflatten(vs)})
+
+    def _is_compressed(self, p: Any) -> bool:
+        return self.workers > 1 and jnp.size(p) >= self.min_numel and jnp.result_type(p) == jnp.float32
+
+    def update(self, grads: Any, state: RuleState, params: Any = None, **extra: Any) -> tuple[Any, RuleState]:
+        if params is None:
+            raise ValueError("dgc_momentum needs the parameters: update(grads, state, params)")
+        if not isinstance(state, RuleState) or set(state.slots) != {U, V}:
+            found = f"found {type(state).__name__}, expected the RuleState that its init made"
+            raise TypeError(f"dgc_momentum's state: {found}")
+        paths, leaves, tree = flatten(params)
+        gs = gradients(tree, paths, leaves, grads)
+        us, vs = (align(tree, paths, state.slots[name], f"slot {name}") for name in (U, V))
+        there = [i for i, g in enumerate(gs) if g is not None]
+        if not there:
+            return grads, state
+        self._check_axis([(paths[i], gs[i]) for i in there])
+        rate, source = state.learning_rate, self.momentum.source
+        if callable(source.learning_rate):
+            rate = jnp.asarray(source._rate(state.count), rate.dtype)
+
+        plain = [i for i in there if vs[i] is None]
+        prepared = _prepared(self.ordinary, params, tree, plain, self._means([gs[i] for i in plain]))
+        before = state._replace(learning_rate=rate, slots={U: tree.unflatten(us)})
+        updates, after = self.momentum.update(tree.unflatten(prepared), before, params)
+        updates, us = tree.flatten_up_to(updates), tree.flatten_up_to(after.slots[U])
+
+        compressed = [i for i in there if vs[i] is not None]
+        for i in compressed:
+            _check_local(paths[i], gs[i], us[i], vs[i])
+        g, u, v = ([x[i] for i in compressed] for x in (gs, us, vs))
+        all_sent = self._sent(params, tree, compressed, g, u, v, state.count)
+        for i, sent in zip(compressed, all_sent, strict=True):
+            k = rate * jnp.asarray(self.options(path_name(paths[i])).learning_rate, rate.dtype)
+            updates[i] = -k.astype(jnp.float32) * sent.direction
+            us[i], vs[i] = sent.u[None], sent.v[None]
+        slots = {U: tree.unflatten(us), V: tree.unflatten(vs)}
+        count = state.count + jnp.ones_like(state.count)
+        return tree.unflatten(updates), RuleState(count, rate, state.shared, slots)
+
+    def _means(self, gs: Arrays) -> Arrays:
+        """Of one worker they are the same; inside shard_map they must also be typed so."""
+        if self.workers > 1:
+            return self.exchange.mean(gs)
+        return [lax.pmean(g, self.axis_name) if _varies(g, self.axis_name) else g for g in gs]
+
+    def _sent(
+        self, params: Any, tree: Any, at: list[int], gs: Arrays, us: Arrays, vs: Arrays, count: jax.Array
+    ) -> list[Sent]:
+        """One branch per level around all compressed tensors: what is sent really shrinks with the level."""
+        if not at:
+            return []
+        gs = [g.astype(jnp.float32) for g in gs]
+        us, vs = ([x[0] for x in xs] for xs in (us, vs))
+
+        def dense(gs: Arrays, us: Arrays, vs: Arrays) -> list[Sent]:
+            prepared = _prepared(self.unclipped, params, tree, at, gs)
+            return self.exchange.dense([prepared[i] for i in at], us, vs)
+
+        def sparse(sparsity: float, gs: Arrays, us: Arrays, vs: Arrays) -> list[Sent]:
+            prepared = _prepared(self.clipped, params, tree, at, gs)
+            return self.exchange.sparse(sparsity, [prepared[i] for i in at], us, vs)
+
+        branches = [functools.partial(sparse, level.sparsity) for level in self.levels]
+        starts = [level.start for level in self.levels]
+        if starts[0] == 0:
+            starts = starts[1:]
+        else:
+            branches = [dense, *branches]
+        if not starts:
+            return branches[0](gs, us, vs)
+        index = jnp.sum(count >= jnp.asarray(starts, count.dtype), dtype=jnp.int32)
+        return lax.switch(index, branches, gs, us, vs)
+
+    def _check_axis(self, gradients: list[tuple[Any, Any]]) -> None:
+        """The axis has the right size, and gradients differ along it; one worker needs no axis."""
+        axis = self.axis_name
+        try:
+            size = lax.axis_size(axis)
+        except NameError:
+            if self.workers == 1:
+                return
+            expected = f"expected it inside jax.shard_map over the axis {axis!r}, as in make_step"
+            raise RuntimeError(f"dgc_momentum's update: found outside, {expected}") from None
+        if size != self.workers:
+            found = f"found {self.workers}, expected {size}, the size of the axis {axis!r}"
+            raise ValueError(f"dgc_momentum's num_trainers: {found}")
+        if size > 1 and _varies(
+            lax.axis_index(axis), axis
+        ):  # else shard_map was told not to check what varies
+            for path, g in gradients:
+                if not _varies(g, axis):
+                    found = f"found a gradient that is the same on all workers of {axis!r}"
+                    expected = "expected each worker's own: jax.grad sums over them, use local_grads"
+                    raise ValueError(f"at {path_name(path)}: {found}, {expected}")
+
+
+def _prepared(clip_and_decay: Any, params: Any, tree: Any, at: list[int], gs: Arrays) -> list[Any]:
+    """The gradients of some leaves, clipped and decayed, each in the place of its leaf among Nones."""
+    grads: list[Any] = [None] * tree.num_leaves
+    for i, g in zip(at, gs, strict=True):
+        grads[i] = g
+    changed, _ = clip_and_decay.update(tree.unflatten(grads), clip_and_decay.init(params), params)
+    return tree.flatten_up_to(changed)
+
+
+def _varies(x: Any, axis: str) -> bool:
+    return axis in jax.typeof(x).mat.varying
+
+
+def _check_local(path: Any, g: Any, u: Any, v: Any) -> None:
+    expected = (1, *jnp.shape(g))
+    for name, slot in ((U, u), (V, v)):
+        if jnp.shape(slot) != expected:
+            found = f"{name} has shape {jnp.shape(slot)}, expected this worker's, {expected}"
+            raise ValueError(f"at {path_name(path)}: {found}; give shard_map the specs of state_specs(state)")

@@ -1,0 +1,370 @@
+"""Paddle's DGCMomentumOptimizer: deep gradient compression behind `minimize`."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ..clip import ClipGradByNorm
+from ..hyper import ArgumentError
+from ..optimizer.arguments import ParametersError, check_program
+from ..optimizer.entries import Entries, counter
+from ..optimizer.loss import Call, Loss
+from ..optimizer.optimizer import Optimizer, Pairs
+from ..optimizer.parameter import ZEROS, Parameter
+from ..optimizer.plan import OWN
+from ..regularizer import as_regularizer
+from ..rule import RuleState
+from ..transform import apply_updates, set_learning_rate
+from ..trees import path_name
+from .compression import DGCMomentum, U, V
+from .data_parallel import (
+    for_workers,
+    init_on_mesh,
+    is_on_mesh,
+    local_grads,
+    mesh_of_workers,
+    on_mesh,
+    placed,
+    split_batch,
+    state_on_mesh,
+    state_specs,
+)
+from .dgc import MIN_NUMEL, compressed_momentum
+
+Arrays = dict[int, jax.Array]  # values of Parameters by position
+COUNTER = "__g_dgc_counter__"  # Paddle's name for the number of steps
+
+
+class DGCMomentumOptimizer(Optimizer):
+    """Paddle's DGCMomentumOptimizer, see `dgc_momentum`: `minimize` trains on all workers at once.
+
+    The workers are the devices of `axis_name` of `mesh`, by default all devices there are. The arrays among
+    the arguments of the loss are the batch: each is split along its leading dimension, which the number of
+    workers must divide, and each worker sees its part. Numbers, 0-d arrays (a random key too) and Parameters
+    are the same on all. The loss is the mean of the workers' losses, and each leaf of `.aux` has a leading
+    axis of workers. Gradients stay on their workers, so `.grad` is left alone and, with several workers,
+    `backward`, `step` and `apply_gradients` raise an error. On one worker it is Momentum, and warns.
+
+    `local_grad_clip_norm` (1.6) clips compressed tensors only; `grad_clip` (1.8), a ClipGradByNorm, the
+    others too, and needs num_trainers. `regularization` is a number (L2) or a regularizer; a Parameter's own
+    takes its place.
+
+    `state_dict()` has u and v of all workers, with a leading axis. Loaded for another number of workers, each
+    gets the mean of all: what was not sent yet will be.
+
+    >>> params = paddle.parameters({"w": jnp.zeros((128, 128))})
+    >>> opt = DGCMomentumOptimizer(0.1, 0.9, rampup_begin_step=0, sparsity=[0.999], parameter_list=params)
+    >>> @paddle.loss
+    ... def mse(params, x):
+    ...     return jnp.mean((x @ params["w"] - 1) ** 2)
+    >>> loss = mse(params, jnp.eye(128))
+    >>> _ = opt.minimize(loss)
+    >>> print(float(loss), int((params["w"].value != 0).sum()))  # 16 of 16384 from each of 8 workers
+    1.0 128
+    """
+
+    _argument = "parameter_list"
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        momentum: Any,
+        rampup_begin_step: int,
+        rampup_step: int = 1,
+        sparsity: Any = (0.999,),
+        use_nesterov: bool = False,
+        local_grad_clip_norm: Any = None,
+        num_trainers: int | None = None,
+        regularization: Any = None,
+        name: str | None = None,
+        *,
+        parameter_list: Any = None,
+        grad_clip: Any = None,
+        mesh: Mesh | None = None,
+        axis_name: str = "data",
+    ):
+        if isinstance(parameter_list, list | tuple) and any(isinstance(g, Mapping) for g in parameter_list):
+            raise ParametersError(
+                "parameter_list: found group dicts, expected Parameters or a tree of arrays"
+            )
+        rule = DGCMomentum(momentum, use_nesterov)
+        decay = as_regularizer("regularization", regularization)
+        # By name: a subclass may have another base between, with arguments of its own.
+        Optimizer.__init__(self, learning_rate, parameter_list, decay, grad_clip, name, rule=rule)
+        if grad_clip is not None:
+            local_grad_clip_norm = _limit(grad_clip, local_grad_clip_norm, num_trainers)
+            clipped = [o.grad_clip is not None for o in self._options]
+        else:
+            clipped = [p.need_clip for p in self._parameters]
+        self.mesh = mesh_of_workers(mesh, axis_name, num_trainers)
+        self.axis_name = axis_name
+        self._workers = 1 if self.mesh is None else self.mesh.shape[axis_name]
+        self._tx = compressed_momentum(
+            0.0,  # the rate in force is put into the state at every step
+            rule,
+            levels=(rampup_begin_step, rampup_step, sparsity),
+            local_grad_clip_norm=local_grad_clip_norm,
+            num_trainers=self._workers,
+            axis_name=axis_name,
+            exchange="auto",
+            min_numel=MIN_NUMEL,
+            options=lambda path: self._options[int(path)],
+            clips=lambda path: clipped[int(path)],
+        )
+        self._state: RuleState | None = None
+        self._compiled_update = jax.jit(self._update, donate_argnums=(0, 1))
+        self._compiled_step = jax.jit(self._step, static_argnums=0, donate_argnums=(1, 2))
+
+    # ------------------------------------------------------------------ one step
+
+    def minimize(  # type: ignore[override]
+        self,
+        loss: Any,
+        startup_program: None = None,
+        parameter_list: Any = None,
+        no_grad_set: Any = None,
+        grad_clip: Any = None,
+    ) -> tuple[list[Any], Pairs]:
+        """Every worker's gradient of its part of the batch, exchange and step, in one compiled program.
+
+        Returns `([], [(parameter, gradient), ...])`; with several workers no gradient leaves its worker, and
+        each is None. `grad_clip` must be None: the clip is the constructor's.
+        """
+        if grad_clip is not None:
+            raise TypeError(f"minimize's grad_clip: found {grad_clip!r}, expected it in the constructor")
+        if self.mesh is None:
+            return [], self._minimize(loss, startup_program, parameter_list, no_grad_set)
+        check_program(startup_program)
+        if not isinstance(loss, Loss):
+            expected = "expected what a @paddle.loss function returned: its arrays are split over the workers"
+            raise ArgumentError(f"loss: found {type(loss).__name__}, {expected}")
+        if loss.ran_backward:
+            raise RuntimeError(
+                "minimize: found a loss whose backward ran, expected one that did not: "
+                "its gradients are sums over all workers, which cannot be compressed any more"
+            )
+        if not loss.is_current():
+            raise RuntimeError(
+                "minimize: found a loss built before its parameters changed; call its function again"
+            )
+        chosen = self._selected("parameter_list", parameter_list, self._parameters)
+        excluded = self._selected("no_grad_set", no_grad_set, [])
+        mine = {p for p in loss.parameters if p in chosen and p not in excluded}
+        self._run(self.mesh, loss, mine)
+        return [], [(p, None) for p in self._parameters if p in mine]
+
+    def backward(  # type: ignore[override]
+        self,
+        loss: Any,
+        startup_program: None = None,
+        parameter_list: Any = None,
+        no_grad_set: Any = None,
+        callbacks: Any = None,
+    ) -> Pairs:
+        """As `Optimizer.backward`, on one worker."""
+        self._check_alone("backward")
+        return super().backward(loss, startup_program, parameter_list, no_grad_set, callbacks)
+
+    def step(self) -> None:
+        """As `Optimizer.step`, on one worker."""
+        self._check_alone("step")
+        super().step()
+
+    def apply_gradients(self, params_grads: Iterable[tuple[Parameter, Any]]) -> list[Any]:
+        """As `Optimizer.apply_gradients`, on one worker."""
+        self._check_alone("apply_gradients")
+        return super().apply_gradients(params_grads)
+
+    def _check_alone(self, method: str) -> None:
+        if self._workers > 1:
+            raise RuntimeError(
+                f"{method}: found {self._workers} workers, expected one; use minimize(loss), where every "
+                "worker compresses its own gradient and none is ever the sum of all"
+            )
+
+    def _fuses(self, loss: Loss) -> bool:
+        return False  # one worker: backward, then _apply
+
+    def _apply(self, grads: list[Any], grad_clip: Any = OWN) -> None:
+        rate = self._rate_for_step()
+        with self._whole_step():
+            if all(g is None for g in grads):
+                return
+            grads = [p.grad if g is ZEROS else g for p, g in zip(self._parameters, grads, strict=True)]
+            values = [p.take() for p in self._parameters]
+            values, self._state = self._compiled_update(values, self._state_for(values), grads, rate)
+            for p, value in zip(self._parameters, values, strict=True):
+                p.put(value)
+
+    def _update(self, values: list[Any], state: RuleState, grads: list[Any], rate: Any) -> Any:
+        updates, state = self._tx.update(grads, set_learning_rate(state, rate), values)
+        return apply_updates(values, updates), state
+
+    def _run(self, mesh: Mesh, loss: Loss, mine: set[Parameter]) -> None:
+        """Forward, backward, exchange and update of all workers as one program."""
+        rate = self._rate_for_step()
+        fixed, split = self._split(mesh, loss)
+        with self._whole_step():
+            for p in self._parameters:
+                if not is_on_mesh(p._value, mesh):
+                    p.put(on_mesh(p.take(), mesh, self.axis_name))
+            everyone = list(dict.fromkeys([*self._parameters, *loss.parameters]))
+            trained = {i: p.take() for i, p in enumerate(everyone) if p in mine}
+            # Frozen ones are not donated: `fixed` has the same arrays.
+            kept = {i: p._value for i, p in enumerate(everyone) if p not in mine}
+            kept = jax.tree.map(lambda x: placed(x, NamedSharding(mesh, PartitionSpec())), kept)
+            state = self._state_for([p._value for p in self._parameters])
+            static = Program(mesh, loss.call, tuple(everyone.index(p) for p in loss.parameters), split)
+            trained, self._state, result = self._compiled_step(static, trained, state, kept, fixed, rate)
+            for i, value in trained.items():
+                everyone[i].put(value)
+        loss._result, loss.ran_backward, loss.fixed = result, True, []
+
+    def _step(
+        self, static: "Program", trained: Arrays, state: RuleState, kept: Arrays, fixed: list[Any], rate: Any
+    ) -> tuple[Arrays, RuleState, Any]:
+        axis, everywhere = self.axis_name, PartitionSpec()
+        own = PartitionSpec(axis)
+
+        def worker(trained: Arrays, state: RuleState, kept: Arrays, fixed: list[Any], rate: Any) -> Any:
+            def of(trained: Arrays) -> Any:
+                given = {**kept, **trained}
+                return static.call([given[i] for i in static.places], fixed)
+
+            (loss, aux), grads = local_grads(of, axis, has_aux=True)(trained)
+            count = len(self._parameters)
+            values = [{**kept, **trained}[i] for i in range(count)]
+            values, state = self._update(values, state, [grads.get(i) for i in range(count)], rate)
+            aux = jax.tree.map(lambda x: jnp.asarray(x)[None], aux)
+            return {i: values[i] for i in trained}, state, (lax.pmean(loss, axis), aux)
+
+        specs = state_specs(state, axis)
+        parts = [own if s else everywhere for s in static.split]
+        return jax.shard_map(
+            worker,
+            mesh=static.mesh,
+            in_specs=(everywhere, specs, everywhere, parts, everywhere),
+            out_specs=(everywhere, specs, (everywhere, own)),
+            axis_names={axis},
+        )(trained, state, kept, fixed, rate)
+
+    def _split(self, mesh: Mesh, loss: Loss) -> tuple[list[Any], tuple[bool, ...]]:
+        """What the loss is given beside Parameters: the batch split over the workers, all else whole."""
+        frozen = {id(p._value) for p in self._parameters}
+        paths = jax.tree_util.tree_flatten_with_path(loss.call.tree.unflatten(range(len(loss.call.places))))[
+            0
+        ]
+        names = [path_name(path[1:]) for path, i in paths if loss.call.places[i][0] == "fixed"]
+        split = tuple(jnp.ndim(x) > 0 and id(x) not in frozen for x in loss.fixed)
+        batch = {f"argument {n}": x for n, x, s in zip(names, loss.fixed, split, strict=True) if s}
+        if not batch:
+            function = getattr(loss.call.function, "__name__", "the loss function")
+            raise ArgumentError(
+                f"{function}: found no arrays among its arguments, expected the batch, which is split over "
+                "the workers"
+            )
+        parts = split_batch(batch, mesh, self.axis_name)
+        whole = NamedSharding(mesh, PartitionSpec())
+        return [
+            parts[f"argument {n}"] if s else placed(x, whole)
+            for n, x, s in zip(names, loss.fixed, split, strict=True)
+        ], split
+
+    def _state_for(self, values: list[Any]) -> RuleState:
+        if self._state is None:
+            return (
+                self._tx.init(values)
+                if self.mesh is None
+                else init_on_mesh(self._tx, values, self.mesh, self.axis_name)
+            )
+        return self._state
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of u and v under Paddle's names, the number of steps, and `LR_Scheduler`; empty before any
+        step."""
+        entries: dict[str, Any] = {}
+        if self._state is not None:
+            for name in (U, V):
+                owned = zip(self._owners(), self._state.slots[name], strict=True)
+                entries |= {f"{owner}_{name}_0": jnp.copy(x) for owner, x in owned if x is not None}
+            entries[COUNTER] = counter(self._state.count)
+        return {**entries, **super().state_dict()}
+
+    def set_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
+        """As `Optimizer.set_state_dict`, also of another number of workers.
+
+        What several workers have not sent yet has no place on one: take the `_dgc_v_` entries out to drop it.
+        """
+        rest: dict[str, Any] = dict(Entries(state_dict).rest)
+        problems: list[str] = []
+        self._taken_schedule(rest, problems)
+        entries = Entries(rest)
+        entries.problems += problems
+        state = self._read(entries, strict) if rest or self._state is not None else None
+        entries.close()
+        super().set_state_dict({k: x for k, x in state_dict.items() if k not in rest}, strict)
+        self._state = state
+
+    def _read(self, entries: Entries, strict: bool) -> RuleState | None:
+        """The state that the entries describe; None if the problems say why there is none."""
+        values = [p._value for p in self._parameters]
+        shapes = {
+            re.sub(r"_\d+$", "", k): jnp.shape(x) for k, x in entries.rest.items() if isinstance(k, str)
+        }
+        state = self._tx.init(values)
+        slots: dict[str, list[Any]] = {U: [], V: []}
+        for owner, p, u, v in zip(self._owners(), values, state.slots[U], state.slots[V], strict=True):
+            keys = [f"{owner}_{name}_0" for name in (U, V)]
+            shape = shapes.get(keys[0][:-2], p.shape)
+            by_worker = len(shape) > p.ndim and shape[1:] == p.shape  # else of one worker, which keeps no v
+            if not strict and not any(map(entries.has, keys)):
+                found = [u, v]
+            elif v is None:
+                found = [entries.take(keys[0], shape if by_worker else p.shape, u.dtype), None]
+                if by_worker and found[0] is not None:
+                    found = [jnp.mean(found[0], axis=0), None]
+            else:
+                at = shape if by_worker else p.shape
+                found = [entries.take(keys[0], at, u.dtype), entries.take(keys[1], at, v.dtype, by_worker)]
+                found = [x if x is None or by_worker else x[None] for x in found]
+                found = [
+                    zero if x is None else for_workers(x, self._workers)
+                    for x, zero in zip(found, (u, v), strict=True)
+                ]
+            slots[U].append(found[0])
+            slots[V].append(found[1])
+        count = entries.scalar(COUNTER)
+        if entries.problems or count is None:
+            return None
+        state = state._replace(count=jnp.asarray(count, jnp.int32), slots=slots)
+        return state if self.mesh is None else state_on_mesh(state, values, self.mesh, self.axis_name)
+
+    load_state_dict = set_state_dict
+    set_dict = set_state_dict
+
+
+class Program(NamedTuple):
+    """What decides which program a step is."""
+
+    mesh: Mesh
+    call: Call
+    places: tuple[int, ...]  # of the loss's Parameters among all there are
+    split: tuple[bool, ...]
+
+
+def _limit(grad_clip: Any, local_grad_clip_norm: Any, num_trainers: Any) -> Any:
+    """The clip of compressed tensors, as Paddle 1.8 is told it."""
+    if not isinstance(grad_clip, ClipGradByNorm):
+        raise TypeError(f"grad_clip: found {grad_clip!r}, expected a ClipGradByNorm")
+    if local_grad_clip_norm is not None:
+        raise ArgumentError("grad_clip: found beside local_grad_clip_norm, expected one or the other")
+    if type(num_trainers) is not int:
+        raise TypeError(f"num_trainers: found {num_trainers!r}, expected an int beside grad_clip")
+    return grad_clip.clip_norm

@@ -1,0 +1,129 @@
+"""The update of parameters that live on the places of a pipeline's stages: by a transformation, or by a
+Paddle-style optimizer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..hyper import ArgumentError
+from ..optimizer.optimizer import Optimizer
+from ..optimizer.plan import OWN, Plan
+from ..transform import apply_updates, chain
+from .pipeline_processes import homes_of_state
+from .placed import Placed
+from .transfer import home, put
+
+
+def mean(params: Sequence[Any], sums: Sequence[list[Any]], count: int) -> list[Any]:
+    """Per stage the tree of mean gradients, in the parameters' dtypes."""
+    grads = []
+    for tree, leaves in zip(params, sums, strict=True):
+        pairs = zip(jax.tree.leaves(tree), leaves, strict=True)
+        means = [(s / count).astype(p.dtype) for p, s in pairs]
+        grads.append(jax.tree.unflatten(jax.tree.structure(tree), means))
+    return grads
+
+
+def put_like(new: Any, old: Any) -> Any:
+    """Arrays where those before them were: a 0-d parameter may have been updated elsewhere."""
+
+    def back(x: Any, before: Any) -> Any:
+        device = home(before)
+        return x if device is None else put(x, device)
+
+    return jax.tree.map(back, new, old)
+
+
+class TreeUpdate:
+    """One update by a transformation that sees the list of all stages' trees, wherever they are."""
+
+    def __init__(self, tx: Any, first: Any, count: int):
+        self.tx, self.count = chain(tx), count
+        self._whole, self._stage = Placed(self._mean_step, first), jax.jit(self._step)
+
+    def init(self, params: list[Any]) -> Any:
+        return self.tx.init(params)[0]
+
+    def init_apart(self, params: list[Any], places: Sequence[Any]) -> Any:
+        """The state for stages in several processes; here are the values of all."""
+        owners = homes_of_state(self.init, params, _only)
+        return jax.tree.map(lambda x, s: put(x, places[s]), self.init(params), owners)
+
+    def init_stages(self, params: list[Any]) -> list[Any]:
+        """A state for each stage, which sees the others' leaves as None."""
+        self._check_apart(params)
+        return [self.init(_only(params, s)) for s in range(len(params))]
+
+    def step(self, params: list[Any], state: Any, sums: list[Any]) -> tuple[list[Any], Any]:
+        return put_like(self._whole(params, state, sums), (params, state))
+
+    def step_stage(self, trees: list[Any], stage: int, params: Any, state: Any, grads: list[Any]) -> Any:
+        """The update of one stage; `trees` are the parameters of all, for their structure."""
+        tree = jax.tree.unflatten(jax.tree.structure(params), grads)
+        params, state = self._stage(_at(trees, stage, params), state, _at(trees, stage, tree))
+        return params[stage], state
+
+    def _mean_step(self, params: list[Any], state: Any, sums: list[Any]) -> tuple[list[Any], Any]:
+        return self._step(params, state, mean(params, sums, self.count))
+
+    def _step(self, params: list[Any], state: Any, grads: list[Any]) -> tuple[list[Any], Any]:
+        updates, (state,) = self.tx.update(grads, (state,), params)
+        return apply_updates(params, updates), state
+
+    def _check_apart(self, params: list[Any]) -> None:
+        state, grads = self.init(params), jax.tree.map(jnp.zeros_like, params)
+        check_apart(lambda grads, params, state: self._step(params, state, grads)[0], grads, params, state)
+
+
+def check_apart(function: Any, grads: list[Any], *others: Any) -> None:
+    """Refuse an update (grads, ...) -> list of trees in which a stage depends on other stages' gradients."""
+    tags = [frozenset([s]) for s, tree in enumerate(grads) for _ in jax.tree.leaves(tree)]
+    tags += [frozenset()] * len(jax.tree.leaves(others))
+    for s, tree in enumerate(Placed(function, None).sources(tags, grads, *others)):
+        foreign = frozenset().union(*jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, frozenset))) - {s}
+        if foreign:
+            raise ArgumentError(
+                f"optimizer: found one whose update of stage {s} depends on gradients of stage "
+                f"{min(foreign)}, through a global norm for example, expected one that treats stages apart, "
+                "since with mode='async' each is updated by itself; mode='sync' takes any"
+            )
+
+
+def _only(trees: list[Any], stage: int) -> list[Any]:
+    return _at(trees, stage, trees[stage])
+
+
+def _at(trees: list[Any], stage: int, value: Any) -> list[Any]:
+    """The value as one stage's tree, None at the leaves of the others, so that paths stay what they are."""
+    return [value if s == stage else jax.tree.map(lambda _: None, t) for s, t in enumerate(trees)]
+
+
+class ObjectUpdate:
+    """The step of a Paddle-style optimizer whose Parameters are on different devices.
+
+    It runs the optimizer's own compiled step, equation by equation where the arrays are, and leaves values,
+    accumulators and the schedule as `optimizer.step()` would.
+    """
+
+    def __init__(self, optimizer: Optimizer, first: Any):
+        self.optimizer, self.first = optimizer, first
+        self._placed: dict[Plan, Placed] = {}
+
+    def step(self) -> None:
+        """Update every Parameter that has a gradient."""
+        opt = self.optimizer
+        grads = [None if p.stop_gradient else p.grad for p in opt._parameters]
+        rate = opt._rate_for_step()
+        with opt._whole_step():
+            plan = opt._plan(tuple(g is not None for g in grads), OWN)
+            if plan is None:
+                return
+            alive = set(opt._plans.values())
+            self._placed = {p: placed for p, placed in self._placed.items() if p in alive}
+            placed = self._placed.setdefault(plan, Placed(plan._step, self.first))
+            values, state = [p._value for p in plan.parameters], plan.state(opt._masters)
+            ordered = [grads[i] for i in plan.order]
+            values, state = put_like(placed(values, state, ordered, plan.rate(rate)), (values, state))
+            plan.store(values, state, opt._masters)

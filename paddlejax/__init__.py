@@ -1,4 +1,24 @@
-"""PaddlePaddle's optimizers for JAX: the same numbers, optax's protocol, Paddle's objects."""
+"""PaddlePaddle's optimizers for JAX: the same numbers, optax's protocol, Paddle's objects.
+
+Functions, as in optax: `sgd`, `momentum`, `adam`, `adamw`, `lamb`, `lars_momentum`, ... each return an
+(init, update) pair; `chain`, `by_path`, the clips and decays, `with_master_weights`, `accumulate_gradients`,
+`lookahead`, `exponential_moving_average`, `skip_nonfinite` go around them; `apply_updates`,
+`set_learning_rate`, `get_learning_rate` go with them. `lift` makes an optimizer of a `rule` of your own.
+
+Objects, as in Paddle: `Parameter`, `parameters`, `loss` and
+
+- `optimizer`     2.x: SGD, Momentum, Adam, AdamW, Lamb, LBFGS, ..., and `optimizer.lr`, its schedulers
+- `fluid`         1.x: `fluid.optimizer`, `fluid.clip`, `fluid.regularizer`, `fluid.dygraph`
+- `incubate`, `static`, `amp`, `nn`, `regularizer`     wrappers, averages, GradScaler, clips, decays
+
+Beside both:
+
+- `schedules`     learning rates as functions of the count
+- `sparse`        `embedding`, `value_and_grad`: gradients that are `SelectedRows`
+- `checkpoint`    `load`, `save`, `load_optimizer`: Paddle's files; `python -m paddlejax inspect FILE`
+- `distributed`   `dgc_momentum`, `PipelineOptimizer`, `zero1`, `launch`
+- `rules`         the update rules themselves, one tensor each
+"""
 
 from . import (
     amp,

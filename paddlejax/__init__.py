@@ -38,6 +38,7 @@ from .accumulate import accumulate_gradients
 from .average import exponential_moving_average, lookahead, model_average
 from .checkpoint import load, save
 from .clip import clip_by_global_norm, clip_by_norm, clip_by_value
+from .cpu_fusion import enable_cpu_fusion
 from .distributed import dgc_momentum
 from .interop import as_optax
 from .lbfgs import lbfgs
@@ -45,6 +46,7 @@ from .loss_scale import dynamic_loss_scale, loss_scale, skip_nonfinite
 from .master import with_master_weights
 from .optimizer.loss import Loss, loss
 from .optimizer.parameter import ParamAttr, Parameter, parameters, values
+from .packing import Packed, pack
 from .paths import by_path
 from .regularizer import l1_decay, l2_decay
 from .rule import GradientTransformation, Rule, RuleState, lift, rule
@@ -73,6 +75,7 @@ from .transform import apply_updates, chain, get_learning_rate, identity, set_le
 __all__ = [
     "GradientTransformation",
     "Loss",
+    "Packed",
     "ParamAttr",
     "Parameter",
     "Rule",
@@ -99,6 +102,7 @@ __all__ = [
     "distributed",
     "dpsgd",
     "dynamic_loss_scale",
+    "enable_cpu_fusion",
     "exponential_moving_average",
     "fluid",
     "ftrl",
@@ -120,6 +124,7 @@ __all__ = [
     "nadam",
     "nn",
     "optimizer",
+    "pack",
     "parameters",
     "radam",
     "regularizer",

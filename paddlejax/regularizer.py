@@ -38,7 +38,7 @@ class WeightDecayRegularizer:
                 raise ValueError(f"{type(self).__name__} needs the parameters: update(grads, state, params)")
             return pair.update(grads, state, params)
 
-        return named(GradientTransformation(pair.init, update), str(self))
+        return named(GradientTransformation(pair.init, update), str(self), self.packs)
 
     def _dense(self, g: SelectedRows) -> jax.Array:
         if not self._warned:
@@ -51,6 +51,7 @@ class WeightDecayRegularizer:
         return g.to_dense()
 
     _warned = False
+    packs = False  # whether to tensors laid end to end it does what it does to each
 
     def transformation(self) -> GradientTransformation:
         """The same as functions: always one object, so that its leaves are done together."""
@@ -67,6 +68,8 @@ class L1Decay(WeightDecayRegularizer):
     L1Decay, coeff=0.100000
     """
 
+    packs = True
+
     def term(self, p):
         return jnp.asarray(self.coeff, p.dtype) * jnp.sign(p)
 
@@ -77,6 +80,8 @@ class L2Decay(WeightDecayRegularizer):
     >>> print(str(L2Decay(0.1)))
     L2Decay, coeff=0.100000
     """
+
+    packs = True
 
     def term(self, p):
         return jnp.asarray(self.coeff, p.dtype) * p

@@ -27,10 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .cpu_fusion import cpu_fusion_is_on, single_pass
+from .cpu_fusion import cpu_fusion_is_on, refuse_rows, single_pass
 from .hyper import ArgumentError, Interval, Predicate, number
 from .selected_rows import SelectedRows
-from .trees import align, beside, compute_dtype, flatten, gradients, path_name, varying
+from .trees import align, beside, compute_dtype, flatten, gradients, path_name
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=type)
@@ -81,6 +81,7 @@ class Rule:
     """The mathematics of one optimizer on one tensor: no trees, casts, masks or schedules.
 
     A subclass is declared with `@rule`: its float fields are data (they may be traced), all others static.
+    One whose step mixes elements, as by a norm, says `elementwise = False`: others' tensors may be packed.
     Use it with `lift(MyRule(), rate)` or, as an object, `optimizer.Optimizer(rate, params, rule=MyRule())`.
 
     >>> @rule
@@ -222,7 +223,7 @@ class _Lift:
         }
         wide = jnp.float64 if jnp.float64 in dtypes else jnp.float32
         count = jnp.zeros((), jnp.int32)
-        scalars = {k: jnp.array(v) for k, v in _cast(self.rule, wide).shared().items()}
+        scalars = {k: jnp.array(v, jnp.result_type(v)) for k, v in _cast(self.rule, wide).shared().items()}
         count, rate, scalars = beside(leaves, (count, jnp.array(self._rate(count), wide), scalars))
         slots = {name: tree.unflatten(column) for name, column in columns.items()}
         return RuleState(count, rate, scalars, slots)
@@ -256,6 +257,7 @@ class _Lift:
             if g is None:
                 continue
             leaf, factor = about[i]
+            compute_dtype(paths[i], p)  # says what is wrong, and where
             slots = {name: column[i] for name, column in columns.items()}
             for name, slot in slots.items():
                 expected = self.rule.slot_shape(name, jnp.shape(p))
@@ -312,15 +314,14 @@ def _step(rule: Rule, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple
     """
     wide = compute_dtype((), p)
     result = _cast(rule, wide).step(*_cast((g, p, k, slots), wide))
+    where = f"{type(rule).__name__}.step"
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
-        raise TypeError(
-            f"{type(rule).__name__}.step: found {result!r}, expected (what to add to p, new slots)"
-        )
+        raise TypeError(f"{where}: found {result!r}, expected (what to add to p, new slots)")
     delta, new = result
     if jnp.shape(delta) != jnp.shape(p) or {k: jnp.shape(s) for k, s in new.items()} != _shapes(slots):
         found = f"a step of shape {jnp.shape(delta)} and slots {_shapes(new)}"
         expected = f"the parameter's {jnp.shape(p)} and {_shapes(slots)}"
-        raise ValueError(f"{type(rule).__name__}.step: found {found}, expected {expected}")
+        raise ValueError(f"{where}: found {found}, expected {expected}")
     if rule.elementwise and p.dtype == wide and cpu_fusion_is_on():
         delta, new = single_pass(lambda x: _cast(rule, wide).step(*_cast(x, wide)), result, (g, p, k, slots))
     return delta.astype(p.dtype), {name: new[name].astype(slot.dtype) for name, slot in slots.items()}
@@ -339,6 +340,8 @@ def check_sparse(rule: Rule, where: str) -> None:
     if rule.sparse is None:
         found = f"found a SelectedRows gradient, which {type(rule).__name__} cannot take"
         raise TypeError(f"{where}: {found}; expected an array, such as its to_dense()")
+    if rule.sparse == "rows" and rule.slots:
+        refuse_rows(where)
 
 
 def _shapes(slots: Slots) -> dict[str, tuple[int, ...]]:
@@ -360,18 +363,6 @@ def _cast(tree: Any, dtype: Any) -> Any:
         )
 
     return jax.tree.map(cast, tree)
-
-
-def squared_norm(x: jax.Array, axis_name: Any = None) -> jax.Array:
-    """Σ x² over the whole tensor, also over the devices of `axis_name`; () of x's dtype.
-
-    Plain sum(x*x): guarding against overflow first costs 15 times as much, and Paddle does not either.
-    """
-    total = jnp.sum(x * x)
-    if axis_name is None:
-        return total
-    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-    return jax.lax.psum(total, varying(total, names))  # a tensor that is whole on every device counts once
 
 
 class Factory(Generic[P]):

@@ -14,10 +14,10 @@ PACKAGE = Path(paddle.__file__).parent
 # A module may import modules of its own layer's left, never to the right. Packages count as one.
 LAYERS = [
     {"line_search", "schedule", "hyper"},
-    {"selected_rows"},
+    {"selected_rows", "cpu_fusion"},
     {"trees"},
     {"norms"},
-    {"schedules", "rule", "sparse"},
+    {"schedules", "rule", "sparse", "packing"},
     {"rules", "transform"},
     {"average", "clip", "lbfgs", "loss_scale", "regularizer"},
     {"accumulate", "paths", "master"},
@@ -105,10 +105,9 @@ KEYWORDS = "parameter_list=None, regularization=None, grad_clip=None, name=None"
 
 
 def bare(signature: inspect.Signature) -> str:
-    """Without annotations and self."""
-    kept = [
-        p.replace(annotation=inspect.Parameter.empty) for n, p in signature.parameters.items() if n != "self"
-    ]
+    """Without annotations, self and what Paddle does not have."""
+    items = signature.parameters.items()
+    kept = [p.replace(annotation=inspect.Parameter.empty) for n, p in items if n not in ("self", "packed")]
     return str(signature.replace(parameters=kept, return_annotation=inspect.Signature.empty))
 
 

@@ -133,3 +133,18 @@ def checked_pairs(params_grads: Any, known: Collection[Parameter]) -> dict[Param
         if g is not None and p.trainable:
             checked[p] = p.check_gradient(g)
     return checked
+
+
+def selected(argument: str, chosen: Any, known: Collection[Parameter]) -> set[Parameter]:
+    """The Parameters that were chosen among those known, by themselves or by name."""
+    by_name = {p.name: p for p in known}
+    members = set(known)
+    if not isinstance(chosen, Iterable):
+        raise TypeError(f"{argument}: found {chosen!r}, expected Parameters or names")
+    found = set()
+    for p in [chosen] if isinstance(chosen, str | Parameter) else chosen:
+        one = by_name.get(p) if isinstance(p, str) else p
+        if not isinstance(one, Parameter) or one not in members:
+            raise ValueError(f"{argument}: {p!r} is not one of this optimizer's: {', '.join(by_name)}")
+        found.add(one)
+    return found

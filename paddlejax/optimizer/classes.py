@@ -21,10 +21,19 @@ class SGD(Optimizer):
         grad_clip: Any = None,
         multi_precision: bool = False,
         name: str | None = None,
+        *,
+        packed: bool = False,
     ):
         rule = rules.SGD()
         super().__init__(
-            learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, masters=multi_precision
+            learning_rate,
+            parameters,
+            weight_decay,
+            grad_clip,
+            name,
+            rule=rule,
+            packed=packed,
+            masters=multi_precision,
         )
 
 
@@ -43,10 +52,19 @@ class Momentum(Optimizer):
         rescale_grad: Any = 1.0,
         use_multi_tensor: bool = False,
         name: str | None = None,
+        *,
+        packed: bool = False,
     ):
         rule = rules.Momentum(momentum, use_nesterov, rescale_grad)
         super().__init__(
-            learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, masters=multi_precision
+            learning_rate,
+            parameters,
+            weight_decay,
+            grad_clip,
+            name,
+            rule=rule,
+            packed=packed,
+            masters=multi_precision,
         )
 
 
@@ -62,9 +80,11 @@ class Adagrad(Optimizer):
         grad_clip: Any = None,
         name: str | None = None,
         initial_accumulator_value: Any = 0.0,
+        *,
+        packed: bool = False,
     ):
         rule = rules.Adagrad(epsilon, initial_accumulator_value)
-        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule)
+        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, packed=packed)
 
 
 class Adadelta(Optimizer):
@@ -79,9 +99,11 @@ class Adadelta(Optimizer):
         weight_decay: Any = None,
         grad_clip: Any = None,
         name: str | None = None,
+        *,
+        packed: bool = False,
     ):
         rule = rules.Adadelta(epsilon, rho)
-        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule)
+        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, packed=packed)
 
 
 class Adam(Optimizer):
@@ -105,10 +127,19 @@ class Adam(Optimizer):
         use_multi_tensor: bool = False,
         amsgrad: bool = False,
         name: str | None = None,
+        *,
+        packed: bool = False,
     ):
         rule = rules.Adam(beta1, beta2, epsilon, amsgrad, lazy_mode=lazy_mode)
         super().__init__(
-            learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, masters=multi_precision
+            learning_rate,
+            parameters,
+            weight_decay,
+            grad_clip,
+            name,
+            rule=rule,
+            packed=packed,
+            masters=multi_precision,
         )
 
 
@@ -136,6 +167,8 @@ class AdamW(Optimizer):
         multi_precision: bool = False,
         amsgrad: bool = False,
         name: str | None = None,
+        *,
+        packed: bool = False,
     ):
         number("weight_decay", weight_decay, "an int or float")
         rule = rules.AdamW(
@@ -147,7 +180,16 @@ class AdamW(Optimizer):
             lr_ratio=lr_ratio,
             apply_decay_param_fun=apply_decay_param_fun,
         )
-        super().__init__(learning_rate, parameters, None, grad_clip, name, rule=rule, masters=multi_precision)
+        super().__init__(
+            learning_rate,
+            parameters,
+            None,
+            grad_clip,
+            name,
+            rule=rule,
+            packed=packed,
+            masters=multi_precision,
+        )
 
 
 class Adamax(Optimizer):
@@ -163,9 +205,11 @@ class Adamax(Optimizer):
         weight_decay: Any = None,
         grad_clip: Any = None,
         name: str | None = None,
+        *,
+        packed: bool = False,
     ):
         rule = rules.Adamax(beta1, beta2, epsilon)
-        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule)
+        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, packed=packed)
 
 
 class NAdam(Optimizer):
@@ -182,9 +226,19 @@ class NAdam(Optimizer):
         weight_decay: Any = None,
         grad_clip: Any = None,
         name: str | None = None,
+        *,
+        packed: bool = False,
     ):
         rule = rules.NAdam(beta1, beta2, epsilon, momentum_decay)
-        super().__init__(refuse_negative(learning_rate), parameters, weight_decay, grad_clip, name, rule=rule)
+        super().__init__(
+            refuse_negative(learning_rate),
+            parameters,
+            weight_decay,
+            grad_clip,
+            name,
+            rule=rule,
+            packed=packed,
+        )
 
 
 class RAdam(Optimizer):
@@ -200,9 +254,19 @@ class RAdam(Optimizer):
         weight_decay: Any = None,
         grad_clip: Any = None,
         name: str | None = None,
+        *,
+        packed: bool = False,
     ):
         rule = rules.RAdam(beta1, beta2, epsilon)
-        super().__init__(refuse_negative(learning_rate), parameters, weight_decay, grad_clip, name, rule=rule)
+        super().__init__(
+            refuse_negative(learning_rate),
+            parameters,
+            weight_decay,
+            grad_clip,
+            name,
+            rule=rule,
+            packed=packed,
+        )
 
 
 class RMSProp(Optimizer):
@@ -219,9 +283,11 @@ class RMSProp(Optimizer):
         weight_decay: Any = None,
         grad_clip: Any = None,
         name: str | None = None,
+        *,
+        packed: bool = False,
     ):
         rule = rules.RMSProp(rho, epsilon, momentum, centered)
-        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule)
+        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, packed=packed)
 
 
 class Rprop(Optimizer):
@@ -236,9 +302,20 @@ class Rprop(Optimizer):
         grad_clip: Any = None,
         multi_precision: bool = False,
         name: str | None = None,
+        *,
+        packed: bool = False,
     ):
         rule = rules.Rprop(learning_rate, learning_rate_range, etas)
-        super().__init__(learning_rate, parameters, None, grad_clip, name, rule=rule, masters=multi_precision)
+        super().__init__(
+            learning_rate,
+            parameters,
+            None,
+            grad_clip,
+            name,
+            rule=rule,
+            packed=packed,
+            masters=multi_precision,
+        )
 
 
 class Lamb(Optimizer):
@@ -257,11 +334,22 @@ class Lamb(Optimizer):
         multi_precision: bool = False,
         always_adapt: bool = False,
         name: str | None = None,
+        *,
+        packed: bool = False,
     ):
         rule = rules.Lamb(
             lamb_weight_decay, beta1, beta2, epsilon, exclude_from_weight_decay_fn, always_adapt
         )
-        super().__init__(learning_rate, parameters, None, grad_clip, name, rule=rule, masters=multi_precision)
+        super().__init__(
+            learning_rate,
+            parameters,
+            None,
+            grad_clip,
+            name,
+            rule=rule,
+            packed=packed,
+            masters=multi_precision,
+        )
 
 
 class ASGD(Optimizer):
@@ -276,10 +364,19 @@ class ASGD(Optimizer):
         grad_clip: Any = None,
         multi_precision: bool = False,
         name: str | None = None,
+        *,
+        packed: bool = False,
     ):
         rule = rules.ASGD(batch_num)
         super().__init__(
-            learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, masters=multi_precision
+            learning_rate,
+            parameters,
+            weight_decay,
+            grad_clip,
+            name,
+            rule=rule,
+            packed=packed,
+            masters=multi_precision,
         )
 
 

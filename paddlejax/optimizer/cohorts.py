@@ -8,7 +8,6 @@ splits it.
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ import numpy as np
 
 from ..rule import Lifted, RuleState
 from ..trees import compute_dtype, is_narrow
+from .packing import Blocks, Layout, joined, parts
 from .parameter import Parameter
 
 
@@ -29,6 +29,12 @@ class StateDictError(ValueError, AssertionError, RuntimeError, KeyError):
     __str__ = Exception.__str__  # KeyError's would quote the message
 
 
+def nearest(key: str, names: Sequence[str]) -> str:
+    """The name most like a missing one, for the message; none among thousands, which would take long."""
+    near = difflib.get_close_matches(key, names, 1, 0.5) if len(names) <= 500 else []
+    return f" (nearest: {near[0]})" if near else ""
+
+
 def raise_if(problems: Sequence[str]) -> None:
     """One error with all that does not fit."""
     if problems:
@@ -37,20 +43,58 @@ def raise_if(problems: Sequence[str]) -> None:
         )
 
 
-@dataclass(eq=False)
 class Cohort:
-    """Parameters, by position, whose scalars agree; every slot is a list in the order of `members`."""
+    """Parameters, by position, whose scalars agree.
 
-    rule: Lifted
-    members: list[int]
-    state: RuleState
+    `stored` is what a step takes of their state, (shared, slots): every slot is a list in the order of
+    `members`, or in that of `blocks`, where the slots of all members of a block are one array.
+    """
+
+    def __init__(self, rule: Lifted, members: list[int], state: RuleState):
+        self.rule, self.members = rule, members
+        self.start = state.count, state.learning_rate  # an object's step counts nothing and is told the rate
+        self.stored: tuple[dict[str, Any], dict[str, Any]] = state.shared, state.slots
+        self.blocks: Blocks | None = None
+        self._layouts: list[Layout | None] = []
+
+    @property
+    def state(self) -> RuleState:
+        """Every slot a list in the order of `members`."""
+        shared, slots = self.stored
+        if self.blocks is not None:
+            slots = {name: self._by_member(slot) for name, slot in slots.items()}
+        return RuleState(*self.start, shared, slots)
+
+    def _by_member(self, slot: list[jax.Array]) -> list[jax.Array]:
+        found: dict[int, Any] = {}
+        for block, layout, x in zip(self.blocks or (), self._layouts, slot, strict=True):
+            found |= zip(block, [x] if layout is None else parts(layout, x), strict=True)
+        return [found[i] for i in self.members]
+
+    def arrange(self, blocks: Blocks | None, layouts: Sequence[Layout | None]) -> None:
+        """Store the slots by these blocks, or by members if there are none."""
+        if blocks == self.blocks:
+            return
+        slots = self.state.slots
+        if blocks is not None:
+            places = {i: j for j, i in enumerate(self.members)}
+            at = [[places[i] for i in block] for block in blocks]
+            slots = {
+                name: [
+                    slot[js[0]] if layout is None else joined(layout, [slot[j] for j in js])
+                    for js, layout in zip(at, layouts, strict=True)
+                ]
+                for name, slot in slots.items()
+            }
+        self.stored, self.blocks, self._layouts = (self.stored[0], slots), blocks, list(layouts)
 
     def split(self, present: Sequence[bool]) -> "list[Cohort]":
         """One cohort for the members that are present and one for the others, if there are both."""
-        parts = [[j for j, i in enumerate(self.members) if present[i] is here] for here in (True, False)]
-        if not all(parts):
+        halves = [[j for j, i in enumerate(self.members) if present[i] is here] for here in (True, False)]
+        if not all(halves):
             return [self]
-        return [Cohort(self.rule, [self.members[j] for j in part], _part(self.state, part)) for part in parts]
+        state = self.state
+        return [Cohort(self.rule, [self.members[j] for j in part], _part(state, part)) for part in halves]
 
 
 def _part(state: RuleState, part: list[int]) -> RuleState:
@@ -63,7 +107,11 @@ def _part(state: RuleState, part: list[int]) -> RuleState:
 def regroup(
     cohorts: list[Cohort], rules: Sequence[Lifted], parameters: Sequence[Parameter], present: Sequence[bool]
 ) -> list[Cohort]:
-    """Cohorts that are wholly present or wholly absent; parameters never seen before start at t = 1."""
+    """Cohorts that are wholly present or wholly absent; parameters never seen before start at t = 1.
+
+    What these are is decided by the state alone, whatever led to it: a training that was interrupted and
+    loaded again runs the same programs, and gets the same bits.
+    """
     cohorts = [part for cohort in cohorts for part in cohort.split(present)]
     known = {i for cohort in cohorts for i in cohort.members}
     fresh: dict[int, list[int]] = {}
@@ -73,7 +121,23 @@ def regroup(
     for members in fresh.values():
         rule = rules[members[0]]
         cohorts.append(Cohort(rule, members, rule.init([parameters[i]._value for i in members])))
-    return cohorts
+    alike: dict[Any, list[Cohort]] = {}
+    for cohort in cohorts:
+        scalars = tuple(np.asarray(x).tobytes() for x in jax.tree.leaves(cohort.stored[0]))
+        alike.setdefault((id(cohort.rule), present[cohort.members[0]], scalars), []).append(cohort)
+    return sorted(map(_merged, alike.values()), key=lambda cohort: cohort.members)
+
+
+def _merged(cohorts: list[Cohort]) -> Cohort:
+    """One cohort of all their members, in order."""
+    if len(cohorts) == 1:
+        return cohorts[0]
+    states = [cohort.state for cohort in cohorts]
+    members = [i for cohort in cohorts for i in cohort.members]
+    order = sorted(range(len(members)), key=members.__getitem__)
+    columns = {name: [x for state in states for x in state.slots[name]] for name in states[0].slots}
+    slots = {name: [column[j] for j in order] for name, column in columns.items()}
+    return Cohort(cohorts[0].rule, [members[j] for j in order], states[0]._replace(slots=slots))
 
 
 def owners_of(parameters: Sequence[Parameter], masters: bool, name: str | None) -> list[str]:
@@ -91,7 +155,7 @@ def state_dict(
         for accumulator, slot in cohort.state.slots.items():
             rows.setdefault(accumulator, {}).update(zip(cohort.members, map(jnp.copy, slot), strict=True))
     for cohort in cohorts:
-        for accumulator, scalar in cohort.state.shared.items():
+        for accumulator, scalar in cohort.stored[0].items():
             full = accumulator in cohort.rule.source.rule.full_shape
             values = [_written(scalar, parameters[i], full) for i in cohort.members]
             rows.setdefault(accumulator, {}).update(zip(cohort.members, values, strict=True))
@@ -146,12 +210,12 @@ def read_state_dict(
             continue
         for k, (shape, dtype) in expected.items():
             if len(keys[k]) == 1:
-                problems += _misfit(keys[k][0], entries[keys[k][0]], shape, dtype)
+                problems += misfit(keys[k][0], entries[keys[k][0]], shape, dtype)
             elif keys[k]:
                 problems.append(f"ambiguous: {' and '.join(keys[k])} are both {k} of {p.name}")
             else:
-                near = difflib.get_close_matches(f"{owners[i]}_{k}_0", names, 1, 0.5)
-                problems.append(f"missing: {owners[i]}_{k}_0" + (f" (nearest: {near[0]})" if near else ""))
+                missing = f"{owners[i]}_{k}_0"
+                problems.append(f"missing: {missing}{nearest(missing, names)}")
         found.append({k: entries[keys[k][0]] for k in expected if keys[k]})
     problems += [f"unexpected: {key}" for keys in by_base.values() for key in keys]
     raise_if(problems)
@@ -171,11 +235,12 @@ def read_masters(
     problems += [f"unexpected: master_weights of {name}" for name in entries if name not in expected]
     there = {name: i for name, i in expected.items() if name in entries}
     for name, i in there.items():
-        problems += _misfit(f"master_weights of {name}", entries[name], parameters[i].shape, np.float32)
+        problems += misfit(f"master_weights of {name}", entries[name], parameters[i].shape, np.float32)
     return {} if problems else {i: jnp.array(entries[name]) for name, i in there.items()}
 
 
-def _misfit(key: str, value: Any, shape: tuple[int, ...], dtype: Any) -> list[str]:
+def misfit(key: str, value: Any, shape: tuple[int, ...], dtype: Any) -> list[str]:
+    """What is wrong with an entry of a state_dict, if anything."""
     if not isinstance(value, jax.Array | np.ndarray):
         return [f"not an array: {key} is {type(value).__name__}"]
     scalar = shape == (1,) and value.shape == ()

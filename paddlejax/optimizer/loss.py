@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +12,12 @@ import numpy as np
 from ..hyper import ArgumentError
 from ..sparse import value_and_grads
 from ..trees import compute_dtype
+from .packing import Trained, Where
 from .parameter import Parameter, inside_loss
 
 
-class Call(NamedTuple):
+@dataclass(frozen=True)
+class Call:
     """The static half of a call: equal calls share a compiled program."""
 
     function: Callable[..., Any]
@@ -23,9 +26,16 @@ class Call(NamedTuple):
     places: tuple[tuple[str, Any], ...]  # per leaf: where its value is, or the value itself if it is static
     tables: tuple[str | None, ...]  # per trained Parameter: its name if only `embedding` may read it
 
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.function, self.has_aux, self.tree, self.places, self.tables))
+
+    def __hash__(self) -> int:
+        return self._hash
+
     def running(self, function: Callable[..., Any]) -> "Call":
         """The same call of another function."""
-        return self._replace(function=function)
+        return replace(self, function=function)
 
     def __call__(self, trained: list[jax.Array], fixed: list[Any]) -> tuple[jax.Array, Any]:
         sources = {"trained": trained, "fixed": fixed}
@@ -55,14 +65,31 @@ def value_and_grad(call: Any, trained: list[jax.Array], fixed: list[Any]) -> tup
     return value_and_grads(lambda leaves: call(leaves, fixed), trained, call.tables)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _forward(call: Call, trained: list[jax.Array], fixed: list[Any]) -> Any:
-    return call(trained, fixed)
+def backward_of(function: Callable[[Any], Any], parameters: Any) -> None:
+    """Gradients of a function of the whole tree, not compiled here: it may be a new one every time."""
+    leaves, tree = jax.tree.flatten(parameters)
+    trained = [i for i, p in enumerate(leaves) if isinstance(p, Parameter) and p.trainable]
+    values = [p._value if isinstance(p, Parameter) else p for p in leaves]
+
+    def of(trained_values: list[jax.Array]) -> tuple[jax.Array, None]:
+        replaced = dict(zip(trained, trained_values, strict=True))
+        loss = function(tree.unflatten([replaced.get(i, v) for i, v in enumerate(values)]))
+        return scalar(f"the loss function {getattr(function, '__name__', '')}", loss), None
+
+    tables = [leaves[i].name if leaves[i].sparse else None for i in trained]
+    _, grads = value_and_grads(of, [values[i] for i in trained], tables)
+    for i, g in zip(trained, grads, strict=True):
+        leaves[i].accumulate(g)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _backward(call: Call, trained: list[jax.Array], fixed: list[Any]) -> Any:
-    return value_and_grad(call, trained, fixed)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _forward(call: Call, where: Where | None, trained: list[jax.Array], fixed: list[Any]) -> Any:
+    return call(trained if where is None else where.spread(trained), fixed)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _backward(call: Call, where: Where | None, trained: list[jax.Array], fixed: list[Any]) -> Any:
+    return value_and_grad(call, trained if where is None else where.spread(trained), fixed)
 
 
 class Loss:
@@ -75,7 +102,7 @@ class Loss:
 
     def __init__(self, call: Call, parameters: list[Parameter], fixed: list[Any]):
         self.call, self.parameters, self.fixed = call, parameters, fixed
-        self.trained = [p._value for p in parameters]
+        self.trained: Any = Trained.of(parameters)
         self.ran_backward = False
         self._result: Any = None
 
@@ -91,21 +118,21 @@ class Loss:
     def done(self, result: Any, grads: list[jax.Array]) -> None:
         """Take what a backward pass computed, here or inside the optimizer's program."""
         self._result, self.ran_backward = result, True
-        self.trained, self.fixed = [], []
+        self.trained, self.fixed = Trained([], None), []
         for p, g in zip(self.parameters, grads, strict=True):
             p.accumulate(g)
 
     def is_current(self) -> bool:
-        return all(p._value is old for p, old in zip(self.parameters, self.trained, strict=True))
+        return self.trained.is_still(self.parameters)
 
     def _run(self, compiled: Any) -> Any:
-        gone = [x for x in (*self.trained, *self.fixed) if isinstance(x, jax.Array) and x.is_deleted()]
-        if gone:
+        given = (*self.trained.arrays, *self.fixed)
+        if any([isinstance(x, jax.Array) and x.is_deleted() for x in given]):
             raise RuntimeError(
                 f"{self._name}: this loss was built before a step moved its parameters and was not computed "
                 "in time; call the loss function again"
             )
-        return compiled(self.call, self.trained, self.fixed)
+        return compiled(self.call, self.trained.where, self.trained.arrays, self.fixed)
 
     def _computed(self) -> Any:
         if self._result is None:
@@ -148,33 +175,56 @@ class LossFunction:
     def __init__(self, function: Callable[..., Any], has_aux: bool):
         functools.update_wrapper(self, function)
         self.function, self.has_aux = function, has_aux
+        self._sorts: dict[Any, _Sorts] = {}  # by the types of the leaves
+        self._recipes: dict[Any, _Recipe] = {}  # by all that a Call depends on
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Loss:
         leaves, tree = jax.tree.flatten((args, kwargs))
+        types = tuple(map(type, leaves))
+        sorts = self._sorts.get(types) or self._sorts.setdefault(types, _sorted(leaves))
+        mine = [leaves[i] for i in sorts.parameters]
+        static = tuple([leaves[i] for i in sorts.static])
+        traits = tuple([p.stop_gradient for p in mine]), tuple([p._traits for p in mine])
+        ties = None if len(set(mine)) == len(mine) else tuple(map(mine.index, mine))
+        key = tree, types, traits, ties, static
+        try:
+            recipe = self._recipes.get(key)
+        except TypeError:
+            for leaf in static:
+                self._check_static(leaf)
+            raise
+        if recipe is None:
+            if len(self._recipes) > 1000:  # one for every value of a static argument
+                self._recipes.clear()
+            recipe = self._recipes[key] = self._recipe(leaves, tree, sorts)
+        fixed = [leaves[i] for i in recipe.fixed]
+        if True in traits[0]:
+            fixed = [x._value if isinstance(x, Parameter) else x for x in fixed]
+        return Loss(recipe.call, [leaves[i] for i in recipe.trained], fixed)
+
+    def _recipe(self, leaves: list[Any], tree: Any, sorts: "_Sorts") -> "_Recipe":
         trained: dict[Parameter, int] = {}
-        fixed: list[Any] = []
-        places = []
-        for leaf in leaves:
-            if isinstance(leaf, Parameter) and leaf.trainable:
+        places: list[tuple[str, Any]] = []
+        at: list[int] = []
+        fixed: list[int] = []
+        for i, leaf in enumerate(leaves):
+            if i in sorts.static:
+                places.append(("static", leaf))
+            elif isinstance(leaf, Parameter) and leaf.trainable:
                 if not leaf.is_real:
                     compute_dtype((jax.tree_util.GetAttrKey(leaf.name),), leaf._value)  # says what is wrong
-                places.append(("trained", trained.setdefault(leaf, len(trained))))
-            elif isinstance(leaf, Parameter | jax.Array | np.ndarray | np.generic) or type(leaf) in (
-                int,
-                float,
-                complex,
-            ):
-                places.append(("fixed", len(fixed)))
-                fixed.append(leaf._value if isinstance(leaf, Parameter) else leaf)
+                if leaf not in trained:
+                    trained[leaf] = len(at)
+                    at.append(i)
+                places.append(("trained", trained[leaf]))
             else:
-                places.append(("static", leaf))
-                self._check_static(leaf)
+                places.append(("fixed", len(fixed)))
+                fixed.append(i)
         tables = tuple(p.name if p.sparse else None for p in trained)
-        call = Call(self.function, self.has_aux, tree, tuple(places), tables)
-        return Loss(call, list(trained), fixed)
+        return _Recipe(Call(self.function, self.has_aux, tree, tuple(places), tables), at, fixed)
 
     def _check_static(self, leaf: Any) -> None:
         try:
@@ -185,6 +235,33 @@ class LossFunction:
             raise TypeError(
                 f"{name}: found an argument {leaf!r} that is not hashable, expected {expected}"
             ) from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_sorts": {}, "_recipes": {}}
+
+
+class _Sorts(NamedTuple):
+    """Which leaves of a call are what; it follows from their types."""
+
+    parameters: list[int]
+    static: list[int]
+
+
+def _sorted(leaves: list[Any]) -> _Sorts:
+    arrays = (Parameter, jax.Array, np.ndarray, np.generic)
+    traced = [isinstance(x, arrays) or type(x) in (int, float, complex) for x in leaves]
+    return _Sorts(
+        [i for i, x in enumerate(leaves) if isinstance(x, Parameter)],
+        [i for i, is_traced in enumerate(traced) if not is_traced],
+    )
+
+
+class _Recipe(NamedTuple):
+    """How a Loss is made of the leaves of a call: each Parameter once, in the order of their first places."""
+
+    call: Call
+    trained: list[int]
+    fixed: list[int]
 
 
 def loss(function: Callable[..., Any] | None = None, *, has_aux: bool = False) -> Any:

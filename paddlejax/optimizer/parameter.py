@@ -1,6 +1,7 @@
 """Parameters as Paddle has them: named cells that hold a value and its gradient."""
 
 import itertools
+import math
 import operator
 import threading
 from collections.abc import Iterator
@@ -118,14 +119,20 @@ class Parameter:
         if not isinstance(sparse, bool):
             raise TypeError(f"Parameter's sparse: found {sparse!r}, expected True or False")
         number("Parameter's learning_rate", attr.learning_rate)
-        self._value = _array(value, f"the value of Parameter {self.name}")
-        if sparse and self._value.ndim < 1:
+        # The value, its own or last read out of the buffer where it lies among others'.
+        self._array: Any = _array(value, f"the value of Parameter {self.name}")
+        self._home: Any = None  # that buffer
+        self._part = 0  # which part of it
+        self._donatable = True  # nobody else holds the array
+        self._shape, self._dtype = self._array.shape, self._array.dtype
+        if sparse and self.ndim < 1:
             raise ValueError(
                 f"Parameter {self.name}: found a scalar with sparse=True, expected a table of rows"
             )
         self._grad: Any = None
-        self.is_real = jnp.issubdtype(self._value.dtype, jnp.floating)
-        self._lent = False  # somebody outside holds the array: it must not be donated
+        self.is_real = jnp.issubdtype(self.dtype, jnp.floating)
+        # What a loss has to know beside stop_gradient: None if it is nothing special.
+        self._traits = (self.is_real, self.name) if sparse or not self.is_real else None
         self._learning_rate, self._need_clip = float(attr.learning_rate), attr.need_clip
         self._sparse = sparse
         self._regularizer = as_regularizer(f"Parameter {self.name}'s regularizer", attr.regularizer)
@@ -160,8 +167,15 @@ class Parameter:
     def value(self) -> jax.Array:
         """The array as it is now; it stays valid after later steps, which leave it as it was."""
         self._check_outside()
-        self._lent = True
+        self._donatable = False
         return self._value
+
+    @property
+    def _value(self) -> jax.Array:
+        """The array, for those who do not keep it."""
+        if self._array is None:
+            self._array = self._home.read(self, self._part)
+        return self._array
 
     def _check_outside(self) -> None:
         name = getattr(_inside, "loss", None)
@@ -182,16 +196,17 @@ class Parameter:
             raise ValueError(
                 f"Parameter {self.name}: found a value of shape {new.shape}, expected {self.shape}"
             )
-        if jnp.iscomplexobj(new) and not jnp.iscomplexobj(self._value):
+        if jnp.iscomplexobj(new) and not jnp.issubdtype(self.dtype, jnp.complexfloating):
             found = f"found a value of dtype {new.dtype}, expected what {self.dtype} can hold"
             raise TypeError(f"Parameter {self.name}: {found}")
-        self._value, self._lent = new.astype(self.dtype), False
+        self.put(new.astype(self.dtype))
 
     @property
     def grad(self) -> Any:
         """The gradient: an array or a SelectedRows; None if there was none, zeros after `clear_grad()`."""
         if self._grad is ZEROS:
-            self._grad = jnp.zeros_like(self._value)
+            packed = self._home is not None  # then the value would have to be cut out
+            self._grad = jnp.zeros(self.shape, self.dtype) if packed else jnp.zeros_like(self._value)
         return self._grad
 
     @grad.setter
@@ -226,30 +241,46 @@ class Parameter:
     clear_gradient = clear_grad
 
     def take(self) -> jax.Array:
-        """The array to donate: a copy if the current one was handed out."""
-        if self._lent:
-            self._value, self._lent = jnp.copy(self._value), False
-        return self._value
+        """The array to donate: a copy if somebody else holds the current one."""
+        if not self._donatable:
+            self.put(jnp.copy(self._value))
+        return self._array
 
     def put(self, value: jax.Array) -> None:
         """The result of a step, which nobody else holds."""
-        self._value, self._lent = value, False
+        self.move(None)
+        self._array, self._donatable = value, True
+
+    def move(self, home: Any, part: int = 0) -> None:
+        """From now on the value lies in this buffer."""
+        if self._home is not None and self._home is not home:
+            self._home.left()
+        self._home, self._part, self._array, self._donatable = home, part, None, False
+
+    def forget(self, home: Any) -> None:
+        """What was read out of this buffer is not the value any more."""
+        if self._home is home:
+            self._array = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy lies by itself."""
+        return {**vars(self), "_array": self._value, "_home": None, "_part": 0, "_donatable": False}
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self._value.shape
+        return self._shape
 
     @property
     def dtype(self) -> Any:
-        return self._value.dtype
+        return self._dtype
 
     @property
     def ndim(self) -> int:
-        return self._value.ndim
+        return len(self._shape)
 
     @property
     def size(self) -> int:
-        return self._value.size
+        return math.prod(self._shape)
 
     def numpy(self) -> np.ndarray:
         return np.array(self._value)
@@ -283,7 +314,8 @@ class Parameter:
 
 def _array(value: Any, what: str) -> jax.Array:
     try:
-        return jnp.array(value.value if isinstance(value, Parameter) else value)
+        array = jnp.array(value.value if isinstance(value, Parameter) else value)
+        return array.astype(array.dtype)  # for good, where it was Python's: else a step would compile twice
     except (TypeError, ValueError) as e:
         raise TypeError(f"{what}: found {type(value).__name__}, expected an array") from e
 

@@ -157,13 +157,14 @@ class LookAhead(Wrapper):
             self._start_slow(set(moved) if self._count == 1 else set())
         if self._count % self.k == 0 and moved:
             base, masters = innermost(self), self._masters()
-            fast, slow = [masters.get(p, p._value) for p in moved], [self._slow[p] for p in moved]
+            fast = [jnp.asarray(masters.get(p, p._value), self._dtype(p)) for p in moved]
+            slow = [self._slow[p] for p in moved]
             for p, value in zip(moved, _synced(fast, slow, self.alpha), strict=True):
                 self._slow[p] = value
                 # Copies: the next step donates what is p's and its master's.
                 if p in masters:
                     base._masters[base._position[p]] = jnp.copy(value)
-                p.put(value.astype(p.dtype) if p in masters else jnp.copy(value))
+                p.put(jnp.array(value, p.dtype))
 
     def _start_slow(self, led: set[Parameter]) -> None:
         """Slow weights for the parameters that have none: where they stand if they are `led`, else zeros."""
@@ -295,7 +296,7 @@ class GradientMergeOptimizer(Wrapper):
             for p in self._parameters
             if entries.has(self._key(p))
         }
-        if (count > 0) != bool(sums):
+        if sums and not count:  # without sums a count stands where no parameter had a gradient
             entries.problems.append(
                 f"gradient_merge_step is {count}, but there are {len(sums)} sums beside it"
             )

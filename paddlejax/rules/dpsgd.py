@@ -70,7 +70,8 @@ class Dpsgd(Rule):
         if self.per_element and self.axis_name is not None:  # each device has other elements
             key = jax.random.fold_in(key, jax.lax.axis_index(self.axis_name))
         noise = self.sigma * jax.random.normal(key, g.shape if self.per_element else (), g.dtype)
-        clipped = g / jnp.maximum(1, norm(g, self.axis_name) / self.clip)
+        excess = norm(g, self.axis_name) / self.clip
+        clipped = g / jnp.where(excess > 1, excess, 1)  # so that NaN stays in its element, as in the kernel
         return -k["rate"] * (clipped + noise / self.batch_size), slots
 
 

@@ -1,0 +1,66 @@
+"""The comparison with other libraries runs, on workloads so small that its numbers mean nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+ENVIRONMENT = {**{k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}, "MPLBACKEND": "agg"}
+
+
+def run(script: str, *options: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, BENCHMARKS / script, *options]
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+
+
+@pytest.mark.slow
+def test_peers_measures_and_reports(tmp_path):
+    asked = ["paddlejax", "paddlejax fused", "class step", "torch fused"]
+    options = ["--quick", "--workloads", "6 tiny", "--rounds", "2", "--contestants", ",".join(asked)]
+    ran = run("peers.py", *options, "--torch-python", "", "--json", "records.json", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "missing: torch, not in any Python given; say where with --torch-python" in ran.stdout
+    assert "**Step (times that of optax" in ran.stdout and "Failed" not in ran.stdout
+
+    found = {r["contestant"]: r for r in json.loads((tmp_path / "records.json").read_text())["records"]}
+    assert set(found) == {"optax", "paddlejax", "paddlejax fused", "class step", "roof"}
+    for name, record in found.items():
+        assert "error" not in record, record
+        assert len(record["steps"]) == len(record["dispatches"]) == 2
+        assert 0 < min(record["dispatches"]) and max(record["steps"]) < 1 and record["peak"] > 0
+        assert record["compiles"] == (
+            1 if name == "optax" else 0
+        )  # a new rate is data, but in optax's closures
+    assert {"trace", "lower", "compile", "temp"} <= set(found["paddlejax fused"]["phases"])
+    height, width, _ = matplotlib.image.imread(tmp_path / "peers.png").shape
+    assert height > 200 and width > 300
+
+
+@pytest.mark.slow
+def test_the_comparison_on_a_gpu_runs_on_cpu_too(tmp_path):
+    options = ["--quick", "--device", "cpu", "--workloads", "6", "--optimizers", "adam", "--rounds", "1"]
+    ran = run("gpu.py", *options, "--torch-python", "", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    for dtype in ("fp32", "bf16"):
+        line = next(line for line in ran.stdout.splitlines() if line.startswith(f"| 6 tiny, adam, {dtype}"))
+        optax, paddlejax, torch = (cell.strip() for cell in line.split("|")[2:5])
+        assert "%)" in optax and "%)" in paddlejax and torch == ""
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--optimizers", "adam,adamw8"], "--optimizers: found 'adamw8', expected some of sgd, momentum"),
+        (["--contestants", "jax"], "--contestants: found 'jax', expected some of optax"),
+        (["--workloads", "gpt"], "--workloads: found 'gpt', expected beginnings of 1 x 50M"),
+        (["--out", "no/such/picture.png"], "--out: there is no folder no/such"),
+    ],
+)
+def test_wrong_arguments_say_what_is_wrong(options, message, tmp_path):
+    ran = run("peers.py", *options, cwd=tmp_path)
+    assert ran.returncode != 0 and message in ran.stderr

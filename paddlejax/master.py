@@ -28,6 +28,7 @@ def with_master_weights(inner: GradientTransformation) -> GradientTransformation
     master; equinox's does not cast and would leave float32. Where somebody has changed p since the last
     update (p is not the rounded M) the master starts from the new p. Wider parameters are their own masters
     and cost nothing. A float16 parameter beyond its range is inf, to which no update can be added: NaN.
+    A SelectedRows gradient is stepped in its rows, but the update, new master less p, is dense.
     optax has no such wrapper: its updates are rounded to 16 bits, and those smaller than half a unit are
     lost.
 

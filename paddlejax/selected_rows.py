@@ -16,7 +16,9 @@ class SelectedRows:
     `rows` (n,) int says which rows `values` (n, ...) belong to. A row may be named repeatedly: its values
     add up. Rows that are negative or at least `height` are padding and count for nothing, so that n can be
     fixed inside jit. A pytree; `shape` and `dtype` are those of the tensor that it stands for. A sum with an
-    array is an array, a sum of two has the rows of both, so `optax.apply_updates` takes it too.
+    array is an array, a sum of two has the rows of both, so `optax.apply_updates` takes it too. Do not map
+    over its leaves or psum it, which would calculate with the row numbers: `with_values` changes the values,
+    `all_gather` inside `shard_map` gives the rows of all devices.
 
     >>> g = SelectedRows([2, 0, 2, -1], jnp.array([[1.0], [2.0], [3.0], [9.0]]), height=3)
     >>> print(g.to_dense().T)
@@ -27,9 +29,14 @@ class SelectedRows:
 
     __array_ufunc__ = None  # numpy's operators hand over to ours
 
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(f"found {self!r} in place of an array; to_dense() makes one of it")
+
     def __init__(self, rows: Any, values: Any, height: int):
         if isinstance(height, bool) or not isinstance(height, int | np.integer) or height < 1:
             raise ArgumentError(f"SelectedRows's height: found {height!r}, expected a positive int")
+        if height + np.size(rows) >= 2**31:  # the row behind the last must have a number too
+            raise ArgumentError(f"SelectedRows's height: found {height}, expected one below 2**31")
         check_rows("SelectedRows's rows", rows, height)
         self.rows, self.values, self.height = as_rows(rows), jnp.asarray(values), int(height)
         if not jnp.issubdtype(self.values.dtype, jnp.floating):
@@ -58,6 +65,11 @@ class SelectedRows:
 
     def astype(self, dtype: Any) -> "SelectedRows":
         return self.with_values(self.values.astype(dtype))
+
+    def all_gather(self, axis_name: Any) -> "SelectedRows":
+        """The rows of all devices of a mesh axis, inside `shard_map`: the sum of their gradients."""
+        rows, values = jax.lax.all_gather((self.rows, self.values), axis_name, tiled=True)
+        return _made(rows, values, self.height)
 
     def places(self) -> jax.Array:
         """(n,) where the values belong; padding is given distinct places behind the last row."""
@@ -114,7 +126,9 @@ class SelectedRows:
                 )
             wide = self.dtype if self.dtype == other.dtype else _wide(self.dtype, other.dtype)
             values = jnp.concatenate([self.values.astype(wide), other.values.astype(wide)])
-            return _made(jnp.concatenate([self.rows, other.rows]), values, self.height)
+            kind = jnp.int64 if jnp.int64 in (self.rows.dtype, other.rows.dtype) else jnp.int32
+            rows = jnp.concatenate([self.rows.astype(kind), other.rows.astype(kind)])
+            return _made(rows, values, self.height)
         if isinstance(other, jax.Array | np.ndarray):
             return self.added_to(jnp.asarray(other))
         return NotImplemented
@@ -143,9 +157,20 @@ def check_rows(name: str, rows: Any, height: int) -> None:
 
 
 def as_rows(rows: Any) -> jax.Array:
-    """Row numbers as int32, or int64 if they were that: a smaller dtype might not hold the height."""
+    """Row numbers as int32, or int64 if they were that: a smaller dtype might not hold the height.
+
+    What int32 cannot hold becomes padding, never the number of another row.
+    """
+    if not isinstance(rows, jax.Array):
+        rows = np.asarray(rows)
+        if rows.dtype == np.int64 and jax.dtypes.canonicalize_dtype(np.int64) != np.int64:
+            rows = np.maximum(rows, -1)
     rows = jnp.asarray(rows)
-    return rows if rows.dtype in (jnp.int32, jnp.int64) else rows.astype(jnp.int32)
+    if rows.dtype in (jnp.int32, jnp.int64):
+        return rows
+    if rows.dtype.itemsize >= 4:
+        rows = jnp.minimum(rows, jnp.asarray(2**31 - 1, rows.dtype))
+    return rows.astype(jnp.int32)
 
 
 def _made(rows: Any, values: Any, height: int) -> SelectedRows:

@@ -11,7 +11,7 @@ from jax.extend.core import get_opaque_trace_state
 
 from .hyper import ArgumentError
 from .selected_rows import SelectedRows, as_rows, check_rows
-from .trees import flatten, matches, path_name
+from .trees import compute_dtype, flatten, matches, path_name, varying_axes
 
 __all__ = ["SelectedRows", "embedding", "value_and_grad"]
 
@@ -27,13 +27,13 @@ def embedding(table: Any, ids: Any, padding_idx: int | None = None) -> jax.Array
     >>> print(embedding(jnp.array([[1.0], [2.0], [3.0]]), [2, 0, -1]).T)
     [[3. 1. 0.]]
     """
-    if not isinstance(table, Table):
-        return _look_up(table, ids, padding_idx)
-    return table.look_up(ids, padding_idx)
+    if isinstance(table, Table):
+        return table.look_up(ids, padding_idx)
+    return _read(jnp.asarray(table), _places(table, ids, padding_idx))
 
 
-def _look_up(table: Any, ids: Any, padding_idx: int | None) -> jax.Array:
-    return jnp.asarray(table).at[_places(table, ids, padding_idx)].get(mode="fill", fill_value=0)
+def _read(table: jax.Array, places: jax.Array) -> jax.Array:
+    return table.at[places].get(mode="fill", fill_value=0)
 
 
 def _places(table: Any, ids: Any, padding_idx: int | None) -> jax.Array:
@@ -55,8 +55,8 @@ def _places(table: Any, ids: Any, padding_idx: int | None) -> jax.Array:
     return jnp.where(real, ids, jnp.asarray(height, ids.dtype))
 
 
-class TableError(TypeError):
-    """A table was used as an array."""
+class TableError(TypeError, AttributeError):
+    """A table was used as an array; hasattr() answers False."""
 
 
 class Table:
@@ -76,7 +76,7 @@ class Table:
                 "(ids may have any shape)"
             )
         places = _places(self.value, ids, padding_idx)
-        rows = _look_up(self.value, places, None)
+        rows = _read(self.value, places)
         self.ids.append(places)
         # A zero is added to what was read, and differentiated in the table's place.
         return rows if self._taps is None else rows + self._taps[len(self.ids) - 1]
@@ -87,8 +87,14 @@ class Table:
             "where the loss needs it otherwise, its gradient is dense: do not name it as a table"
         )
 
-    __getitem__ = __iter__ = __array__ = __matmul__ = __rmatmul__ = _refuse
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __pow__ = __neg__ = _refuse
+    __getitem__ = __iter__ = __len__ = __array__ = __matmul__ = __rmatmul__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
+    __pow__ = __neg__ = __abs__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._refuse()
 
 
 def value_and_grad(
@@ -99,8 +105,9 @@ def value_and_grad(
     `tables` is a pattern or a list of patterns over the paths of the parameters, as for `by_path`: a glob
     such as `*/embedding` or a compiled expression, each of which must match. `loss_fn(params, ...)` may read
     those leaves only through `embedding`, at its top level, any number of times. The gradient of a table has
-    one row for every id read, and nothing of the table's size is computed. optax and torch have no such
-    function; torch's Embedding(sparse=True) gives such gradients.
+    one row for every id read, and nothing of the table's size is computed. The function is traced once more,
+    for the ids alone. Inside `shard_map` the rows are the device's own: `all_gather` them. optax and torch
+    have no such function; torch's Embedding(sparse=True) gives such gradients.
 
     >>> def loss_fn(params, ids):
     ...     return jnp.sum(embedding(params["table"], ids) @ params["w"])
@@ -111,6 +118,8 @@ def value_and_grad(
     """
     if not callable(loss_fn):
         raise TypeError(f"value_and_grad: found {loss_fn!r}, expected a function of the parameters")
+    if not isinstance(has_aux, bool):
+        raise TypeError(f"value_and_grad's has_aux: found {has_aux!r}, expected True or False")
     patterns = [tables] if isinstance(tables, str | re.Pattern) else tables
     if not isinstance(patterns, list | tuple) or not all(isinstance(x, str | re.Pattern) for x in patterns):
         raise TypeError(f"value_and_grad's tables: found {tables!r}, expected patterns over paths")
@@ -126,8 +135,17 @@ def value_and_grad(
                 )
         chosen = [name if any(matches(pattern, name) for pattern in patterns) else None for name in names]
 
+        for path, leaf, table in zip(paths, leaves, chosen, strict=True):
+            if table:
+                compute_dtype(path, leaf)  # says what is wrong
+                if not jnp.ndim(leaf):
+                    raise ArgumentError(f"at {table}: found a table of shape (), expected (height, ...)")
+
         def function(leaves: list[Any]) -> tuple[Any, Any]:
             result = loss_fn(tree.unflatten(leaves), *args, **kwargs)
+            if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+                found = f"found {type(result).__name__}, expected (loss, aux) because has_aux=True"
+                raise TypeError(f"{getattr(loss_fn, '__name__', 'the loss function')}: {found}")
             return result if has_aux else (result, None)
 
         (value, aux), grads = value_and_grads(function, leaves, chosen)
@@ -167,19 +185,23 @@ def value_and_grads(
     try:
         ids = jax.eval_shape(ids_of, rest)
     except (TypeError, ValueError) as e:
-        if not isinstance(e, TableError):
+        if "Table" in str(e) and not isinstance(e, TableError):
             e.add_note(
                 f"{', '.join(filter(None, tables))}: of a table only embedding(table, ids) can be taken"
             )
         raise
-    taps = [
-        [jnp.zeros((*i.shape, *leaves[place].shape[1:]), leaves[place].dtype) for i in read]
-        for place, read in zip(at, ids, strict=True)
-    ]
+    taps = [[_tap(leaves[i], places) for places in read] for i, read in zip(at, ids, strict=True)]
     (value, (aux, ids)), (grads, of_taps) = jax.value_and_grad(run, (0, 1), has_aux=True)(rest, taps)
     given = iter(grads)
     found = iter(map(_gathered, [leaves[i] for i in at], ids, of_taps))
     return (value, aux), [next(found) if name else next(given) for name in tables]
+
+
+def _tap(table: jax.Array, ids: Any) -> jax.Array:
+    """Zeros for what is read; inside shard_map they differ by device as it does, or JAX would sum them."""
+    zeros = jnp.zeros((*ids.shape, *table.shape[1:]), table.dtype)
+    axes = tuple(varying_axes(ids) | varying_axes(table))
+    return jax.lax.pcast(zeros, axes, to="varying") if axes else zeros
 
 
 def _gathered(table: Any, ids: list[jax.Array], grads: list[jax.Array]) -> SelectedRows:

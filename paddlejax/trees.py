@@ -113,10 +113,15 @@ def beside(leaves: list[Any], scalars: Any) -> Any:
 
 def varying(x: Any, axis_names: tuple[str, ...]) -> tuple[str, ...]:
     """Those of the mesh axes over which x differs; all where JAX keeps no account (check_vma=False)."""
-    tracked = jax.typeof(jax.lax.axis_index(axis_names)).manual_axis_type.varying
-    return (
-        tuple(n for n in axis_names if n in jax.typeof(x).manual_axis_type.varying) if tracked else axis_names
-    )
+    tracked = varying_axes(jax.lax.axis_index(axis_names))
+    return tuple(n for n in axis_names if n in varying_axes(x)) if tracked else axis_names
+
+
+def varying_axes(x: Any) -> set[str]:
+    """The mesh axes of the shard_map around over which JAX knows x, or its aval, to differ."""
+    aval = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
+    kind = getattr(aval, "manual_axis_type", None)
+    return set() if kind is None else set(kind.varying)
 
 
 def in_dtypes_of(old: Any, new: Any) -> Any:

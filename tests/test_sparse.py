@@ -110,6 +110,34 @@ REFUSED = {
     "scalar": (lambda: sparse.embedding(jnp.ones(()), [0]), ValueError, r"table: found shape \(\)"),
     "function": (lambda: sparse.value_and_grad(3, "t"), TypeError, "found 3, expected a function"),
     "tables": (lambda: sparse.value_and_grad(len, 3), TypeError, "tables: found 3, expected patterns"),
+    "aux": (
+        lambda: sparse.value_and_grad(len, "t", has_aux="x"),
+        TypeError,
+        "has_aux: found 'x', expected T",
+    ),
+    "no aux": (
+        lambda: sparse.value_and_grad(lambda p: jnp.sum(sparse.embedding(p, [0])), "*", has_aux=True)(
+            jnp.ones((2, 2))
+        ),
+        TypeError,
+        r"found \w+, expected \(loss, aux\)",
+    ),
+    "int table": (
+        lambda: sparse.value_and_grad(len, "t")({"t": jnp.ones((2, 2), int)}),
+        TypeError,
+        "at t: found a parameter of dtype int32",
+    ),
+    "flat table": (
+        lambda: sparse.value_and_grad(len, "t")({"t": jnp.ones(())}),
+        ValueError,
+        "at t: found a ta",
+    ),
+    "tall": (
+        lambda: SelectedRows([0], jnp.ones((1, 2)), 2**31),
+        ValueError,
+        "found 2147483648, expected one b",
+    ),
+    "numpy": (lambda: np.asarray(rows_of([1])), TypeError, r"in place of an array; to_dense\(\) makes one"),
     "flag": (lambda: paddle.Parameter(jnp.ones(2), sparse=1), TypeError, "sparse: found 1, expected True"),
     "0-d": (lambda: paddle.Parameter(jnp.ones(()), sparse=True), ValueError, "found a scalar with sparse"),
 }
@@ -202,6 +230,9 @@ DENSE_USES = {
     "jnp": lambda p: jnp.sum(p["t"]),
     "operator": lambda p: jnp.sum(2.0 * p["t"]),
     "index": lambda p: jnp.sum(p["t"][jnp.array([0])]),
+    "method": lambda p: p["t"].sum(),
+    "transposed": lambda p: jnp.sum(p["t"].T),
+    "length": lambda p: jnp.ones(len(p["t"])).sum(),
     "take": lambda p: jnp.sum(jnp.take(p["t"], jnp.array([0]), axis=0)),
 }
 
@@ -210,6 +241,40 @@ DENSE_USES = {
 def test_other_uses_of_a_table_are_refused(loss_fn):
     with pytest.raises((TypeError, ValueError), match=r"only embedding\(table, ids\)"):
         sparse.value_and_grad(loss_fn, "t")({"t": jnp.ones((4, 2))})
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_inside_shard_map_every_device_has_its_own_rows(check_vma):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    one, each = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("data")
+    params = {"t": jnp.arange(8.0).reshape(4, 2), "w": jnp.array([2.0, 3.0])}
+    ids = jnp.array([1, 3, 1, 0])
+
+    def loss_fn(params, ids):
+        return jnp.sum((sparse.embedding(params["t"], ids) @ params["w"]) ** 2)
+
+    def local(params, ids):
+        g = sparse.value_and_grad(loss_fn, "t")(params, ids)[1]["t"]
+        return g.all_gather("data").to_dense()[None], g.values
+
+    mapped = jax.shard_map(
+        local, mesh=mesh, in_specs=(one, each), out_specs=(each, each), check_vma=check_vma
+    )
+    whole, values = mapped(params, ids)
+    want = jax.grad(loss_fn)(params, ids)["t"]
+    np.testing.assert_allclose(whole[0], want, rtol=1e-6)
+    np.testing.assert_allclose(whole[1], want, rtol=1e-6)
+    np.testing.assert_allclose(values[1], jax.grad(loss_fn)(params, ids[1:2])["t"][3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("far", [np.iinfo(np.int64).min, -(2**40), -(2**32), -(2**31) - 1])
+def test_ids_beyond_int32_are_padding_and_no_other_row(far):
+    assert not np.any(sparse.embedding(jnp.ones((3, 2)), np.array([far])))
+    assert not np.any(sparse.embedding(jnp.ones((3, 2)), [far]))
+    assert not np.any(SelectedRows([far], jnp.ones((1, 2)), 3).to_dense())
+    with jax.enable_x64(True):
+        far = jnp.array([2**32 + 1], jnp.uint64)
+        assert not np.any(sparse.embedding(jnp.ones((3, 2), jnp.float32), far))
 
 
 def test_a_pattern_that_matches_nothing_is_an_error():
@@ -504,7 +569,9 @@ def test_a_gradient_set_by_hand():
 
 
 def test_optimizers_that_cannot_take_it_say_so_at_once():
-    with pytest.raises(TypeError, match="Parameter t, which has sparse=True: .* which AdamW cannot take"):
+    with pytest.raises(
+        TypeError, match="Parameter t has sparse=True, and AdamW takes no SelectedRows; expected spa"
+    ):
         made(paddle.optimizer.AdamW)
     params, opt = made(paddle.optimizer.Adamax, is_sparse=False)
     params["t"].grad = rows_of([1])

@@ -81,8 +81,9 @@ class Optimizer:
         self._options = [o for members, own in groups for o in options_of(members, base, own, general)]
         self._rules: list[Lifted] = [o.rule for o in self._options]
         for p, r in zip(self._parameters, self._rules, strict=True):
-            if p.sparse:
-                check_sparse(r.source.rule, f"{self._argument}: Parameter {p.name}, which has sparse=True")
+            if p.sparse and r.source.rule.sparse is None:
+                found = f"Parameter {p.name} has sparse=True, and {type(self).__name__} takes no SelectedRows"
+                raise TypeError(f"{self._argument}: {found}; expected sparse=False")
         self._cohorts: list[Cohort] = []
         self._active: tuple[Cohort, ...] = ()  # those that the steps reach now
         self._present: tuple[bool, ...] | None = None

@@ -40,6 +40,7 @@ from .checkpoint import load, save
 from .clip import clip_by_global_norm, clip_by_norm, clip_by_value
 from .cpu_fusion import enable_cpu_fusion
 from .distributed import dgc_momentum
+from .info import Info, get_info, with_info
 from .interop import as_optax
 from .lbfgs import lbfgs
 from .loss_scale import dynamic_loss_scale, loss_scale, skip_nonfinite
@@ -74,6 +75,7 @@ from .transform import apply_updates, chain, get_learning_rate, identity, set_le
 
 __all__ = [
     "GradientTransformation",
+    "Info",
     "Loss",
     "Packed",
     "ParamAttr",
@@ -106,6 +108,7 @@ __all__ = [
     "exponential_moving_average",
     "fluid",
     "ftrl",
+    "get_info",
     "get_learning_rate",
     "identity",
     "incubate",
@@ -140,5 +143,6 @@ __all__ = [
     "sparse",
     "static",
     "values",
+    "with_info",
     "with_master_weights",
 ]

@@ -125,6 +125,10 @@ class Rule:
         """What is to be added to p, and the new slots."""
         raise NotImplementedError(f"{type(self).__name__} has no step")
 
+    def trust_ratio(self, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> Any:
+        """The factor () on the step beyond the rate, given the new slots; None if the rule has none."""
+        return None
+
 
 def check(rule: Rule) -> None:
     """Refuse a missing, mistyped or out-of-range hyperparameter before anything is built from it."""

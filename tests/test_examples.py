@@ -15,6 +15,7 @@ QUICK = {  # script -> arguments that make it quick; --out is added
     "equinox_model.py": ["--epochs", "2"],
     "flax_nnx.py": ["--epochs", "2"],
     "large_batch.py": "--optimizer Momentum LAMB --epochs 1 --depth 1 --batch-size 32 256".split(),
+    "monitor.py": ["--epochs", "3"],
     "optax_chain.py": ["--epochs", "2"],
     "population.py": ["--epochs", "2", "--optimizer", "momentum", "lamb"],
     "plot_schedules.py": ["--steps", "20"],

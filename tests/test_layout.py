@@ -20,7 +20,7 @@ LAYERS = [
     {"schedules", "rule", "sparse", "packing"},
     {"rules", "transform"},
     {"average", "clip", "lbfgs", "loss_scale", "regularizer"},
-    {"accumulate", "paths", "master"},
+    {"accumulate", "info", "paths", "master"},
     {"optimizer"},
     {"checkpoint", "distributed", "interop"},
     {"amp", "nn", "fluid", "incubate", "static"},

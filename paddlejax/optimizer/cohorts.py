@@ -29,6 +29,11 @@ class StateDictError(ValueError, AssertionError, RuntimeError, KeyError):
     __str__ = Exception.__str__  # KeyError's would quote the message
 
 
+def base(key: str) -> str:
+    """A key without its trailing counter."""
+    return re.sub(r"_\d+$", "", key)
+
+
 def nearest(key: str, names: Sequence[str]) -> str:
     """The name most like a missing one, for the message; none among thousands, which would take long."""
     near = difflib.get_close_matches(key, names, 1, 0.5) if len(names) <= 500 else []
@@ -191,7 +196,7 @@ def read_state_dict(
     problems = [*problems, *(f"unexpected: {key!r}" for key in entries if not isinstance(key, str))]
     by_base: dict[str, list[str]] = {}
     for key in names:
-        by_base.setdefault(re.sub(r"_\d+$", "", key), []).append(key)
+        by_base.setdefault(base(key), []).append(key)
     found: list[dict[str, Any]] = []
     for i, p in enumerate(parameters):
         # What the rule would make of this parameter: names, shapes and dtypes to expect.

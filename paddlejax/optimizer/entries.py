@@ -1,6 +1,5 @@
 """Reading a state_dict entry by entry: what is missing, misshapen or unexpected is collected, then raised."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .cohorts import nearest, raise_if
+from .cohorts import base, misfit, nearest, raise_if
 
 
 class Entries:
@@ -24,26 +23,26 @@ class Entries:
         self.problems: list[str] = []
         self._keys: dict[str, list[Any]] = {}
         for key in self.rest:
-            self._keys.setdefault(_base(key) if isinstance(key, str) else key, []).append(key)
+            self._keys.setdefault(base(key) if isinstance(key, str) else key, []).append(key)
 
     def has(self, key: str) -> bool:
-        return bool(self._keys.get(_base(key)))
+        return bool(self._keys.get(base(key)))
 
     def peek(self, key: str) -> Any:
         """The entry as it is, still to be taken."""
-        return self.rest[self._keys[_base(key)][0]]
+        return self.rest[self._keys[base(key)][0]]
 
     def take(self, key: str, shape: tuple[int, ...], dtype: Any, required: bool = True) -> Any:
         """A copy of the entry, or None if it is not there or does not fit."""
-        keys = self._keys.pop(_base(key), [])
+        keys = self._keys.pop(base(key), [])
         values = [self.rest.pop(k) for k in keys]
         if not keys:
             names = [k for k in self.rest if isinstance(k, str)]
             self.problems += [f"missing: {key}{nearest(key, names)}"] if required else []
         elif len(keys) > 1:
             self.problems.append(f"ambiguous: {' and '.join(keys)}")
-        elif misfit := _misfit(keys[0], values[0], shape, np.dtype(dtype)):
-            self.problems.append(misfit)
+        elif problems := misfit(keys[0], values[0], shape, _accepted(values[0], np.dtype(dtype))):
+            self.problems += problems
         else:
             return jnp.array(np.asarray(values[0]).reshape(shape) if shape == (1,) else values[0])
         return None
@@ -64,16 +63,7 @@ def counter(value: Any) -> np.ndarray:
     return np.asarray(value, np.int64).reshape(1)
 
 
-def _base(key: str) -> str:
-    return re.sub(r"_\d+$", "", key)
-
-
-def _misfit(key: str, value: Any, shape: tuple[int, ...], dtype: np.dtype) -> str | None:
-    if not isinstance(value, jax.Array | np.ndarray):
-        return f"not an array: {key} is {type(value).__name__}"
-    if value.shape != shape and not (shape == (1,) and value.shape == ()):
-        return f"misshapen: {key} has shape {value.shape}, expected {shape}"
-    counts = np.issubdtype(dtype, np.integer) and jnp.issubdtype(value.dtype, jnp.integer)
-    return (
-        None if value.dtype == dtype or counts else f"wrong dtype: {key} is {value.dtype}, expected {dtype}"
-    )
+def _accepted(value: Any, dtype: np.dtype) -> np.dtype:
+    """The dtype to expect of an entry: a count may have any of integers."""
+    counts = np.issubdtype(dtype, np.integer) and isinstance(value, jax.Array | np.ndarray)
+    return value.dtype if counts and jnp.issubdtype(value.dtype, jnp.integer) else dtype

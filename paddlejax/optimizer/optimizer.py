@@ -27,13 +27,14 @@ from .arguments import (
 from .cohorts import Cohort, owners_of, read_masters, read_state_dict, regroup, state_dict
 from .loss import Loss, LossFunction, backward_of
 from .lr import LambdaDecay, LRScheduler
+from .measured import Measured
 from .parameter import ZEROS, Parameter
 from .plan import OWN, Plan
 
 Pairs = list[tuple[Parameter, jax.Array | None]]
 
 
-class Optimizer:
+class Optimizer(Measured):
     """Base of all optimizers, with Paddle's `minimize`, `step`, `clear_grad`, `set_lr`, `state_dict`.
 
     `parameters` is a list of Parameters, a list of group dicts (`params`, and what differs there:
@@ -283,7 +284,9 @@ class Optimizer:
             key = grad_clip, *((id(c.rule), *c.members) for c in self._active)
             if self._active and key not in self._plans:
                 masters = self._masters is not None
-                made = Plan(self._active, self._options, self._parameters, grad_clip, masters, self._apart)
+                made = self._new_plan(
+                    self._active, self._options, self._parameters, grad_clip, masters, self._apart
+                )
                 self._plans[key] = made
             self._ready[grad_clip] = self._plans[key] if self._active else None
         plan = self._ready[grad_clip]

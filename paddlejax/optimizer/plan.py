@@ -65,8 +65,8 @@ class Plan:
         self.spans = [slice(*ends[i : i + 2]) for i in range(len(cohorts))]
         layouts = [self.layouts[span] for span in self.spans]
         self._cohort_layouts = layouts
-        prepared = [chosen[i]._replace(rule=None) for i in self.first]
-        self.prepare = per_leaf(lambda path: prepared[int(path)])
+        self.prepared = [chosen[i]._replace(rule=None) for i in self.first]
+        self.prepare = per_leaf(lambda path: self.prepared[int(path)])
         self.rules = [
             _about(c, [options[i] for i in self.first[span]])
             for c, span in zip(cohorts, self.spans, strict=True)
@@ -146,6 +146,11 @@ class Plan:
     def _update(self, grads: Any, states: list[Any], values: list[Any], *, rate: Any) -> tuple[Any, Any]:
         """Clip and decay everything together, then step each cohort by its rule."""
         grads, _ = self.prepare.update(grads, self.prepare.init(values), values)
+        return self._update_prepared(grads, states, values, rate)
+
+    def _update_prepared(
+        self, grads: Any, states: list[Any], values: list[Any], rate: Any
+    ) -> tuple[list[Any], list[Any]]:
         updates, new_states = [], []
         about = zip(self.rules, states, self.spans, self.rates, strict=True)
         for rule, (shared, slots), span, dtype in about:

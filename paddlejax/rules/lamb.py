@@ -64,11 +64,17 @@ class Lamb(Rule):
 
     def step(self, g, p, k, slots):
         m, v = moments(self, g, slots)
+        ratio, r = self._ratio_and_direction(p, k, m, v)
+        return -k["rate"] * ratio * r, {"moment1": m, "moment2": v}
+
+    def trust_ratio(self, g, p, k, slots):
+        return self._ratio_and_direction(p, k, slots["moment1"], slots["moment2"])[0]
+
+    def _ratio_and_direction(self, p, k, m, v):
         r = m / k["m"] / (root(v / k["v"]) + self.epsilon) + self.lamb_weight_decay * p
         p_norm, r_norm = (norm(x, self.axis_name) for x in (p, r))
         adapt = ((self.lamb_weight_decay > 0) | self.always_adapt) & (p_norm > 0) & (r_norm > 0)
-        ratio = jnp.where(adapt, p_norm / jnp.where(adapt, r_norm, 1), 1)
-        return -k["rate"] * ratio * r, {"moment1": m, "moment2": v}
+        return jnp.where(adapt, p_norm / jnp.where(adapt, r_norm, 1), 1), r
 
 
 lamb = lifted(Lamb, 0.001)

@@ -55,12 +55,21 @@ class LarsMomentum(Rule):
 
     def step(self, g, p, k, slots):
         g = self.rescale_grad * g
+        adapt, ratio = self._ratio(g, p)
+        direction = g + self.lars_weight_decay * p
+        v = self.momentum * slots["velocity"] + jnp.where(adapt, k * ratio, k) * direction
+        return -v, {"velocity": v}
+
+    def trust_ratio(self, g, p, k, slots):
+        adapt, ratio = self._ratio(self.rescale_grad * g, p)
+        return jnp.where(adapt, ratio, 1)
+
+    def _ratio(self, g, p):
+        """Whether the rate is adapted, and if so the factor on it."""
         decay = self.lars_weight_decay
         p_norm, g_norm = (norm(x, self.axis_name) for x in (p, g))
         adapt = ((decay > 0) | self.always_adapt) & (p_norm > 0) & (g_norm > 0)
-        ratio = self.lars_coeff * p_norm / jnp.where(adapt, g_norm + decay * p_norm + self.epsilon, 1)
-        v = self.momentum * slots["velocity"] + jnp.where(adapt, k * ratio, k) * (g + decay * p)
-        return -v, {"velocity": v}
+        return adapt, self.lars_coeff * p_norm / jnp.where(adapt, g_norm + decay * p_norm + self.epsilon, 1)
 
 
 lars_momentum = lifted(LarsMomentum)

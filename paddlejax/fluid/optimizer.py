@@ -94,10 +94,12 @@ class FluidOptimizer(Optimizer):
     def _rate_for_step(self) -> float:
         if not isinstance(self._learning_rate, LearningRateDecay):
             return super()._rate_for_step()
+        self._schedule_before = dict(vars(self._learning_rate))
         return float(self._learning_rate.upcoming())
 
     def _stepped(self) -> None:
         if isinstance(self._learning_rate, LearningRateDecay):
+            vars(self._learning_rate).update(self._schedule_before)  # twice is as good as once
             self._used_rate = self._learning_rate()
 
     def get_lr(self) -> float:
@@ -128,9 +130,23 @@ class FluidOptimizer(Optimizer):
 
 
 class DGCMomentumOptimizer(distributed.DGCMomentumOptimizer, FluidOptimizer):
-    """Paddle 1.x's DGCMomentumOptimizer, see `dgc_momentum`."""
+    """Paddle 1.x's DGCMomentumOptimizer, see `dgc_momentum`.
+
+    What follows `sparsity` is given by keyword: Paddle 1.6 and 1.8 have it in different orders.
+    """
 
     _used_rate = None
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        momentum: Any,
+        rampup_begin_step: int,
+        rampup_step: int = 1,
+        sparsity: Any = (0.999,),
+        **keywords: Any,
+    ):
+        super().__init__(learning_rate, momentum, rampup_begin_step, rampup_step, sparsity, **keywords)
 
 
 _COMMON = ("parameter_list", "regularization", "grad_clip", "name")

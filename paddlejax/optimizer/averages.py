@@ -4,6 +4,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any
 
 import jax
@@ -140,8 +141,13 @@ class ExponentialMovingAverage(ParameterAverage):
         if steps is not None:
             number("ExponentialMovingAverage's thres_steps", steps)
             steps = np.asarray(steps, self._state.decay.dtype)
-        self._state = _decayed(self._values(), self._state, self._decay, steps)
-        self._count += 1
+        values, count = self._values(), self._count + 1
+        results: list[Any] = []
+        try:
+            results.extend(starmap(_decayed, [(values, self._state, self._decay, steps)]))
+        finally:
+            if results:
+                self._state, self._count = results[0], count
 
     def _averages(self) -> dict[Parameter, jax.Array]:
         return self._in_place_of(self._parameters, _decayed_value(self._state))
@@ -226,7 +232,13 @@ class ModelAverage(ParameterAverage):
             self._cohorts.append(_Cohort(fresh, self._average.init(self._values(fresh))))
         for cohort in self._cohorts:
             if present[cohort.members[0]]:
-                cohort.state = _windowed(self._values(cohort.members), cohort.state, *self._window)
+                given = self._values(cohort.members), cohort.state, *self._window
+                results: list[Any] = []
+                try:
+                    results.extend(starmap(_windowed, [given]))
+                finally:
+                    if results:
+                        cohort.state = results[0]
 
     update = step
 

@@ -117,10 +117,19 @@ class Loss:
 
     def done(self, result: Any, grads: list[jax.Array]) -> None:
         """Take what a backward pass computed, here or inside the optimizer's program."""
+        grads = [p.accumulated(g) for p, g in zip(self.parameters, grads, strict=True)]
+        try:
+            self.take(result, grads)
+        except BaseException:
+            self.take(result, grads)
+            raise
+
+    def take(self, result: Any, grads: list[Any]) -> None:
+        """Keep the value, and these gradients in place of what is there; twice is as good as once."""
         self._result, self.ran_backward = result, True
         self.trained, self.fixed = Trained([], None), []
         for p, g in zip(self.parameters, grads, strict=True):
-            p.accumulate(g)
+            p._grad = g
 
     def is_current(self) -> bool:
         return self.trained.is_still(self.parameters)

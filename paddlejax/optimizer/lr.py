@@ -3,9 +3,11 @@
 All rates are Python floats. The constructor takes the first step, so a fresh scheduler stands at epoch 0.
 """
 
+import functools
 import inspect
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -13,6 +15,23 @@ import numpy as np
 
 from .. import schedules
 from ..schedule import expect
+
+
+def _whole(step: Callable[..., None]) -> Callable[..., None]:
+    """A step that leaves its scheduler as it was if it is interrupted; after an error it has counted."""
+
+    @functools.wraps(step)
+    def stepping(self: Any, *args: Any, **kwargs: Any) -> None:
+        before = dict(vars(self))
+        try:
+            step(self, *args, **kwargs)
+        except Exception:
+            raise
+        except BaseException:
+            vars(self).update(before)
+            raise
+
+    return stepping
 
 
 class LRScheduler:
@@ -42,6 +61,7 @@ class LRScheduler:
         """The rate at `last_epoch`."""
         raise NotImplementedError(f"{type(self).__name__} must define get_lr()")
 
+    @_whole
     def step(self, epoch: int | None = None) -> None:
         """Advance to the next epoch, or to the one given, and take its rate."""
         if epoch is None:
@@ -383,6 +403,7 @@ class CosineAnnealingWarmRestarts(_Formula, family=schedules.cosine_annealing_wa
     def get_lr(self):
         return schedules.cosine_annealing_decay.at(self.T_cur, self.base_lr, self.T_i, self.eta_min)
 
+    @_whole
     def step(self, epoch=None):
         if epoch is None and self.last_epoch >= 0:
             self.last_epoch += 1
@@ -456,6 +477,7 @@ class ReduceOnPlateau(LRScheduler):
     def state_keys(self):
         self.keys = ["cooldown_counter", "best", "num_bad_epochs", "last_epoch", "last_lr"]
 
+    @_whole
     def step(self, metrics, epoch=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take one metric: a number, or an array or loss of one element."""
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch

@@ -29,7 +29,7 @@ from .loss import Loss, LossFunction, backward_of
 from .lr import LambdaDecay, LRScheduler
 from .measured import Measured
 from .parameter import ZEROS, Parameter
-from .plan import OWN, Plan
+from .plan import OWN, Plan, whole
 
 Pairs = list[tuple[Parameter, jax.Array | None]]
 
@@ -108,8 +108,6 @@ class Optimizer(Measured):
         options = {p.name: o for p, o in zip(self._parameters, self._options, strict=True)}
         frozen = {p.name: options[p.name]._replace(frozen=p.stop_gradient) for p in self._parameters}
         return describe_leaves({p.name: p._value for p in self._parameters}, frozen.__getitem__)
-
-    # ------------------------------------------------------------------ one step
 
     def step(self) -> None:
         """Update every parameter that has a gradient, from its `.grad`."""
@@ -206,12 +204,18 @@ class Optimizer(Measured):
         before = self._now()
         try:
             plan = self._plan(tuple([g is not None for g in grads]), grad_clip)
-            if plan is not None:
-                plan.run(grads, plan.given(rate, type(self._learning_rate) is float), self._masters)
+            if plan is None:
+                return self._stepped()
+            arguments = plan.taken(grads, plan.given(rate, type(self._learning_rate) is float), self._masters)
         except BaseException:
             self._restore(before)
             raise
-        self._stepped()
+
+        def store(values: Any, state: Any) -> None:
+            plan.keep(values, state, self._masters)
+            self._stepped()
+
+        whole(plan.step, arguments, store, lambda: self._restore(before))
 
     def _check_rows(self, grads: list[Any]) -> None:
         for i, (p, r, g) in enumerate(zip(self._parameters, self._rules, grads, strict=True)):
@@ -253,25 +257,27 @@ class Optimizer(Measured):
     def _run_fused(self, loss: Loss, grad_clip: Any) -> None:
         mine = set(loss.parameters)
         rate = self._rate_for_step()
-        with self._whole_step():
+        before = self._now()
+        try:
             plan = self._plan(tuple([p in mine for p in self._parameters]), grad_clip)
             if plan is None:
-                return loss.backward()
+                loss.backward()
+                return self._stepped()
             values = [p.take() for p in plan.parameters]
             places = plan.places(loss.parameters)
             others = [p._value for p, place in zip(loss.parameters, places, strict=True) if place is None]
-            state = plan.state(self._masters)
-            values, state, result, gs = plan.minimize(
-                loss.call,
-                places,
-                values,
-                state,
-                others,
-                loss.fixed,
-                plan.given(rate, type(self._learning_rate) is float),
-            )
-            plan.store(values, state, self._masters)
-            loss.done(result, gs)
+            given = plan.given(rate, type(self._learning_rate) is float)
+            arguments = loss.call, places, values, plan.state(self._masters), others, loss.fixed, given
+        except BaseException:
+            self._restore(before)
+            raise
+
+        def store(values: Any, state: Any, result: Any, gs: list[Any]) -> None:
+            plan.keep(values, state, self._masters)
+            loss.take(result, gs)
+            self._stepped()
+
+        whole(plan.minimize, arguments, store, lambda: self._restore(before))
 
     def _plan(self, present: tuple[bool, ...], grad_clip: Any) -> "Plan | None":
         """The compiled programs for the parameters that take part in this step."""

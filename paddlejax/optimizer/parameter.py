@@ -231,7 +231,10 @@ class Parameter:
 
     def accumulate(self, grad: Any) -> None:
         """Add a gradient to what is there, as every `backward()` does."""
-        self._grad = grad if self._grad is None or self._grad is ZEROS else self._grad + grad
+        self._grad = self.accumulated(grad)
+
+    def accumulated(self, grad: Any) -> Any:
+        return grad if self._grad is None or self._grad is ZEROS else self._grad + grad
 
     def clear_grad(self, set_to_zero: bool = True) -> None:
         """Zero the gradient if there is one; drop a SelectedRows, and with set_to_zero=False any other."""
@@ -248,8 +251,9 @@ class Parameter:
 
     def put(self, value: jax.Array) -> None:
         """The result of a step, which nobody else holds."""
-        self.move(None)
-        self._array, self._donatable = value, True
+        if self._home is not None:
+            self._home.left()
+        self._home, self._part, self._array, self._donatable = None, 0, value, True
 
     def move(self, home: Any, part: int = 0) -> None:
         """From now on the value lies in this buffer."""

@@ -1,7 +1,8 @@
 """The compiled programs of one optimizer step."""
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import starmap
 from typing import Any
 
 import jax
@@ -93,17 +94,12 @@ class Plan:
             if c.blocks is not blocks:
                 c.arrange(blocks, layouts)
 
-    def run(self, grads: list[Any], rate: Any, masters: dict[int, jax.Array] | None) -> None:
-        """One step with these gradients, one per Parameter of the optimizer."""
+    def taken(self, grads: list[Any], rate: Any, masters: dict[int, jax.Array] | None) -> tuple[Any, ...]:
+        """What `step` takes for these gradients, one per Parameter of the optimizer."""
         if not self.straight:
             grads = [grads[i] for i in self.order]
         values = [p._array if p._donatable else p.take() for p in self.parameters]
-        values, state = self.step(values, self.state(masters), grads, rate)
-        for p, value in zip(self.parameters, values, strict=True):
-            p._array = value  # `put`, where there was nobody else to hold the old one
-        for buffer in self.buffers:
-            buffer.forget()
-        self._store_state(state, masters)
+        return values, self.state(masters), grads, rate
 
     def given(self, rate: float, stays: bool) -> Any:
         """The rate as the programs take it. One that stays is made an array once, not at every step."""
@@ -126,6 +122,14 @@ class Plan:
     def store(self, values: list[jax.Array], state: Any, masters: dict[int, jax.Array] | None) -> None:
         for p, value in zip(self.parameters, values, strict=True):
             p.put(value)
+        self._store_state(state, masters)
+
+    def keep(self, values: list[jax.Array], state: Any, masters: dict[int, jax.Array] | None) -> None:
+        """`store` what came of arrays that were taken; twice is as good as once."""
+        for p, value in zip(self.parameters, values, strict=True):
+            p._array = value  # `put`, where there was nobody else to hold the old one
+        for buffer in self.buffers:
+            buffer.forget()
         self._store_state(state, masters)
 
     def _store_state(self, state: Any, masters: dict[int, jax.Array] | None) -> None:
@@ -193,6 +197,26 @@ def _about(cohort: Cohort, options: Sequence[LeafOptions]) -> Lifted:
         return options[int(path)].leaf, options[int(path)].learning_rate
 
     return lift(cohort.rule.source.rule, 0.0, leaf)
+
+
+def whole(
+    program: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    store: Callable[..., None],
+    undo: Callable[[], None],
+) -> None:
+    """Run a program that takes its arguments' memory, and store its results; or neither, if interrupted.
+
+    Once it has run, the arguments are gone. One call into C runs it and keeps the results, so an interrupt
+    finds either the arguments or the results. `store` may be called twice.
+    """
+    results: list[Any] = []
+    try:
+        results.extend(starmap(program, [arguments]))
+        store(*results[0])
+    except BaseException:
+        store(*results[0]) if results else undo()
+        raise
 
 
 MANY = 100  # arrays from which on a step takes longer to compile than anyone would wait for

@@ -1,0 +1,391 @@
+"""An interrupt anywhere leaves an object as it was or as it would have become; threads do not meet.
+
+Ctrl-C is raised wherever CPython may raise it in the package's own code, one place after another.
+"""
+
+import dis
+import functools
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+import paddlejax as paddle
+from paddlejax.fluid import dygraph
+from paddlejax.optimizer import lr
+from paddlejax.optimizer.cohorts import Cohort
+from paddlejax.optimizer.packing import Buffer
+from paddlejax.optimizer.plan import Plan
+
+PACKAGE = str(Path(paddle.__file__).parent)
+CHECKED = {
+    "CALL",
+    "CALL_FUNCTION_EX",
+    "CALL_KW",
+    "RESUME",
+    "JUMP_BACKWARD",
+}  # after these it looks for signals
+RATE = 0.05
+SHAPES = {"w": (2, 3), "b": (3,), "s": ()}
+
+
+def interrupted(action, n):
+    """Run `action` with a KeyboardInterrupt at its n-th place, from 0; False if there are no more places."""
+    left, last = n, {}
+
+    def inside(frame, event, arg):
+        nonlocal left
+        if event == "opcode":
+            before, last[frame] = last.get(frame), dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            left -= before in CHECKED
+            if left < 0:
+                raise KeyboardInterrupt
+        return inside
+
+    def outside(frame, event, arg):
+        if frame.f_code.co_filename.startswith(PACKAGE):
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            return inside
+
+    tracing = sys.gettrace()
+    sys.settrace(outside)
+    try:
+        action()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(tracing)
+    return False
+
+
+def everywhere(action, check, stride=1):
+    """Interrupt `action` at one place after another and check each time; how many places there were."""
+    n = 0
+    while interrupted(action, n):
+        try:
+            check()
+        except Exception as e:
+            raise AssertionError(f"after an interrupt at place {n}") from e
+        n += stride
+    check()
+    return n
+
+
+def arrays(seed):
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+@paddle.loss
+def along(params, directions):
+    """A loss with these gradients."""
+    return sum(jnp.sum(p * d) for p, d in zip(params, directions, strict=True))
+
+
+class Adam:
+    """Some Parameters under Adam, and the same in numpy."""
+
+    init, rule = reference.REFERENCES["adam"]
+
+    def __init__(self, make=paddle.optimizer.Adam, rate=RATE, parameters="parameters", **options):
+        self.values, self.grads = arrays(0), arrays(1)
+        self.parameters = {name: paddle.Parameter(p, name) for name, p in self.values.items()}
+        self.states = {name: Adam.init(p) for name, p in self.values.items()}
+        self.opt = make(rate, **{parameters: list(self.parameters.values())}, **options)
+        self.dialect = {"dialect": "1.x"} if parameters == "parameter_list" else {}
+        self.taken = 0
+
+    def step(self, missing=()):
+        for name, p in self.parameters.items():
+            p.grad = None if name in missing else self.grads[name]
+        self.opt.step()
+
+    def minimize(self):
+        for p in self.parameters.values():
+            p.grad = None
+        self.opt.minimize(along(list(self.parameters.values()), list(self.grads.values())))
+
+    def advance(self, missing=()):
+        """The step in numpy."""
+        for name, g in self.grads.items():
+            if name not in missing:
+                p, state = self.values[name], self.states[name]
+                self.values[name], self.states[name] = Adam.rule(p, g, RATE, state, **self.dialect)
+        self.taken += 1
+
+    def agrees(self):
+        found = self.opt.state_dict()
+        pairs = [(self.parameters[name].numpy(), p) for name, p in self.values.items()]
+        for name, state in self.states.items():
+            pairs += [(found.get(f"{name}_{k}_0", a), a) for k, a in state.items()]
+        return all(np.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in pairs)
+
+    def check(self):
+        """The step happened as a whole or not at all."""
+        values, states, taken = dict(self.values), dict(self.states), self.taken
+        self.advance()
+        if not self.agrees():
+            self.values, self.states, self.taken = values, states, taken
+            assert self.agrees(), "neither before the step nor after it"
+
+
+FLUID = {"make": paddle.fluid.optimizer.Adam, "parameters": "parameter_list"}
+STEPS = {
+    "step": ({}, Adam.step),
+    "step, packed": ({"packed": True}, Adam.step),
+    "minimize": ({}, Adam.minimize),
+    "minimize, packed": ({"packed": True}, Adam.minimize),
+}
+
+
+@pytest.mark.parametrize("options, act", STEPS.values(), ids=STEPS)
+def test_a_step_happens_as_a_whole_or_not_at_all(options, act):
+    m = Adam(**options)
+    for _ in range(2):
+        act(m)
+        m.check()
+    assert m.taken == 2
+    places = everywhere(lambda: act(m), m.check)
+    assert places > 20 and 2 < m.taken < places
+    act(m)
+    m.advance()
+    assert m.agrees()
+
+
+@pytest.mark.parametrize("act", [Adam.step, Adam.minimize], ids=["step", "minimize"])
+def test_a_schedule_that_counts_steps_counts_those_that_happened(act):
+    schedule = dygraph.PiecewiseDecay([10**6], [RATE, RATE], begin=0)
+    m = Adam(rate=schedule, **FLUID)
+    act(m)
+    m.check()
+
+    def check():
+        m.check()
+        assert schedule.step_num == m.taken
+
+    assert everywhere(lambda: act(m), check) > 20
+
+
+FIRST = ["Cohort.__init__", "Cohort.split", "Plan.__init__", "Plan.arrange", "Plan.given", "take"]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["apart", "packed"])
+@pytest.mark.parametrize("place", FIRST)
+def test_a_step_that_would_have_split_or_begun_a_state(place, packed, monkeypatch):
+    """Interrupted while the programs are made: the state is as before, and the same steps lead on."""
+    owner, name = place.split(".") if "." in place else ("Buffer" if packed else "Parameter", place)
+    cls = {c.__name__: c for c in (Cohort, Plan, Buffer, paddle.Parameter)}[owner]
+    m = Adam(packed=packed)
+    for missing in ([], ["b"]):
+        m.parameters["w"].value  # noqa: B018  so that it has to be copied
+        before = m.opt.state_dict()
+        with monkeypatch.context() as patch:
+
+            def stop(*args, **kwargs):
+                raise KeyboardInterrupt
+
+            patch.setattr(cls, name, stop)
+            if place != "Cohort.split" or missing:  # nothing to split at first
+                with pytest.raises(KeyboardInterrupt):
+                    m.step(missing)
+        assert m.opt.state_dict().keys() == before.keys() and m.agrees()
+        m.step(missing)
+        m.advance(missing)
+        assert m.agrees()
+
+
+def test_backward_adds_all_gradients_or_none():
+    m = Adam()
+    ps, ds = list(m.parameters.values()), list(m.grads.values())
+    along(ps, ds).backward()
+    times = [1]
+
+    def check():
+        now = [round(float(np.mean(p.grad / d)), 3) for p, d in zip(ps, ds, strict=True)]
+        assert len(set(now)) == 1 and now[0] in (times[0], times[0] + 1)
+        times[0] = now[0]
+
+    assert everywhere(lambda: along(ps, ds).backward(), check) > 20
+
+
+def test_a_state_is_taken_over_as_a_whole_or_not_at_all():
+    m, later = Adam(), Adam()
+    m.step()
+    for _ in range(2):
+        later.step()
+        later.advance()
+    old, new = m.opt.state_dict(), later.opt.state_dict()
+
+    def check():
+        found = m.opt.state_dict()
+        assert any(all(np.array_equal(found[k], want[k]) for k in want) for want in (old, new))
+
+    assert everywhere(lambda: m.opt.set_state_dict(new), check, stride=23) > 100
+
+
+@pytest.mark.parametrize("kind", ["ExponentialMovingAverage", "ModelAverage"])
+def test_an_average_takes_a_value_in_as_a_whole_or_not_at_all(kind):
+    p = paddle.Parameter(jnp.ones(3), "w")
+    p.grad = jnp.ones(3)
+    make = {
+        "ExponentialMovingAverage": lambda: paddle.static.ExponentialMovingAverage(0.5, parameters=[p]),
+        "ModelAverage": lambda: paddle.incubate.ModelAverage(1.0, [p]),
+    }[kind]
+    average = make()
+    average.update()
+    count = [1]
+
+    def entries():
+        return {k: float(np.max(v)) for k, v in average.state_dict().items()}
+
+    def after(n):
+        if n == 0:
+            return 0, 0.0
+        return (n, 1 - 0.5**n) if kind == "ExponentialMovingAverage" else (n, float(n))
+
+    def check():
+        found = entries()
+        if kind == "ExponentialMovingAverage":
+            now = found["@EMA_STEP_COUNTER@"], found["w_ema_0"]
+        else:
+            now = found["w_num_accumulates_0"], sum(v for k, v in found.items() if "_sum_" in k)
+        assert any(np.allclose(now, after(n)) for n in (count[0], count[0] + 1)), now
+        count[0] = now[0]
+        with average.apply():
+            np.testing.assert_allclose(p.numpy(), 1, rtol=1e-5)
+
+    assert everywhere(average.update, check) > 5
+
+
+def plateau():
+    scheduler = lr.ReduceOnPlateau(0.5, patience=1)
+    scheduler.step = functools.partial(scheduler.step, 1.0)
+    return scheduler
+
+
+SCHEDULERS = {
+    "ReduceOnPlateau": plateau,
+    "StepDecay": lambda: lr.StepDecay(0.5, 3, 0.5),
+    "MultiplicativeDecay": lambda: lr.MultiplicativeDecay(0.5, lambda epoch: 0.9),
+    "LinearWarmup": lambda: lr.LinearWarmup(lr.StepDecay(0.5, 3, 0.5), 4, 0.0, 0.5),
+    "CosineAnnealingDecay": lambda: lr.CosineAnnealingDecay(0.5, 7),
+}
+
+
+@pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
+def test_a_scheduler_steps_as_a_whole_or_not_at_all(make):
+    straight, scheduler = make(), make()
+
+    def check():
+        if scheduler.last_epoch != straight.last_epoch:
+            straight.step()
+        assert (scheduler.last_epoch, scheduler()) == (straight.last_epoch, straight())
+
+    for _ in range(6):
+        assert everywhere(scheduler.step, check) > 3
+        assert scheduler.state_dict() == straight.state_dict()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer that sends signals")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a callback of the GC
+@pytest.mark.parametrize("act", [Adam.step, Adam.minimize], ids=["step", "minimize"])
+def test_signals_from_outside(act):
+    m = Adam()
+    for _ in range(3):
+        start = time.perf_counter()
+        act(m)
+        once = time.perf_counter() - start
+        m.check()
+    old = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    hits = 0
+    try:
+        for part in np.linspace(0.05, 1.5, 60):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, once * part)
+                act(m)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                hits += 1
+            m.check()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    assert hits and m.taken > 3
+
+
+# ------------------------------------------------------------------------------------------ threads
+
+
+def at_once(*actions):
+    """Each in a thread of its own, and the threads changing places as often as can be."""
+    failures = []
+    gate = threading.Barrier(len(actions))
+
+    def run(action):
+        try:
+            gate.wait()
+            action()
+        except BaseException as e:
+            failures.append(e)
+
+    threads = [threading.Thread(target=run, args=(action,)) for action in actions]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failures, failures
+
+
+@pytest.mark.parametrize("options, act", STEPS.values(), ids=STEPS)
+def test_two_optimizers_in_two_threads(options, act):
+    """From the first step on, compilation included."""
+    models = [Adam(**options) for _ in range(3)]
+
+    def steps(m):
+        for _ in range(20):
+            act(m)
+
+    at_once(*(lambda m=m: steps(m) for m in models[:2]))
+    steps(models[2])
+    straight = models[2].opt.state_dict()
+    for m in models[:2]:
+        for name, p in m.parameters.items():
+            np.testing.assert_array_equal(p.numpy(), models[2].parameters[name].numpy())
+        for key, value in m.opt.state_dict().items():
+            np.testing.assert_array_equal(value, straight[key])
+
+
+def test_losses_in_two_threads():
+    """One function, called with different static arguments, some traced while others are built."""
+
+    @paddle.loss
+    def power(p, cubed, shift):
+        return jnp.sum(p * p * p if cubed else p * p) + shift
+
+    found = {}
+
+    def build(name):
+        p = paddle.Parameter(jnp.full(3, 2.0), name)
+        for i in range(40):
+            p.clear_grad(set_to_zero=False)
+            loss = power(p, i % 2 == 0, float(i))
+            loss.backward()
+            found[name, i] = float(loss), p.grad.tolist()
+
+    at_once(lambda: build("a"), lambda: build("b"))
+    for name in "ab":
+        for i in range(40):
+            n = 2 if i % 2 else 3
+            value, grad = found[name, i]
+            assert value == pytest.approx(3 * 2**n + i) and grad == pytest.approx([n * 2.0 ** (n - 1)] * 3)

@@ -252,6 +252,7 @@ REFUSED = [
     ({"a": np.array([1], np.uint16)}, TypeError, "a has dtype uint16"),
     ({"a": np.array([None])}, TypeError, "a has dtype object"),
     ({"a": np.array(["x"])}, TypeError, "a has dtype <U1"),
+    ({"a": np.ma.masked_array([1.0, 2.0], [0, 1])}, TypeError, "a is a masked array"),
     ({"a": {"k": jax.random.key(0)}}, TypeError, "a/k has dtype key<fry>"),
     ({"a": jnp.ones(1, jnp.float8_e4m3fn)}, TypeError, "a has dtype float8_e4m3fn"),
     ({"a": {True: 1}}, TypeError, "a has the key True of type bool"),
@@ -283,6 +284,17 @@ def test_a_donated_array_is_refused_with_its_place(tmp_path):
     gone.delete()
     with pytest.raises(ValueError, match="a/b was donated or deleted"):
         save({"a": {"b": gone}}, tmp_path / "x")
+
+
+def test_a_traced_array_is_refused_with_its_place(tmp_path):
+    with pytest.raises(TypeError, match="a/b is traced, as under jax.jit"):
+        jax.jit(lambda x: save({"a": {"b": x}}, tmp_path / "x"))(1.0)
+
+
+def test_the_name_of_a_folder_is_no_files(tmp_path):
+    with pytest.raises(OSError, match="expected the name of a file, found that of a folder.*new/"):
+        save({}, f"{tmp_path}/new/")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("protocol", [1, 5, True, None, "4"])

@@ -4,11 +4,13 @@ import json
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_checkpoint_files import SAMPLES, same
 
+import paddlejax as pj
 import paddlejax.checkpoint as checkpoint
 from paddlejax.checkpoint import (
     CheckpointError,
@@ -128,6 +130,39 @@ def test_what_cannot_be_saved_is_refused_before_the_file_is_touched(ending, tmp_
     with pytest.raises(TypeError, match="a/f is of type"):
         FORMATS[ending][0]({"a": {"f": print}}, tmp_path / "x")
     assert (tmp_path / "x").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_npz_refuses_a_key_too_long_for_it(tmp_path):
+    save_npz({"n" * 65_531: jnp.ones(1)}, tmp_path / "x")
+    assert list(load_npz(tmp_path / "x")) == ["n" * 65_531]
+    with pytest.raises(ValueError, match="the key nnn.* has 65532 bytes, expected 65531 at most"):
+        save_npz({"n" * 65_530 + "é": jnp.ones(1)}, tmp_path / "y")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@formats
+def test_load_names_the_reader_of_another_format(ending, tmp_path):
+    FORMATS[ending][0]({"a": jnp.ones(1)}, tmp_path / f"x{ending}")
+    with pytest.raises(CheckpointError, match=f"no pickle of protocol 2 to 4: .*; load_{ending[1:]} reads"):
+        load(tmp_path / f"x{ending}")
+
+
+@formats
+def test_optimizers_and_parameters_come_from_every_format(ending, tmp_path):
+    tx, params = pj.adam(0.1), {"a": {"b": jnp.ones(3, jnp.bfloat16), "w": jnp.ones((2, 3))}}
+    _, state = tx.update(params, tx.init(params), params)
+    names = {"linear_0.w_0": "a/w", "linear_0.b_0": "a/b"}
+    checkpoint.save_optimizer(state, tmp_path / "x.pdopt", names)
+    checkpoint.save_parameters(params, tmp_path / "x.pdparams", names)
+    convert(tmp_path / "x.pdopt", tmp_path / f"opt{ending}")
+    convert(tmp_path / "x.pdparams", tmp_path / f"model{ending}")
+    for stem in ("", "direct-"):  # converted, then written as such
+        same(checkpoint.load_optimizer(tx.init(params), tmp_path / f"{stem}opt{ending}"), state)
+        model = tmp_path / f"{stem}model{ending}"
+        same(checkpoint.load_parameters(jax.tree.map(jnp.zeros_like, params), model), params)
+        assert checkpoint.parameter_names(model) == {"linear_0.b_0": "a.b", "linear_0.w_0": "a.w"}
+        checkpoint.save_optimizer(state, tmp_path / f"direct-opt{ending}", names)
+        checkpoint.save_parameters(params, tmp_path / f"direct-model{ending}", names)
 
 
 def test_safetensors_has_no_complex128(tmp_path):

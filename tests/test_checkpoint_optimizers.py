@@ -17,6 +17,8 @@ from paddlejax.checkpoint import (
     save_optimizer,
     save_parameters,
 )
+from paddlejax.hyper import ArgumentError
+from paddlejax.optimizer.cohorts import StateDictError
 
 BY_NAME = {case.name: case for case in CASES}
 ADAM, SGD = BY_NAME["adam"], BY_NAME["sgd_bf16_master"]
@@ -228,6 +230,16 @@ def test_a_wrong_map_is_refused(names, error, words):
             load_optimizer(target, ADAM.state(HALF), names)
 
 
+def test_a_map_beside_the_names_in_the_file_is_refused():
+    entries = {re.sub(r"^linear_1.b_0", "dense1/bias", k): v for k, v in load(ADAM.state(HALF)).items()}
+    for target in targets().values():
+        with pytest.raises(ValueError, match="'linear_1.b_0': 'dense1/bias', but the file has dense1/bias"):
+            load_optimizer(target, entries, MAP)
+        load_optimizer(target, entries, {k: v for k, v in MAP.items() if v != "dense1/bias"} | {"x": "y"})
+    with pytest.raises(ValueError, match="'zzz': '0/bias', but the file has 0/bias and no zzz"):
+        load_parameters(ADAM.tree("init"), ADAM.model(HALF), {"zzz": "0/bias"})
+
+
 def test_a_map_of_unknown_names_is_not_saved(tmp_path):
     state = paddle.adam(0.1).init(tree_of(ADAM))
     with pytest.raises(ValueError, match="names: found dense0/kernal, expected some of dense0/bias"):
@@ -327,6 +339,35 @@ def test_functions_write_the_schedule_they_are_told(tmp_path):
         save_optimizer(state, tmp_path / "a.pdopt", schedule=0.1)
 
 
+JUNK = [  # what a file may hold, and what is said of it; objects know no state of ours
+    *(({"LR_Scheduler": {"last_epoch": x}}, f"LR_Scheduler: last_epoch is {re.escape(repr(x))}, expected", 2)
+      for x in (None, "x", True, [1], -5, float("nan"), float("inf"))),
+    ({"LR_Scheduler": {"step_num": 2.5}}, "LR_Scheduler: step_num is 2.5, expected an int", 1),
+    ({"LR_Scheduler": {"last_epoch": 2**40}}, "last_epoch is 1099511627776, expected an int", 1),
+    ({"master_weights": 3}, "master_weights", 2),
+    ({"paddlejax": {"names": [1]}}, "the file's paddlejax: names: found list", 2),
+    ({"paddlejax": {"names": {"a": 3}}}, "the file's paddlejax: names: found 'a': 3", 2),
+    *(({"LR_Scheduler": None, "paddlejax": {"state": {"0/count": x, "0/learning_rate": 1}}},
+       f"0/count is {x}, expected an int", 1)
+      for x in (2.5, -1, 2**40)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change, words, styles", JUNK, ids=lambda x: str(x)[:60])
+def test_junk_in_a_file_is_one_kind_of_error(change, words, styles):
+    tree = {"w": jnp.ones(2)}
+    state = paddle.adam(0.1).init(tree)
+    opt = paddle.optimizer.Adam(lr.StepDecay(0.1, 3), parameters=tree)
+    (w,) = opt._parameters
+    w.grad = jnp.ones(2)
+    opt.step()
+    before = opt.state_dict()
+    for target in (state, opt)[:styles]:
+        with pytest.raises(StateDictError, match=words):
+            load_optimizer(target, {**before, **change})
+    same(opt.state_dict(), before)
+
+
 def test_wrong_arguments(tmp_path):
     functional, opt = targets().values()
     with pytest.raises(TypeError, match="params: found .*, expected None"):
@@ -336,6 +377,27 @@ def test_wrong_arguments(tmp_path):
     for bad in ((), {"w": jnp.zeros(2)}, paddle.adam(0.1)):
         with pytest.raises(TypeError, match=r"expected tx.init\(params\)"):
             load_optimizer(bad, ADAM.state(HALF))
+    for argument, kind, words in (
+        ({"strict": "no"}, TypeError, "strict: found 'no', expected True or False"),
+        ({"name": 3}, TypeError, "name: found 3, expected the name="),
+        ({"params": 3}, TypeError, "params: at param: found 3, expected an array"),
+        ({"params": {"w": jnp.ones(2)}}, ValueError, "params: found no dense0/bias, dense0/kernel"),
+    ):
+        with pytest.raises(kind, match=words):
+            load_optimizer(functional, ADAM.state(HALF), MAP, **argument)
+    for other, method in ((lr.StepDecay(0.1, 3), "set"), (paddle.amp.GradScaler(), "load")):
+        expected = f"found {type(other).__name__}, expected an optimizer, a wrapper of one, or tx.init"
+        with pytest.raises(TypeError, match=rf"{expected}.*; its own {method}_state_dict takes"):
+            load_optimizer(other, ADAM.state(HALF))
+        with pytest.raises(TypeError, match=rf"{expected}.*; its own state_dict\(\) is for paddlejax.save"):
+            save_optimizer(other, tmp_path / "a")
+    tx = paddle.adam(0.1)
+    with pytest.raises(TypeError, match="the state: 0/count is a ShapeDtypeStruct, expected an array"):
+        load_optimizer(jax.eval_shape(tx.init, tree_of(ADAM)), ADAM.state(HALF), MAP)
+    with pytest.raises(TypeError, match="the state: 0/count is a .*Tracer, .* outside of jax.jit"):
+        jax.jit(lambda s: save_optimizer(s, tmp_path / "a"))(functional)
+    with pytest.raises(ValueError, match="found two parameters called a/b, expected distinct paths"):
+        save_optimizer(tx.init({"a": {"b": jnp.ones(2)}, "a/b": jnp.ones(2)}), tmp_path / "a")
     two = paddle.chain(paddle.adam(0.1), paddle.adam(0.1)).init(tree_of(ADAM))
     with pytest.raises(ValueError, match="two rules with dense0/bias_moment1_0"):
         save_optimizer(two, tmp_path / "a")
@@ -507,5 +569,21 @@ def test_wrong_parameters_are_said_at_once():
         load_parameters(params, ADAM.model(HALF))
     for p, x in zip(params, SGD.of("init").values(), strict=True):
         np.testing.assert_array_equal(p.numpy(), x)
+    with pytest.raises(ValueError, match="StructuredToParameterName@@: found 3, expected a dict of names"):
+        load_parameters({"a": jnp.ones(1)}, {"a": np.ones(1), "StructuredToParameterName@@": 3})
     with pytest.raises(TypeError, match="at a: found 3, expected an array"):
         load_parameters({"a": 3}, ADAM.model(HALF))
+
+
+@pytest.mark.parametrize("tree, key", [
+    ([paddle.Parameter(jnp.ones(1), "x"), paddle.Parameter(jnp.zeros(1), "x")], "x"),
+    ({"a": {"b": jnp.ones(1)}, "a.b": jnp.zeros(1)}, "a.b"),
+    ({"a": {"b": jnp.ones(1)}, "a/b": jnp.zeros(1)}, "a.b"),
+], ids=["names", "dots", "paths"])  # fmt: skip
+def test_parameters_of_one_name_are_refused(tree, key, tmp_path):
+    words = f"found {key} more than once, expected distinct names"
+    with pytest.raises(ArgumentError, match=words):
+        save_parameters(tree, tmp_path / "x")
+    with pytest.raises(ArgumentError, match=words):
+        load_parameters(tree, {key: np.ones(1)})
+    assert not list(tmp_path.iterdir())

@@ -19,6 +19,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     has the permissions of the old one, or those of any new file; a symbolic link stays, and what it points to
     is replaced. A process that is killed leaves at most its `.<name>.<random>.tmp` behind.
     """
+    if os.fsdecode(path).endswith((os.sep, os.altsep or os.sep)):
+        raise OSError(errno.EISDIR, "expected the name of a file, found that of a folder", str(path))
     target = Path(os.path.realpath(path))
     permissions = None
     if target.exists():

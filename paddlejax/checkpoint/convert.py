@@ -1,9 +1,11 @@
 """Any format into any other, by the endings of the names."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from .files import PathLike, read, write
-from .formats import read_npz, read_safetensors, write_npz, write_safetensors
+from .files import PathLike, read, save, write
+from .formats import read_npz, read_safetensors, save_npz, save_safetensors, write_npz, write_safetensors
 from .layout import Checkpoint
 
 FORMATS = {
@@ -25,6 +27,15 @@ def known(path: PathLike) -> str:
 def read_any(path: PathLike) -> Checkpoint:
     """What a file of any of the formats holds; a name with another ending is taken for Paddle's."""
     return FORMATS.get(Path(path).suffix, FORMATS[".pdparams"])[0](path)
+
+
+def save_any(obj: Mapping[Any, Any], path: PathLike, protocol: int) -> None:
+    """`save`, in the format that the ending says: what `read_any` reads; the protocol is Paddle's files'."""
+    other = {".safetensors": save_safetensors, ".npz": save_npz}.get(Path(path).suffix)
+    if other is None:
+        save(obj, path, protocol)
+    else:
+        other(obj, path)
 
 
 def convert(source: PathLike, target: PathLike, force: bool = False) -> None:

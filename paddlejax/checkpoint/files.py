@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .atomic import replacing
-from .errors import opened
+from .errors import Refused, opened
 from .layout import (
     GENERAL,
     NAMED,
@@ -29,6 +30,7 @@ from .pickler import PROTOCOLS, Pickler
 from .unpickle import unpickle
 
 PathLike = str | os.PathLike[str]
+OTHERS = {".npz": "load_npz", ".safetensors": "load_safetensors"}
 
 
 def load(path: PathLike, return_numpy: bool = False, keep_name_table: bool = False) -> dict[Any, Any]:
@@ -83,7 +85,12 @@ def read(path: PathLike) -> Checkpoint:
     Raises CheckpointError as `load` does.
     """
     with opened(path) as (file, size):
-        return understand(unpickle(file, size))
+        try:
+            return understand(unpickle(file, size))
+        except Refused as e:
+            if other := OTHERS.get(Path(path).suffix):
+                raise Refused(f"{e}; {other} reads such a file") from None
+            raise
 
 
 def save(obj: Mapping[Any, Any], path: PathLike, protocol: int = 4) -> None:

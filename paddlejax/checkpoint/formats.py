@@ -16,6 +16,8 @@ from .layout import Checkpoint, arranged
 from .outline import KEY, filled, outlined
 from .unpickle import DTYPES
 
+LONGEST = 2**16 - 1 - len(".npy")  # bytes in the name of an array in a zip
+
 
 def save_safetensors(obj: Mapping[Any, Any], path: PathLike) -> None:
     """Write what `save` takes as a `.safetensors` file, whole or not at all.
@@ -95,6 +97,9 @@ def _checked(key: str, x: np.ndarray) -> np.ndarray:
 
 def write_npz(checkpoint: Checkpoint, path: PathLike) -> None:
     arrays, text = outlined(checkpoint)
+    for key in arrays:
+        if (size := len(key.encode())) > LONGEST:
+            raise ValueError(f"save_npz: the key {key[:40]}... has {size} bytes, expected {LONGEST} at most")
     arrays[KEY] = np.frombuffer(text.encode(), np.uint8)
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
         for key, x in arrays.items():

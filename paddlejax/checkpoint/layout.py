@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ..optimizer.parameter import Parameter
 from .errors import Refused
@@ -190,6 +191,10 @@ def _checked(x: Any, path: tuple[Any, ...]) -> Any:
 
 def _storable(x: Any, path: tuple[Any, ...]) -> Any:
     """The same array, if Paddle's files can hold it."""
+    if isinstance(x, Tracer):
+        raise TypeError(f"save: {place(path)} is traced, as under jax.jit; expected an array with contents")
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"save: {place(path)} is a masked array, expected a plain one: no file has masks")
     dtype = x.dtype
     bfloat16 = dtype == jnp.bfloat16 and not isinstance(x, np.generic)
     if not bfloat16 and not (isinstance(dtype, np.dtype) and dtype.str[1:] in DTYPES):

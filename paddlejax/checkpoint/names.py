@@ -6,15 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..optimizer.cohorts import StateDictError, base
+
 OURS = "paddlejax"  # an entry of our own, which Paddle reads and ignores
-TABLE = "StructuredToParameterName@@"
 MASTER = "_fp32_master_0"
 KINDS = {"w": "weight", "weight": "weight", "kernel": "weight", "b": "bias", "bias": "bias"}
-
-
-def base(key: str) -> str:
-    """A key without its trailing counter."""
-    return re.sub(r"_\d+$", "", key)
 
 
 def checked_names(names: Any) -> dict[str, str]:
@@ -38,9 +34,28 @@ def chosen(names: Any, extra: Mapping[str, Any], ours: Iterable[str]) -> dict[st
     A structured name such as `0.weight` also means the path `0/weight`.
     """
     here = set(ours)
-    given = checked_names(names) if names is not None else dict(extra.get("names", {}))
+    given = checked_names(names) if names is not None else _stored_names(extra)
     spelt = {p: o if o in here else o.replace(".", "/") for p, o in given.items()}
     return spelt if names is not None else {p: o for p, o in spelt.items() if o in here}
+
+
+def _stored_names(extra: Mapping[str, Any]) -> dict[str, str]:
+    """The map in a file of ours."""
+    try:
+        return checked_names(extra.get("names"))
+    except (TypeError, ValueError) as e:
+        raise StateDictError(f"the file's {OURS}: {e}") from None
+
+
+def check_needed(names: Mapping[str, str], theirs: Iterable[str]) -> None:
+    """Refuse a map that speaks of what the file does not have, for one that the file has by its own name.
+
+    What the file does not have by either name may be a parameter without state.
+    """
+    there = set(theirs)
+    for name, ours in names.items():
+        if name not in there and ours in there and ours not in names:
+            raise ValueError(f"names: found {name!r}: {ours!r}, but the file has {ours} and no {name}")
 
 
 def owners(entries: Mapping[Any, Any], accumulators: Sequence[str]) -> dict[str, Any]:
@@ -55,7 +70,8 @@ def owners(entries: Mapping[Any, Any], accumulators: Sequence[str]) -> dict[str,
             owner = stem.removesuffix(end).removesuffix(MASTER)
             if rank <= first.get(owner, rank):
                 found[owner], first[owner] = tuple(value.shape), rank
-    for name, value in (entries.get("master_weights") or {}).items():
+    masters = entries.get("master_weights")
+    for name, value in masters.items() if isinstance(masters, Mapping) else ():
         found.setdefault(name, tuple(getattr(value, "shape", ())))
     return found
 

@@ -3,14 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..optimizer.averages import ParameterAverage
 from ..optimizer.cohorts import StateDictError
 from ..optimizer.optimizer import Optimizer
-from ..optimizer.wrappers import innermost
+from ..optimizer.wrappers import innermost, is_optimizer
 from ..rules import Lamb
-from .files import PathLike, load, save
-from .names import OURS, TABLE, checked_names, chosen, owners, proposal, renamed
+from .convert import read_any, save_any
+from .files import PathLike, handed_out
+from .layout import NAMES
+from .names import OURS, check_needed, checked_names, chosen, owners, proposal, renamed
 from .states import State
-from .translate import free_powers, translate_schedule
+from .translate import free_powers, place_of, translate_schedule
 
 
 def load_optimizer(
@@ -24,14 +27,17 @@ def load_optimizer(
 ) -> Any:
     """Continue from an optimizer state that Paddle 3.x, Paddle 1.8.5 or `save_optimizer` wrote.
 
-    `target` is an object with `state_dict`, which takes the state over (None is returned), or the state of a
-    transformation, as `tx.init(params)` made it, which stays as it is: the new state is returned. `file` is a
-    `.pdopt`, or the dict that `load` made of one, or a part of it.
+    `target` is an optimizer object, a wrapper of one or an average of parameters, which takes the state over
+    (None is returned), or the state of a transformation, as `tx.init(params)` made it, which stays as it is:
+    the new state is returned. `file` is a `.pdopt`, a `.npz` or `.safetensors` of the same, or the dict that
+    `load` made of one, or a part of it. What else has a state, such as a scheduler, takes
+    `paddlejax.load(file)` itself.
 
     Names must agree, except for the trailing counter (`_0`, `_1`). `names` says what Paddle's parameters are
     called here, {"linear_0.w_0": "dense/w"}: paths in the tree, or names of Parameters. `parameter_names`
     reads such a map from a `.pdparams`; a file of `save_optimizer` knows its own. Nothing is guessed: where
-    names differ the error proposes a map to check and paste. Whatever is missing, unexpected, misshapen or of
+    names differ the error proposes a map to check and paste; an entry for what the file has by our name, not
+    by Paddle's, is refused. Whatever is missing, unexpected, misshapen or of
     another dtype is in one StateDictError, and nothing is changed. With strict=False a parameter that has no
     accumulators there keeps what the target has.
 
@@ -54,8 +60,12 @@ def load_optimizer(
     >>> print(load_optimizer(tx.init(params), file).slots)
     {'velocity': {'w': Array([1., 1.], dtype=float32)}}
     """
+    if not isinstance(strict, bool):
+        raise TypeError(f"strict: found {strict!r:.80}, expected True or False")
+    method = "set_state_dict" if hasattr(target, "set_state_dict") else "load_state_dict"
+    is_object = _is_object(target, "load_optimizer", f"{method} takes paddlejax.load(file)")
     entries, extra = _read(file)
-    if not hasattr(target, "set_state_dict"):
+    if not is_object:
         return State(target, params, name).load(entries, extra, names, strict)
     _no_functional_arguments(params=params, name=name)
     _load_object(target, entries, extra, names, strict)
@@ -73,16 +83,17 @@ def save_optimizer(
 ) -> None:
     """Write an optimizer state that Paddle and `load_optimizer` read: a `.pdopt`.
 
-    `source` is an object with `state_dict`, or the state of a transformation. `names`, {Paddle's name: ours}
-    as for `load_optimizer`, files the accumulators under Paddle's names; the map goes into the file, under a
-    key that Paddle ignores, so that it loads back without one. Paddle 1.8.5 needs protocol=2.
+    `source` is an optimizer object, a wrapper of one or an average of parameters, or the state of a
+    transformation. `names`, {Paddle's name: ours} as for `load_optimizer`, files the accumulators under
+    Paddle's names; the map goes into the file, under a key that Paddle ignores, so that it loads back without
+    one. Paddle 1.8.5 needs protocol=2. A `file` that ends in `.npz` or `.safetensors` is written as such.
 
     For a functional state: `params` and `name` as for `load_optimizer`; `schedule`, the `count -> rate` that
     the optimizer was made with, writes `LR_Scheduler`, which a Paddle optimizer with a scheduler asks for:
     `last_epoch` is the count and `last_lr` the rate of the next step.
     """
     given = checked_names(names)
-    if hasattr(source, "state_dict"):
+    if _is_object(source, "save_optimizer", "state_dict() is for paddlejax.save"):
         _no_functional_arguments(params=params, name=name, schedule=schedule)
         ours = [p.name for p in source._parameters]
         entries, extra = dict(source.state_dict()), {}
@@ -96,7 +107,17 @@ def save_optimizer(
         raise ValueError(f"names: found {', '.join(unknown)}, expected some of {', '.join(ours)}")
     if back:
         extra["names"] = {p: o for o, p in back.items()}
-    save({**renamed(entries, back, ours), **({OURS: extra} if extra else {})}, file, protocol)
+    save_any({**renamed(entries, back, ours), **({OURS: extra} if extra else {})}, file, protocol)
+
+
+def _is_object(x: Any, what: str, instead: str) -> bool:
+    """Whether this is an object with parameters, not a functional state; what only has a state is refused."""
+    if is_optimizer(x) or isinstance(x, ParameterAverage):
+        return True
+    if hasattr(x, "state_dict"):
+        expected = "expected an optimizer, a wrapper of one, or tx.init(params)"
+        raise TypeError(f"{what}: found {type(x).__name__}, {expected}; its own {instead}")
+    return False
 
 
 def _no_functional_arguments(**arguments: Any) -> None:
@@ -107,8 +128,8 @@ def _no_functional_arguments(**arguments: Any) -> None:
 
 def _read(file: PathLike | Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[str, Any]]:
     """The entries of a file, and what `save_optimizer` added to them."""
-    entries = dict(file) if isinstance(file, Mapping) else load(file, return_numpy=True)
-    entries.pop(TABLE, None)
+    entries = dict(file) if isinstance(file, Mapping) else handed_out(read_any(file), True, False)
+    entries.pop(NAMES, None)
     extra = entries.pop(OURS, {})
     return entries, extra if isinstance(extra, dict) else {}
 
@@ -116,13 +137,17 @@ def _read(file: PathLike | Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[str,
 def _load_object(
     target: Any, entries: dict[Any, Any], extra: dict[str, Any], names: Any, strict: bool
 ) -> None:
+    place_of(entries, whole=False)  # raises if it is none
     optimizer = innermost(target)
     rules = [rule.source.rule for rule in getattr(optimizer, "_rules", ())]
     accumulators = list(dict.fromkeys(k for rule in rules for k in (*rule.slots, *rule.shared())))
     own = getattr(optimizer, "_name", None)
     theirs = owners(entries, [*(f"{own}_{k}" for k in accumulators if own), *accumulators])
     parameters = {p.name: p.shape for p in target._parameters}
-    entries = renamed(entries, chosen(names, extra, parameters), theirs)
+    given = chosen(names, extra, parameters)
+    if names is not None:
+        check_needed(given, theirs)
+    entries = renamed(entries, given, theirs)
     translate_schedule(entries, getattr(optimizer, "_learning_rate", None))
     if isinstance(optimizer, Optimizer):
         _without_correction(optimizer, entries)

@@ -1,5 +1,6 @@
 """Parameters from Paddle's checkpoints and back, by structured name or by tensor name."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -7,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..hyper import ArgumentError
 from ..optimizer.cohorts import StateDictError, misfit, nearest, raise_if
 from ..optimizer.parameter import Parameter
 from ..trees import path_name
-from .files import PathLike, read, save
+from .convert import read_any, save_any
+from .files import PathLike
 from .layout import NAMES, is_tensor
-from .names import OURS, checked_names, proposal
+from .names import OURS, check_needed, checked_names, proposal
 
 
 class _Own(NamedTuple):
@@ -27,15 +30,21 @@ class _Own(NamedTuple):
         """What a file calls it."""
         return self.path.replace("/", ".")
 
+    @property
+    def words(self) -> tuple[str, str, str]:
+        """What a map may call it, or a file."""
+        return self.path, self.key, self.name
+
 
 def parameter_names(file: PathLike) -> dict[str, str]:
     """The names of a `.pdparams`: {tensor name: structured name}, such as {"linear_0.w_0": "0.weight"}.
 
+    The file may also be a `.npz` or a `.safetensors` of the same.
     It serves as `names` for `load_optimizer`, where the tree's path is `0/weight` or the Parameter's name
     `0.weight`: an optimizer's file knows tensor names only. Of several keys of one tensor the first counts.
     """
     names: dict[str, str] = {}
-    for key, x in read(file).tree.items():
+    for key, x in read_any(file).tree.items():
         if is_tensor(x):
             names.setdefault(x.name, key)
     return names
@@ -48,11 +57,12 @@ def load_parameters(
 ) -> Any:
     """The parameters of a `.pdparams`: for a tree of arrays a new tree; Parameters in it are set.
 
-    `file` may also be the dict that `load` made of one. A parameter is found under its path (`0/weight`, in
-    the file `0.weight`), its Parameter's name, or its tensor's name in the file's table (`linear_0.w_0`);
-    `names`, {name in the file, of either kind: path or name here}, goes before. Nothing is guessed: what is
-    missing, unexpected, misshapen or of another dtype is in one StateDictError, with a map to paste where
-    names differ, and nothing is changed.
+    `file` may also be a `.npz` or a `.safetensors` of the same, or the dict that `load` made of one. A
+    parameter is found under its path (`0/weight`, in the file `0.weight`), its Parameter's name, or its
+    tensor's name in the file's table (`linear_0.w_0`); `names`, {name in the file, of either kind: path or
+    name here}, goes before. Nothing is guessed: what is missing, unexpected, misshapen or of another dtype is
+    in one StateDictError, with a map to paste where names differ, and nothing is changed. A name that the
+    file does not have, for a parameter that it has by another, is a ValueError.
 
     >>> import os, tempfile
     >>> file = os.path.join(tempfile.mkdtemp(), "model.pdparams")
@@ -61,9 +71,11 @@ def load_parameters(
     [[1.0], [1.0]]
     """
     given = checked_names(names)
-    arrays, tensors = _contents(file)
     mine = _members(target)
+    arrays, tensors = _contents(file)
     sources = _matched(mine, arrays, tensors, given)
+    met = (own for own, key in zip(mine, sources, strict=True) if key is not None)
+    check_needed(given, {*arrays, *tensors.values(), *(word for own in met for word in own.words)})
     problems: list[str] = []
     for own, key in zip(mine, sources, strict=True):
         if key is None:
@@ -94,17 +106,18 @@ def save_parameters(
     """Write a `.pdparams` that `model.set_state_dict(paddle.load(file))` takes.
 
     `source` is a tree of arrays or Parameters. The keys are its paths with dots (`0.weight`), for a bare list
-    of Parameters their names. `names`, {Paddle's tensor name: path or name here} as from `parameter_names`,
-    fills the file's table of tensor names. Paddle 1.8.5 needs protocol=2.
+    of Parameters their names; two that are equal are an ArgumentError. `names`, {Paddle's tensor name: path
+    or name here} as from `parameter_names`, fills the file's table of tensor names. Paddle 1.8.5 needs
+    protocol=2. A `file` that ends in `.npz` or `.safetensors` is written as such.
     """
     mine = _members(source)
     back = {ours: theirs for theirs, ours in checked_names(names).items()}
-    known = {word for own in mine for word in (own.path, own.key, own.name)}
+    known = {word for own in mine for word in own.words}
     if unknown := [ours for ours in back if ours not in known]:
         found, expected = ", ".join(unknown), ", ".join(own.path for own in mine)
         raise ValueError(f"names: found {found}, expected some of {expected}")
     tensors = {own.key: back.get(own.path, back.get(own.key, back.get(own.name, own.name))) for own in mine}
-    save({**{own.key: _value(own.leaf) for own in mine}, NAMES: tensors}, file, protocol)
+    save_any({**{own.key: _value(own.leaf) for own in mine}, NAMES: tensors}, file, protocol)
 
 
 def _members(tree: Any) -> list[_Own]:
@@ -116,6 +129,10 @@ def _members(tree: Any) -> list[_Own]:
         where = path_name(path) if path else "param"
         name = leaf.name if isinstance(leaf, Parameter) else where
         found.append(_Own(name if bare else where, name, leaf))
+    if twice := sorted(key for key, times in Counter(own.key for own in found).items() if times > 1):
+        raise ArgumentError(
+            f"the parameters: found {', '.join(twice)} more than once, expected distinct names"
+        )
     return found
 
 
@@ -126,9 +143,11 @@ def _value(leaf: Any) -> Any:
 def _contents(file: PathLike | Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """The arrays of a file by key, and the tensor name of each."""
     if isinstance(file, Mapping):
-        arrays = {k: v for k, v in file.items() if k not in (NAMES, OURS)}
-        return arrays, {k: file.get(NAMES, {}).get(k, k) for k in arrays}
-    tree = {k: v for k, v in read(file).tree.items() if k != OURS}
+        arrays, names = {k: v for k, v in file.items() if k not in (NAMES, OURS)}, file.get(NAMES, {})
+        if not isinstance(names, Mapping) or not all(isinstance(x, str) for x in names.values()):
+            raise StateDictError(f"{NAMES}: found {names!r:.100}, expected a dict of names")
+        return arrays, {k: names.get(k, k) for k in arrays}
+    tree = {k: v for k, v in read_any(file).tree.items() if k != OURS}
     names = {k: v.name if is_tensor(v) else k for k, v in tree.items()}
     return {k: v.array if is_tensor(v) else v for k, v in tree.items()}, names
 
@@ -145,9 +164,8 @@ def _matched(
     taken = set(mapped.values())
     found = []
     for own in mine:
-        words = (own.path, own.key, own.name)
-        key = next((mapped[w] for w in words if w in mapped), None)
-        plain = (keys[w] for w in words if w in keys and keys[w] not in taken)
+        key = next((mapped[w] for w in own.words if w in mapped), None)
+        plain = (keys[w] for w in own.words if w in keys and keys[w] not in taken)
         found.append(next(plain, None) if key is None else key)
     return found
 

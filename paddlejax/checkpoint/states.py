@@ -1,12 +1,14 @@
 """Functional states as Paddle's entries: what every leaf of a state is called in a file."""
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import NamedSharding
 from jax.tree_util import GetAttrKey, tree_flatten_with_path
 
@@ -17,10 +19,11 @@ from ..optimizer.entries import Entries
 from ..rule import RuleState
 from ..rules import NAdam, RAdam
 from ..trees import path_name
-from .names import MASTER, OURS, chosen, owners, proposal, renamed
+from .names import MASTER, OURS, check_needed, chosen, owners, proposal, renamed
 from .translate import free_powers, place_of
 
 FULL_SHAPE = {*NAdam.full_shape, *RAdam.full_shape}
+ARRAYS = (int, float, complex, np.generic, np.ndarray, jax.Array)
 POWERS = ("beta1_pow_acc", "beta2_pow_acc")  # which start at beta
 
 
@@ -40,7 +43,9 @@ class State:
     def __init__(self, state: Any, params: Any = None, name: str | None = None):
         self.structure = jax.tree.structure(state)
         self.leaves: list[Leaf] = []
-        self._given = None if params is None else dict(_named(params))
+        self._given = None if params is None else _given(params)
+        if not isinstance(name, str | None):
+            raise TypeError(f"name: found {name!r:.80}, expected the name= of an optimizer, or None")
         self._name = f"_{name}" if name else ""
         self._narrow: set[str] = set()
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -52,6 +57,13 @@ class State:
             raise TypeError(
                 f"the state: found {found} without a rule's state in it, expected tx.init(params)"
             )
+        for leaf in self.leaves:
+            if isinstance(leaf.value, Tracer) or not isinstance(leaf.value, ARRAYS):
+                place = " of ".join((leaf.key or leaf.kind, *leaf.members[: leaf.kind != "own"]))
+                found = f"{place} is a {type(leaf.value).__name__}"
+                raise TypeError(f"the state: {found}, expected an array with contents, outside of jax.jit")
+        if self._given is not None and (unknown := [n for n in self._shapes if n not in self._given]):
+            raise ArgumentError(f"params: found no {', '.join(unknown)}, of which the state has accumulators")
         keys = [key for leaf in self.leaves if leaf.kind == "slot" for key in self._keys(leaf)]
         if twice := sorted(
             {key for key in keys if keys.count(key) > 1} if len(set(keys)) < len(keys) else ()
@@ -151,10 +163,14 @@ class State:
         accumulators = list(dict.fromkeys(filed))
         accumulators = [*(f"{self._name[1:]}_{k}" for k in accumulators if self._name), *accumulators]
         ours = {name: self._shape(name) for name in self.parameters}
-        entries = renamed(entries, chosen(names, extra, ours), owners(entries, accumulators))
+        given, theirs = chosen(names, extra, ours), owners(entries, accumulators)
+        if names is not None:
+            check_needed(given, theirs)
+        entries = renamed(entries, given, theirs)
         theirs = owners(entries, accumulators)
-        own, place = extra.get("state"), place_of(entries)
-        if not isinstance(own, Mapping) or place not in (None, own.get("0/count")):
+        own, place = extra.get("state"), place_of(entries, whole=True)
+        place = None if place is None else int(place)
+        if not isinstance(own, Mapping) or place is not None and not _is_count(own.get("0/count"), place):
             # Paddle's file; its SGD hands on what it was given, which is then of an earlier step.
             own = None
             entries = {k: v for k, v in entries.items() if not str(k).startswith(f"{OURS}@")}
@@ -237,9 +253,14 @@ class State:
         if own is not None:
             if jnp.ndim(leaf.value):
                 return reader.take(f"{OURS}@{leaf.key}", leaf.value.shape, leaf.value.dtype)
-            if not isinstance(own.get(leaf.key), int | float):
+            value = own.get(leaf.key)
+            if not isinstance(value, int | float):
                 reader.problems.append(f"missing: {leaf.key}, which a state like this one would have saved")
-            return own.get(leaf.key)
+                return None
+            if wanted := _no_value(leaf, value):
+                reader.problems.append(f"{leaf.key} is {value!r}, expected {wanted}")
+                return None
+            return value
         if not leaf.key.endswith("/count") or leaf.rule < 0:
             return None
         return place if place is not None else self._recovered(leaf, reader)
@@ -266,9 +287,35 @@ def _powers(beta: np.ndarray, found: np.ndarray) -> int | None:
     return k if product == found[0] else None
 
 
+def _given(params: Any) -> dict[str, Any]:
+    """The parameters that were given, by name."""
+    named = dict(_named(params))
+    for name, x in named.items():
+        if not hasattr(x, "shape"):
+            raise TypeError(f"params: at {name}: found {x!r:.80}, expected an array or a Parameter")
+    return named
+
+
+def _is_count(value: Any, place: int) -> bool:
+    return isinstance(value, int) and value == place
+
+
+def _no_value(leaf: Leaf, value: int | float) -> str:
+    """What this leaf could be, if it cannot be that."""
+    dtype = jnp.result_type(leaf.value)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        return ""
+    low, high = 0 if leaf.key.endswith("/count") else jnp.iinfo(dtype).min, jnp.iinfo(dtype).max
+    fits = isinstance(value, int) and low <= value <= high
+    return "" if fits else f"an int from {low} to {high}"
+
+
 def _named(tree: Any) -> list[tuple[str, Any]]:
     """The leaves of a tree of parameters and what they are called."""
-    return [(path_name(path) if path else "param", x) for path, x in tree_flatten_with_path(tree)[0]]
+    named = [(path_name(path) if path else "param", x) for path, x in tree_flatten_with_path(tree)[0]]
+    if twice := sorted(name for name, times in Counter(name for name, _ in named).items() if times > 1):
+        raise ArgumentError(f"found two parameters called {', '.join(twice)}, expected distinct paths")
+    return named
 
 
 def _like(leaf: Any, value: Any) -> Any:

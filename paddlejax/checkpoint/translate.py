@@ -1,15 +1,15 @@
 """What Paddle 1.x and Paddle 3.x write differently: a scheduler's state, and Lamb's powers."""
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from ..optimizer.cohorts import StateDictError
+from ..optimizer.cohorts import StateDictError, base
 from ..optimizer.lr import LinearLR, LRScheduler, ReduceOnPlateau
-from .names import base
 
 EPOCHS = {"epoch_num": "last_epoch", "learning_rate": "last_lr"}
 PLATEAU = {
@@ -69,12 +69,26 @@ def _plain(x: Any) -> Any:
     return x.item() if isinstance(x, np.generic) else x
 
 
-def place_of(entries: Mapping[Any, Any]) -> int | None:
-    """The argument of the schedule's formula at the next step, if the file has it."""
+def _single(x: Any) -> Any:
+    """The number in an array of one."""
+    return x.item() if isinstance(x, np.generic | np.ndarray | jax.Array) and x.size == 1 else x
+
+
+def place_of(entries: Mapping[Any, Any], whole: bool) -> float | None:
+    """The argument of the schedule's formula at the next step, if the file has it.
+
+    A `whole` place is one that counts: what a state's `count` can be. A scheduler may stand between epochs.
+    """
     found = entries.get("LR_Scheduler")
-    found = found if isinstance(found, Mapping) else {}
-    place = found.get("last_epoch", found.get("step_num"))
-    return None if place is None else int(place)
+    word = next((w for w in ("last_epoch", "step_num") if isinstance(found, Mapping) and w in found), None)
+    if word is None:
+        return None
+    place = _single(found[word])  # type: ignore[index]
+    number = isinstance(place, int | float) and not isinstance(place, bool) and math.isfinite(place)
+    if not number or place < 0 or whole and not (place < 2**31 and place == int(place)):
+        expected = "an int >= 0" if whole else "a number >= 0"
+        raise StateDictError(f"LR_Scheduler: {word} is {place!r:.80}, expected {expected}")
+    return place
 
 
 def free_powers(entries: dict[Any, Any], starts: Mapping[str, Mapping[str, Any]]) -> None:

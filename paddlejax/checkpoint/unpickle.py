@@ -95,7 +95,7 @@ class Machine:
         if self.size == 0:
             raise Refused("it is empty")
         if (start := self.read(1)) != b"\x80":
-            raise Refused(f"it begins with {start!r}, which no pickle does")
+            raise Refused(f"it is no pickle of protocol 2 to 4: it begins with {start!r}")
         self.proto()
         for _ in range(LENGTH):
             code = self.read(1)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .hyper import number
+from .hyper import ArgumentError, number
 from .loss_scale import all_finite, check_intervals, check_ratios, check_scale, next_scale, unscaled
 from .optimizer.cohorts import StateDictError, raise_if
 from .optimizer.loss import Call, Loss
@@ -149,6 +149,9 @@ class GradScaler:
             loss = jnp.asarray(loss._value if isinstance(loss, Parameter) else loss)
             floating = jnp.issubdtype(loss.dtype, jnp.inexact)
             return _times(loss if floating else loss.astype(jnp.float32), self._scale)
+        if not hasattr(loss, "call"):  # of a pipeline
+            expected = "expected what a @paddle.loss function returned"
+            raise TypeError(f"scale's loss: found {type(loss).__name__}, {expected}")
         if loss.ran_backward:
             raise RuntimeError("scale: backward() ran already for this loss; scale it before")
         return ScaledLoss(loss, np.asarray(self._scale))
@@ -365,4 +368,9 @@ def _parameters(method: str, optimizer: Any) -> list[Parameter]:
     parameters = getattr(optimizer, "_parameters", None)
     if parameters is None or not callable(getattr(optimizer, "step", None)):
         raise TypeError(f"{method}: found {optimizer!r}, expected an optimizer")
+    if (workers := getattr(innermost(optimizer), "_workers", 1)) > 1:  # whose gradients it never sees
+        raise ArgumentError(
+            f"{method}: found {type(optimizer).__name__} with {workers} workers, expected one; use "
+            "dgc_momentum inside dynamic_loss_scale(..., axis_name=...)"
+        )
     return list(parameters)

@@ -161,7 +161,33 @@ def test_nothing_is_lost(exchange):
     assert np.abs(kept).max() > 1  # and there was something to lose
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_nothing_is_lost_with_momentum(nesterov):
+    """What was sent and what is kept back are together what was accumulated, as the reference defines it:
+    the velocities, each of which forgets at its entry when that is sent."""
+    params, grads = drawn(12)
+    ramp = {"rampup_begin_step": 0, "rampup_step": 9, "sparsity": [0.5, 0.9, 0.99]}
+    history = run(dgc_momentum(1.0, 0.9, **ramp, use_nesterov=nesterov, **SMALL), params, grads)
+    for k in ("w", "a"):
+        accumulated, u = np.zeros((N, *params[k].shape)), np.zeros((N, *params[k].shape))
+        before = params[k].astype(np.float64)
+        for t, (got, state) in enumerate(history):
+            g = grads[k][t].astype(np.float64)
+            u = 0.9 * (u + g) if nesterov else 0.9 * u + g
+            accumulated += u + g if nesterov else u
+            kept = np.asarray(state.slots[V][k], np.float64)
+            sent = before - np.asarray(got[k], np.float64)
+            np.testing.assert_allclose(sent + kept.mean(axis=0), accumulated.mean(axis=0), atol=2e-5)
+            u = np.where(kept == 0, 0, u)  # forgotten where it was sent
+        assert np.abs(kept).max() > 1
+
+
 KERNEL = [case for case in golden_cases.load("paddle-3.3.1") if case.cls == "dgc_momentum"]
+
+
+def test_the_recorded_kernels_are_two():
+    assert len(KERNEL) == 2
 
 
 @pytest.mark.parametrize("case", KERNEL, ids=str)
@@ -191,6 +217,13 @@ def test_levels_of_the_documents_example():
     found = levels(0, 100, [0.75, 0.9375, 0.984375, 0.996, 0.999])
     pairs = [(0, 0.75), (20, 0.9375), (40, 0.984375), (60, 0.996), (80, 0.999)]
     assert found == [Level(*pair) for pair in pairs]
+
+
+def test_levels_that_never_come():
+    assert levels(2**31 - 1, 3, [0.75, 0.9, 0.99]) == [Level(2**31 - 1, 0.75)]
+    assert levels(1, 2**31 - 1, [0.75, 0.9]) == [Level(1, 0.75), Level(2**30 + 1, 0.9)]
+    tx = dgc_momentum(0.1, 0.9, 2**31 - 1, 3, [0.75, 0.9], **SMALL)
+    assert len(run(tx, *drawn(1))) == 1
 
 
 @pytest.mark.parametrize("begin", [0, 3])
@@ -568,10 +601,18 @@ def test_wrong_use():
         ValueError, match=r"batch at 0: found shape \(12, 16\), expected a leading dimension that"
     ):
         step(placed, state, jnp.ones((12, 16)))
-    with pytest.raises(
-        ValueError, match=r"batch at 1: found shape \(8,\), expected .* as others have \{16\}"
+    for other, found in ((jnp.ones(8), r"\(8,\)"), (jnp.ones(()), r"\(\)")):
+        with pytest.raises(
+            ValueError, match=rf"batch at 1: found shape {found}, expected .* as others have 16$"
+        ):
+            step(placed, state, jnp.ones((16, 16)), other)
+    for arguments, message in (
+        ((None, tx, mesh, params), "loss_fn: found None, expected a function"),
+        ((mlp, dgc_momentum, mesh, params), "tx: found .*, expected a transformation"),
+        ((mlp, tx, 8, params), "mesh: found 8, expected a jax.sharding.Mesh"),
     ):
-        step(placed, state, jnp.ones((16, 16)), jnp.ones(8))
+        with pytest.raises(TypeError, match=message):
+            make_step(*arguments)
 
 
 # ---------------------------------------------------------------------------------------------- accuracy
@@ -821,6 +862,48 @@ def test_a_state_that_does_not_fit(halfway):
         scheduled.set_state_dict(entries)
     opt.set_state_dict({k: v for k, v in entries.items() if not k.startswith("b_")}, strict=False)
     assert not np.any(opt.state_dict()["b__dgc_u__0"])
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"__g_dgc_counter__": np.array([-1])}, "__g_dgc_counter__ is -1, expected 0 or more"),
+        ({f"w1__dgc_{s}__0": np.zeros((0, 128, 128), "f") for s in "uv"}, r"w1_.* has shape \(0, 128, 128\)"),
+        ({"b__dgc_v__0": np.zeros(128, "f")}, "b__dgc_v__0, what was not sent yet, but here b is not compr"),
+    ],
+)
+def test_a_state_that_cannot_be(halfway, changed, message):
+    params, entries, _ = halfway
+    opt = DGCMomentumOptimizer(0.3, **ARGUMENTS, parameter_list=params)
+    with pytest.raises(ValueError, match=message):
+        opt.set_state_dict({**entries, **changed})
+    assert opt.state_dict() == {}
+
+
+def test_a_list_of_trees_is_no_list_of_groups():
+    opt = DGCMomentumOptimizer(0.3, **ARGUMENTS, parameter_list=[{"w": jnp.ones(2)}, {"w": jnp.ones(3)}])
+    assert [p.shape for p in jax.tree.leaves(opt.parameters)] == [(2,), (3,)]
+
+
+def test_a_scaled_loss_is_refused():
+    params, x, y = large()
+    opt = DGCMomentumOptimizer(0.3, **ARGUMENTS, parameter_list=params)
+    scaler, loss = paddle.amp.GradScaler(), mse(opt.parameters, x[0], y[0])
+    with pytest.raises(ValueError, match="loss: found one that GradScaler scaled, expected the unscaled"):
+        opt.minimize(scaler.scale(loss))
+    for call in (lambda: scaler.minimize(opt, loss), lambda: scaler.step(opt), lambda: scaler.unscale_(opt)):
+        with pytest.raises(ValueError, match="found DGCMomentumOptimizer with 8 workers, expected one; use"):
+            call()
+    assert not loss.ran_backward
+
+
+def test_the_fluid_class_takes_the_rest_by_keyword():
+    """Of Paddle 1.6 and 1.8 the sixth argument is use_nesterov and parameter_list."""
+    given = (0.3, 0.9, 2, 1, [0.99])
+    params = {"w": jnp.ones(2)}
+    paddle.fluid.optimizer.DGCMomentumOptimizer(*given, parameter_list=params)
+    with pytest.raises(TypeError, match="positional arguments"):
+        paddle.fluid.optimizer.DGCMomentumOptimizer(*given, params)
 
 
 def test_one_worker_is_an_ordinary_momentum():

@@ -67,12 +67,12 @@ def whole(stages):
     return loss
 
 
-def unpipelined(tx, stages, params, steps):
-    """Parameters, state and loss after so many steps on everything at once."""
+def unpipelined(tx, stages, params, steps, examples=24):
+    """Parameters, state and loss after so many steps on all examples at once."""
 
     @jax.jit
     def step(params, state):
-        loss, grads = jax.value_and_grad(whole(stages))(params, X, Y)
+        loss, grads = jax.value_and_grad(whole(stages))(params, X[:examples], Y[:examples])
         updates, state = tx.update(grads, state, params)
         return pj.apply_updates(params, updates), state, loss
 
@@ -155,6 +155,9 @@ COMBINATIONS = [  # optimizer, k, micro-batches, options: every value of each, a
     ("lamb", 3, 2, {}),
     ("momentum", 2, 3, {"recompute": True, "schedule": "GPipe"}),
     ("momentum", 4, 8, {"queue_size": 2}),
+    pytest.param("lamb", 4, 6, {"schedule": "GPipe"}, marks=pytest.mark.slow),
+    ("adam", 4, 5, {}),
+    ("momentum", 2, 7, {"schedule": "GPipe", "queue_size": 4}),
 ]
 PLACES = {
     "replicated": [DEVICES[0], tuple(DEVICES[1:4]), DEVICES[4], tuple(DEVICES[1:4]), DEVICES[0]],
@@ -163,8 +166,8 @@ PLACES = {
 
 
 @functools.cache
-def expected(name, k):
-    return unpipelined(OPTIMIZERS[name], *network(k), 3)
+def expected(name, k, examples):
+    return unpipelined(OPTIMIZERS[name], *network(k), 3, examples)
 
 
 @pytest.mark.parametrize("name, k, m, options", COMBINATIONS)
@@ -176,9 +179,10 @@ def test_pipeline_equals_training_without_one(name, k, m, options):
     }
     pipeline = PipelineOptimizer(OPTIMIZERS[name], stages, num_microbatches=m, **options)
     params, state = pipeline.init(start)
+    examples = len(X) // m * m
     for _ in range(3):
-        params, state, loss = pipeline.step(params, state, pipeline.split(X, Y))
-    assert_close((params, state, loss), expected(name, k))
+        params, state, loss = pipeline.step(params, state, pipeline.split(X[:examples], Y[:examples]))
+    assert_close((params, state, loss), expected(name, k, examples))
     for tree, slots, (device, *_) in zip(params, _slots(state), pipeline._places, strict=True):
         assert {d for x in jax.tree.leaves((tree, slots)) for d in x.devices()} == {device}
 
@@ -227,7 +231,7 @@ def test_the_cotangent_in_flight_is_not_donated():
     """The gradient of a full-size bias is the very array that goes on to the stage before."""
     stages = [lambda p, x: x @ p["w"], lambda p, x: x + p["b"], squares]
     start = [{"w": normal(5, 4)}, {"b": normal(6, 4)}, {"w": normal(4, 3)}]
-    tx, x = pj.sgd(0.1), X.astype(np.float32)
+    tx, x = pj.sgd(0.1), X.astype(np.float32) / 20
     pipeline = PipelineOptimizer(tx, stages, [DEVICES[0]] * 5, num_microbatches=4)
     params, state = pipeline.init(start)
     batches = pipeline.split(x, Y)
@@ -375,6 +379,41 @@ def test_a_failure_reaches_the_caller_and_changes_nothing(section, micro_batch, 
     armed[0] = False
     new, _, loss = pipeline.step(params, state, batches)
     assert np.isfinite(float(loss)) and all(np.isfinite(np.asarray(p["w"])).all() for p in new)
+
+
+def test_a_failure_does_not_wait_for_the_first_forwards():
+    """GPipe's first stage waits for nobody: it must look whether another has failed."""
+    armed, ran = [False], []
+
+    def nap(x):
+        ran.append(1)
+        time.sleep(0.05)
+        return x
+
+    def fail(x):
+        if armed[0]:
+            raise Broken("no luck")
+        return x
+
+    def calling(f):
+        @jax.custom_vjp
+        def call(x):
+            return jax.pure_callback(f, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+        call.defvjp(lambda x: (call(x), None), lambda _, g: (g,))
+        return call
+
+    slow, broken = calling(nap), calling(fail)
+    stages = [lambda p, x: slow(x @ p), lambda p, x, y: jnp.mean((broken(x @ p) - y) ** 2)]
+    pipeline = PipelineOptimizer(pj.sgd(0.1), stages, num_microbatches=16, schedule="GPipe")
+    params, state = pipeline.init([normal(3, 3), normal(3, 3)])
+    batches = [(np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32))] * 16
+    pipeline.step(params, state, batches)  # compiles
+    assert len(ran) == 16
+    armed[0] = True
+    with pytest.raises(Exception, match="no luck"):
+        pipeline.step(params, state, batches)
+    assert len(ran) - 16 <= 8
 
 
 def test_a_stage_that_does_not_fit_is_refused_before_anything_runs():
@@ -691,6 +730,8 @@ WRONG_CALLS = [
     (lambda p: p.minimize(None), TypeError, "was given a transformation"),
     (lambda p: p.loss(ONE, ONE), TypeError, "was given a transformation"),
     (lambda p: p.set_lr(0.1), AttributeError, "has no attribute 'set_lr'"),
+    (lambda p: p.step(), ValueError, "params: found NoneType, expected a list of 2 trees"),
+    (lambda p: p.step([ONE, ONE * 2], ()), TypeError, "micro_batches: found NoneType, expected a list"),
 ]
 
 
@@ -702,9 +743,17 @@ def test_wrong_calls(call, error, message):
 
 def test_wrong_calls_of_the_object_form():
     pipeline = PipelineOptimizer(pj.optimizer.SGD(0.1, [ONE[0], ONE[1]]), STAGES)
-    for call in (lambda: pipeline.init([ONE, ONE]), lambda: pipeline.step([], (), [])):
-        with pytest.raises(TypeError, match="was given an optimizer object"):
+    for call in (lambda: pipeline.init([ONE, ONE]), lambda: pipeline.step([], (), []), pipeline.step):
+        with pytest.raises(TypeError, match=r"an optimizer object, expected minimize\(loss\(x, y\)\)"):
             call()
+    for name in ("backward", "apply_gradients", "apply_optimize"):
+        with pytest.raises(AttributeError, match=rf"{name}: .*expected minimize\(loss\(x, y\)\)"):
+            getattr(pipeline, name)
+    for name in ("parameter_list", "no_grad_set"):
+        with pytest.raises(TypeError, match=rf"{name}: found \[\], expected None"):
+            pipeline.minimize(pipeline.loss(ONE, ONE), **{name: []})
+    with pytest.raises(TypeError, match="scale's loss: found PipelineLoss, expected what a @paddle.loss"):
+        pj.amp.GradScaler().scale(pipeline.loss(ONE, ONE))
     with pytest.raises(TypeError, match="expected what this pipeline's loss"):
         pipeline.minimize(lambda p: 0.0)
     with pytest.raises(TypeError, match="startup_program"):

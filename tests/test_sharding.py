@@ -295,15 +295,30 @@ def errors():
             ArgumentError,
             "at b: the parameter is on another",
         ),
+        (
+            lambda: zero1(adam, mesh, "data", SPECS).init(plain),
+            ArgumentError,
+            "zero1's param_shardings: at b: found P.*expected a NamedSharding of the mesh",
+        ),
+        (
+            lambda: zero1_shardings(adam, plain, mesh, "data", jax.tree.map(lambda x: x.sharding, other)),
+            ArgumentError,
+            "zero1_shardings's param_shardings: at b: found .*expected a NamedSharding of the mesh",
+        ),
+        (
+            lambda: state_shardings(adam, {**there, "w": other["w"]}),
+            ArgumentError,
+            "found different meshes at b and w, expected one",
+        ),
         (lambda: tx.update(plain, tx.init(plain)), ValueError, "zero1 needs the parameters"),
         (lambda: tx.update({}, tx.init(plain), plain), ValueError, "gradients.*missing at b, odd, w"),
     ]
 
 
-@pytest.mark.parametrize("i", range(15))
+@pytest.mark.parametrize("i", range(18))
 def test_errors_say_what_is_wrong(i):
     table = errors()
-    assert len(table) == 15
+    assert len(table) == 18
     call, kind, message = table[i]
     with pytest.raises(kind, match=message):
         call()

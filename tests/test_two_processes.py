@@ -1,5 +1,6 @@
 """Training in real processes: this file is also the script that they run."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -10,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import paddlejax as paddle
+from paddlejax.distributed import DGCMomentumOptimizer
 from paddlejax.distributed.processes import VARIABLES, _free_port, initialize, launch
 from paddlejax.distributed.sharding import zero1
 from paddlejax.hyper import ArgumentError
@@ -64,6 +67,38 @@ OPTIMIZERS = {
 }
 
 
+@paddle.loss
+def squares(params, x):
+    return jnp.mean((x @ params["w"] - 1) ** 2)
+
+
+def save_and_load(mesh, path):
+    """What no process has whole: the state of DGC, by its state_dict, and that of ZeRO-1, gathered."""
+    path = f"{path}.{jax.process_index()}.pdopt"
+    x, w = np.random.default_rng(1).normal(size=(2, 128, 128)).astype(np.float32)
+    make = functools.partial(DGCMomentumOptimizer, 0.1, 0.9, 0, 1, [0.9], mesh=mesh)
+    opt = make(parameter_list={"w": w})
+    opt.minimize(squares(opt.parameters, x))
+    entries = opt.state_dict()
+    assert entries["w__dgc_v__0"].shape == (4, 128, 128) and np.any(entries["w__dgc_v__0"])
+    paddle.save(entries, path)
+    again = make(parameter_list={"w": np.asarray(opt.parameters["w"].value)})
+    again.set_state_dict(paddle.load(path))
+    for o in (opt, again):
+        o.minimize(squares(o.parameters, x))
+    ours, theirs = opt.state_dict(), again.state_dict()
+    assert all(np.array_equal(ours[k], theirs[k]) for k in ours)
+
+    params = {"w": jax.device_put(w, NamedSharding(mesh, P()))}
+    tx = zero1(paddle.adam(0.1), mesh, "data")
+    _, state = jax.jit(tx.update)(params, tx.init(params), params)
+    assert not state.slots["moment1"]["w"].is_fully_addressable or jax.process_count() == 1
+    whole = process_allgather(state, tiled=True)
+    paddle.checkpoint.save_optimizer(whole, path, params={"w": w})
+    found = paddle.checkpoint.load_optimizer(whole, path, params={"w": w})
+    np.testing.assert_array_equal(found.slots["moment1"]["w"], whole.slots["moment1"]["w"])
+
+
 def worker(task, *args):
     assert initialize() and initialize()  # the second does nothing
     me = jax.process_index()
@@ -78,6 +113,7 @@ def worker(task, *args):
             named = {f"{name}_{k}": v for name, r in results.items() for k, v in r.items()}
             np.savez(args[0], devices=len(jax.devices()), local=len(jax.local_devices()), **named)
             print("trained")
+        save_and_load(mesh, args[0])
     if task == "die":
 
         def die(i):
@@ -94,8 +130,12 @@ if __name__ == "__main__":
 # ---------------------------------------------------------------------------------------------- the tests
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_does(tmp_path, capfd):
-    """Data parallel with Adam, and ZeRO-1 with a clip and LAMB: 1 process x 4 devices, and 2 x 2."""
+    """Data parallel with Adam, and ZeRO-1 with a clip and LAMB: 1 process x 4 devices, and 2 x 2.
+
+    They also save and load states.
+    """
     found = {}
     for processes in (1, 2):
         out = tmp_path / f"{processes}.npz"
@@ -180,12 +220,28 @@ def test_wrong_variables_say_what_is_wrong(monkeypatch, values, message):
         (lambda: launch(__file__, 2.0), ArgumentError, "processes: found 2.0"),
         (lambda: launch(__file__, 2, (), 0), ArgumentError, "devices_per_process: found 0"),
         (lambda: launch(__file__, 2, timeout="1"), TypeError, "timeout: found '1'.*a number of seconds"),
+        (lambda: launch(__file__, 2, timeout=0), ArgumentError, "timeout: found 0, expected a finite number"),
+        (lambda: launch(__file__, 2, timeout=float("inf")), ArgumentError, "timeout: found inf"),
+        (lambda: launch(__file__, 2, "train"), TypeError, "args: found 'train', expected a list or tuple"),
+        (lambda: launch(__file__, 2, [None]), TypeError, "args: entry 0 is None, expected"),
+        (lambda: launch(0, 2), TypeError, "script: found 0, expected the path of a Python script"),
         (lambda: launch("no/script.py", 2), FileNotFoundError, "there is no file no/script.py"),
     ],
 )
 def test_wrong_arguments_say_what_is_wrong(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_launch_from_a_shell(tmp_path):
+    """The script's arguments, also those that look like the launcher's; the status is the script's."""
+    script = tmp_path / "script.py"
+    script.write_text("import sys; print(sys.argv[1:]); sys.exit(7)")
+    command = [sys.executable, "-m", "paddlejax.distributed", "--processes", "1", script, "--devices", "3"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 7 and ran.stdout == "['--devices', '3']\n"
+    ran = subprocess.run([*command[:4], "0", script], capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 2 and "processes: found 0, expected a positive int" in ran.stderr
 
 
 def test_processes_do_not_launch_processes(monkeypatch):

@@ -205,6 +205,11 @@ def _storable(x: Any, path: tuple[Any, ...]) -> Any:
         raise TypeError(f"save: {place(path)} has dtype uint16, {expected}")
     if isinstance(x, jax.Array) and x.is_deleted():
         raise ValueError(f"save: {place(path)} was donated or deleted, expected an array with contents")
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        gather = "jax.experimental.multihost_utils.process_allgather(tree, tiled=True)"
+        raise ValueError(
+            f"save: {place(path)} is spread over several processes, expected what {gather} returns"
+        )
     return x
 
 

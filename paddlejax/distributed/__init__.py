@@ -7,7 +7,6 @@ from .data_parallel import local_grads, make_step, redistribute, state_specs
 from .dgc import dgc_momentum
 from .dgc_optimizer import DGCMomentumOptimizer
 from .pipeline import PipelineOptimizer
-from .pipeline_schedule import pipeline_schedule
 from .processes import initialize, launch
 from .sharding import state_shardings, zero1, zero1_shardings
 
@@ -19,7 +18,6 @@ __all__ = [
     "launch",
     "local_grads",
     "make_step",
-    "pipeline_schedule",
     "redistribute",
     "state_shardings",
     "state_specs",

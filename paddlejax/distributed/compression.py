@@ -37,7 +37,7 @@ class Level(NamedTuple):
 def levels(rampup_begin_step: int, rampup_step: int, sparsity: Any) -> list[Level]:
     """When which sparsity begins: step s has the index int((s - begin) len / rampup_step), at most the last.
 
-    Neighbours of equal sparsity are one level.
+    Neighbours of equal sparsity are one level; what begins after 2**31 - 1 steps never does.
     """
     for name, value, least in (("rampup_begin_step", rampup_begin_step, 0), ("rampup_step", rampup_step, 1)):
         if type(value) is not int:
@@ -48,7 +48,7 @@ def levels(rampup_begin_step: int, rampup_step: int, sparsity: Any) -> list[Leve
     starts: dict[int, float] = {}
     for i, s in enumerate(given):
         starts[rampup_begin_step + math.ceil(i * rampup_step / len(given))] = s
-    found = [Level(*pair) for pair in starts.items()]
+    found = [Level(start, s) for start, s in starts.items() if start < 2**31]
     return [level for i, level in enumerate(found) if i == 0 or level.sparsity != found[i - 1].sparsity]
 
 

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ..hyper import ArgumentError
 from ..rule import RuleState
-from ..transform import apply_updates
+from ..transform import apply_updates, is_transformation
 from ..trees import path_name
 from .compression import U, V
 
@@ -79,6 +79,10 @@ def make_step(
     of `axis_name`; parameters that are sharded over other axes of the mesh stay so. A step reuses the memory
     of the parameters and the state that it is given.
 
+    Every worker calls `tx` with its own gradient, so `tx` must average, as `dgc_momentum` does; with `adam`
+    the workers would drift apart. Around it `chain` will do, and `skip_nonfinite` and `dynamic_loss_scale`
+    with their axis_name; `accumulate_gradients` will not, its sums differ from worker to worker.
+
     >>> from paddlejax.distributed import dgc_momentum
     >>> mesh = jax.make_mesh((8,), ("data",))
     >>> tx = dgc_momentum(0.1, 0.9, 100, num_trainers=8)
@@ -87,8 +91,11 @@ def make_step(
     >>> print(w, loss)
     0.2 1.0
     """
-    if axis_name not in mesh.shape:
-        raise ArgumentError(f"axis_name: found {axis_name!r}, expected one of the mesh's, {mesh.axis_names}")
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn: found {loss_fn!r}, expected a function of the parameters and the batch")
+    if not is_transformation(tx):
+        raise TypeError(f"tx: found {tx!r}, expected a transformation such as dgc_momentum(...)")
+    _check_mesh(mesh, axis_name)
     params = on_mesh(params, mesh, axis_name)
     state = init_on_mesh(tx, params, mesh, axis_name)
     where = jax.tree.map(lambda x: x.sharding, (params, state))
@@ -150,14 +157,14 @@ def split_batch(batch: Any, mesh: Mesh, axis_name: str) -> Any:
     """The arrays of a batch, split over the workers of an axis; or an error that names the one that is not
     one."""
     pairs, tree = jax.tree_util.tree_flatten_with_path(batch)
-    workers, sizes = mesh.shape[axis_name], set()
+    workers, size = mesh.shape[axis_name], None
     for path, x in pairs:
         shape = jnp.shape(x)
-        sizes.add(shape[0] if shape else None)
-        if not shape or shape[0] % workers or len(sizes) > 1:
-            others = f", as others have {sizes - set(shape[:1])}" if len(sizes) > 1 else ""
+        if not shape or not shape[0] or shape[0] % workers or size not in (None, shape[0]):
+            others = "" if size in (None, *shape[:1]) else f", as others have {size}"
             expected = f"expected a leading dimension that the {workers} workers can share{others}"
             raise ValueError(f"the batch at {path_name(path)}: found shape {shape}, {expected}")
+        size = shape[0]
     sharding = NamedSharding(mesh, PartitionSpec(axis_name))
     return tree.unflatten([placed(x, sharding) for _, x in pairs])
 
@@ -194,7 +201,8 @@ def redistribute(state: Any, num_trainers: int) -> Any:
     """A state of `dgc_momentum` for another number of workers, before it is placed on their mesh.
 
     Each worker gets the mean of what the old ones had: the mean of v, which is what has not been sent yet,
-    and the mean of u stay what they were.
+    and the mean of u stay what they were. Load a saved state into one for the
+    old number of workers, then redistribute it.
 
     >>> from paddlejax.distributed import dgc_momentum
     >>> state = dgc_momentum(0.1, 0.9, 0, num_trainers=8, min_numel=2).init(jnp.zeros(2))
@@ -243,13 +251,17 @@ def mesh_of_workers(mesh: Any, axis_name: str, num_trainers: Any) -> Mesh | None
                 f"num_trainers: found {num_trainers}, expected {devices}, the devices, or a mesh"
             )
         mesh = jax.make_mesh((devices,), (axis_name,), axis_types=(AxisType.Auto,))
-    if not isinstance(mesh, Mesh):
-        raise TypeError(f"mesh: found {mesh!r}, expected a jax.sharding.Mesh")
-    if axis_name not in mesh.shape:
-        raise ArgumentError(f"axis_name: found {axis_name!r}, expected one of the mesh's, {mesh.axis_names}")
+    _check_mesh(mesh, axis_name)
     workers = mesh.shape[axis_name]
     if num_trainers not in (None, workers):
         raise ArgumentError(
             f"num_trainers: found {num_trainers}, expected {workers}, the size of {axis_name!r}"
         )
     return None if workers == 1 else mesh
+
+
+def _check_mesh(mesh: Any, axis_name: str) -> None:
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh: found {mesh!r}, expected a jax.sharding.Mesh")
+    if axis_name not in mesh.shape:
+        raise ArgumentError(f"axis_name: found {axis_name!r}, expected one of the mesh's, {mesh.axis_names}")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..clip import ClipGradByNorm
@@ -54,8 +55,9 @@ class DGCMomentumOptimizer(Optimizer):
     others too, and needs num_trainers. `regularization` is a number (L2) or a regularizer; a Parameter's own
     takes its place.
 
-    `state_dict()` has u and v of all workers, with a leading axis. Loaded for another number of workers, each
-    gets the mean of all: what was not sent yet will be.
+    `state_dict()` has u and v of all workers, with a leading axis; of several processes all must call it.
+    Loaded for another number of workers, each gets the mean of all: what was not sent yet will be. A
+    GradScaler cannot scale the loss of several workers.
 
     >>> params = paddle.parameters({"w": jnp.zeros((128, 128))})
     >>> opt = DGCMomentumOptimizer(0.1, 0.9, rampup_begin_step=0, sparsity=[0.999], parameter_list=params)
@@ -88,7 +90,9 @@ class DGCMomentumOptimizer(Optimizer):
         mesh: Mesh | None = None,
         axis_name: str = "data",
     ):
-        if isinstance(parameter_list, list | tuple) and any(isinstance(g, Mapping) for g in parameter_list):
+        if isinstance(parameter_list, list | tuple) and any(
+            isinstance(g, Mapping) and "params" in g for g in parameter_list
+        ):
             raise ParametersError(
                 "parameter_list: found group dicts, expected Parameters or a tree of arrays"
             )
@@ -143,6 +147,11 @@ class DGCMomentumOptimizer(Optimizer):
         if not isinstance(loss, Loss):
             expected = "expected what a @paddle.loss function returned: its arrays are split over the workers"
             raise ArgumentError(f"loss: found {type(loss).__name__}, {expected}")
+        if not isinstance(loss.call, Call):
+            raise ArgumentError(
+                "loss: found one that GradScaler scaled, expected the unscaled; use dgc_momentum inside "
+                "dynamic_loss_scale(..., axis_name=...)"
+            )
         if loss.ran_backward:
             raise RuntimeError(
                 "minimize: found a loss whose backward ran, expected one that did not: "
@@ -288,12 +297,15 @@ class DGCMomentumOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of u and v under Paddle's names, the number of steps, and `LR_Scheduler`; empty before any
-        step."""
+        step.
+
+        With workers in several processes all must call it, and each gets the entries of all workers.
+        """
         entries: dict[str, Any] = {}
         if self._state is not None:
             for name in (U, V):
                 owned = zip(self._owners(), self._state.slots[name], strict=True)
-                entries |= {f"{owner}_{name}_0": jnp.copy(x) for owner, x in owned if x is not None}
+                entries |= {f"{owner}_{name}_0": _whole(x) for owner, x in owned if x is not None}
             entries[COUNTER] = counter(self._state.count)
         return {**entries, **super().state_dict()}
 
@@ -301,6 +313,7 @@ class DGCMomentumOptimizer(Optimizer):
         """As `Optimizer.set_state_dict`, also of another number of workers.
 
         What several workers have not sent yet has no place on one: take the `_dgc_v_` entries out to drop it.
+        For a state of `dgc_momentum` itself see `redistribute`.
         """
         rest: dict[str, Any] = dict(Entries(state_dict).rest)
         problems: list[str] = []
@@ -323,11 +336,18 @@ class DGCMomentumOptimizer(Optimizer):
         for owner, p, u, v in zip(self._owners(), values, state.slots[U], state.slots[V], strict=True):
             keys = [f"{owner}_{name}_0" for name in (U, V)]
             shape = shapes.get(keys[0][:-2], p.shape)
-            by_worker = len(shape) > p.ndim and shape[1:] == p.shape  # else of one worker, which keeps no v
+            # else of one worker, which keeps no v
+            by_worker = len(shape) > p.ndim and shape[0] > 0 and shape[1:] == p.shape
             if not strict and not any(map(entries.has, keys)):
                 found = [u, v]
             elif v is None:
                 found = [entries.take(keys[0], shape if by_worker else p.shape, u.dtype), None]
+                if entries.has(keys[1]):
+                    entries.take(keys[1], shape, u.dtype)
+                    entries.problems.append(
+                        f"unexpected: {keys[1]}, what was not sent yet, but here {owner} is not compressed; "
+                        f"to drop it take the {V} entries out"
+                    )
                 if by_worker and found[0] is not None:
                     found = [jnp.mean(found[0], axis=0), None]
             else:
@@ -341,6 +361,8 @@ class DGCMomentumOptimizer(Optimizer):
             slots[U].append(found[0])
             slots[V].append(found[1])
         count = entries.scalar(COUNTER)
+        if count is not None and not 0 <= count < 2**31:
+            entries.problems.append(f"out of range: {COUNTER} is {count}, expected 0 or more, below 2**31")
         if entries.problems or count is None:
             return None
         state = state._replace(count=jnp.asarray(count, jnp.int32), slots=slots)
@@ -357,6 +379,11 @@ class Program(NamedTuple):
     call: Call
     places: tuple[int, ...]  # of the loss's Parameters among all there are
     split: tuple[bool, ...]
+
+
+def _whole(x: jax.Array) -> Any:
+    """A copy; of what several processes share all of it, in each."""
+    return jnp.copy(x) if x.is_fully_addressable else process_allgather(x, tiled=True)
 
 
 def _limit(grad_clip: Any, local_grad_clip_norm: Any, num_trainers: Any) -> Any:

@@ -137,6 +137,8 @@ class PipelineOptimizer:
         inner = self.__dict__.get("inner_optimizer")
         if name.startswith("_") or not isinstance(inner, Optimizer):
             raise AttributeError(f"PipelineOptimizer has no attribute {name!r}")
+        if name in ("backward", "apply_gradients", "apply_optimize"):  # they would bypass the stages
+            raise AttributeError(f"{name}: PipelineOptimizer has none, expected minimize(loss(x, y))")
         return getattr(inner, name)
 
     def split(self, x: Any, y: Any) -> list[tuple[Any, Any]]:
@@ -167,9 +169,11 @@ class PipelineOptimizer:
         return placed, self._update.init(placed)
 
     def step(
-        self, params: Sequence[Any], state: Any, micro_batches: Sequence[Any]
+        self, params: Any = None, state: Any = None, micro_batches: Any = None
     ) -> tuple[list[Any], Any, jax.Array]:
         """One step on num_microbatches pairs (x, y) of equal shapes; (params, state, mean loss).
+
+        All three are needed; the defaults only let a call in Paddle's style say what it should have been.
 
         What it is given stays valid: nothing is donated.
         """
@@ -195,10 +199,22 @@ class PipelineOptimizer:
         self._check_object("loss")
         return PipelineLoss(self, self.split(x, y))
 
-    def minimize(self, loss: "PipelineLoss", startup_program: None = None) -> tuple[list[Any], Pairs]:
-        """Backward, unless it has run, and step; `([], [(parameter, gradient), ...])`."""
+    def minimize(
+        self,
+        loss: "PipelineLoss",
+        startup_program: None = None,
+        parameter_list: None = None,
+        no_grad_set: None = None,
+    ) -> tuple[list[Any], Pairs]:
+        """Backward, unless it has run, and step; `([], [(parameter, gradient), ...])`.
+
+        All arguments but the loss must be None: to leave a Parameter alone, set its `stop_gradient`.
+        """
         self._check_object("minimize")
         check_program(startup_program)
+        for name, given in (("parameter_list", parameter_list), ("no_grad_set", no_grad_set)):
+            if given is not None:
+                raise TypeError(f"{name}: found {given!r}, expected None; use stop_gradient of a Parameter")
         if not isinstance(loss, PipelineLoss) or loss.pipeline is not self:
             raise TypeError(f"loss: found {loss!r}, expected what this pipeline's loss(x, y) returned")
         if not loss.ran_backward:

@@ -55,8 +55,11 @@ class Handover:
     def wait(self, key: Any) -> None:
         with self._changed:
             self._changed.wait_for(lambda: key in self._done or self.failure is not None)
-            if self.failure is not None:
-                raise _Stopped
+            self.check()
+
+    def check(self) -> None:
+        if self.failure is not None:
+            raise _Stopped
 
     def take(self, key: Any) -> Any:
         """The result, which is then nobody else's."""
@@ -159,6 +162,7 @@ class _Worker:
 
     def _do(self, task: Task) -> None:
         section, j, last = task.section, task.micro_batch, self.whole.sections.stages - 1
+        self.handover.check()  # the first forwards wait for nothing
         if task.after is not None:
             self.handover.wait(task.after)
         if section:

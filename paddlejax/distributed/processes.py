@@ -1,6 +1,7 @@
 """One program in several processes: started together on this machine, or by a cluster on many."""
 
 import functools
+import math
 import os
 import queue
 import signal
@@ -109,7 +110,8 @@ def launch(
     process writes. When one process fails or `timeout` seconds are over, the others are stopped, and stderr
     says which it was, why, and what it last wrote. The status is 128 + n for signal n, 124 for a timeout.
 
-    It is meant for tests and for trying out a program; for many machines see `initialize`.
+    It is meant for tests and for trying out a program; for many machines see `initialize`. From a shell:
+    `python -m paddlejax.distributed --processes 2 --devices 4 script.py args`.
 
         if __name__ == "__main__":
             if not initialize():
@@ -119,10 +121,20 @@ def launch(
     for name, value in (("processes", processes), ("devices_per_process", devices_per_process)):
         if type(value) is not int or value < 1:
             raise ArgumentError(f"launch's {name}: found {value!r}, expected a positive int")
+    if not isinstance(script, str | os.PathLike):
+        raise TypeError(f"launch's script: found {script!r}, expected the path of a Python script")
     if not os.path.isfile(script):
         raise FileNotFoundError(f"launch's script: there is no file {os.fspath(script)}")
     if timeout is not None:
         number("launch's timeout", timeout, "a number of seconds")
+        if not 0 < timeout < math.inf:
+            raise ArgumentError(f"launch's timeout: found {timeout}, expected a finite number above 0")
+    expected = "expected a list or tuple of strings, paths and numbers"
+    if not isinstance(args, list | tuple):
+        raise TypeError(f"launch's args: found {args!r}, {expected}")
+    for i, arg in enumerate(args):
+        if not isinstance(arg, str | os.PathLike | int | float):
+            raise TypeError(f"launch's args: entry {i} is {arg!r}, {expected}")
     if PROCESS_ID in os.environ:
         raise RuntimeError("launch was called by a process that launch started, expected initialize()")
     with _free_port() as port:

@@ -37,13 +37,20 @@ def state_shardings(tx: Any, params: Any, param_shardings: Any = None) -> Any:
         shardings = [None if p is None else getattr(p, "sharding", None) for p in leaves]
     else:
         shardings = align(tree, paths, param_shardings, "param_shardings")
+    meshes: dict[Any, str] = {}
     for path, p, sharding in zip(paths, leaves, shardings, strict=True):
-        if p is not None and not isinstance(sharding, NamedSharding):
+        if p is None:
+            continue
+        if not isinstance(sharding, NamedSharding):
             found = "no sharding" if sharding is None else repr(sharding)
             raise ArgumentError(
                 f"state_shardings: at {path_name(path)}: found {found}, expected a NamedSharding; "
                 "put the parameters on a mesh or name their shardings in param_shardings"
             )
+        meshes.setdefault(sharding.mesh, path_name(path))
+    if len(meshes) > 1:
+        where = " and ".join(meshes.values())
+        raise ArgumentError(f"state_shardings: found different meshes at {where}, expected one")
     return _beside(jax.eval_shape(tx.init, params), paths, leaves, shardings)
 
 
@@ -55,7 +62,8 @@ def zero1_shardings(tx: Any, params: Any, mesh: Mesh, axis: str, param_shardings
 
     Whatever has the shape of a parameter is cut along the first dimension that no axis of the mesh shards yet
     and `axis` divides; where there is none, it stays as the parameter is, and so do numbers. A parameter that
-    is sharded over other axes stays so. `zero1` does the same from inside the transformation.
+    is sharded over other axes stays so: name its sharding in `param_shardings`, unless `params` are arrays
+    that have it. `zero1` does the same from inside the transformation.
 
     >>> mesh = jax.make_mesh((1,), ("data",))
     >>> s = zero1_shardings(adam(0.1), {"w": jnp.zeros((3, 8))}, mesh, "data")
@@ -80,9 +88,11 @@ def zero1(tx: Any, mesh: Mesh, axis: str, param_shardings: Any = None) -> Gradie
     what they are, also the norms of Lamb and of clips. Use it under `jit` on arrays over the whole mesh, not
     inside `shard_map`. Each tensor is cut along the first dimension that n divides, and stays whole if it has
     none. Name in `param_shardings`, a tree like the parameters, the NamedShardings of parameters that are
-    sharded over other axes; without it they must not be. Master weights inside are cut as well:
-    `zero1(with_master_weights(adam(1e-3)), mesh, "data")`. torch's ZeroRedundancyOptimizer gives whole
-    parameters to devices; optax has no such wrapper.
+    sharded over other axes; without it they must not be, which a jitted init cannot check. Master weights
+    inside are cut as well: `zero1(with_master_weights(adam(1e-3)), mesh, "data")`. To save a state that
+    several processes share, all of them gather it first:
+    `jax.experimental.multihost_utils.process_allgather(state, tiled=True)`. torch's ZeroRedundancyOptimizer
+    gives whole parameters to devices; optax has no such wrapper.
 
     >>> mesh = jax.make_mesh((1,), ("data",))
     >>> tx = zero1(adam(0.1), mesh, "data")
@@ -141,10 +151,16 @@ def _own(
     what: str, mesh: Mesh, tree: Any, paths: list[Any], leaves: list[Any], given: Any, known: bool = True
 ) -> list[Any]:
     """The shardings of the parameters on the mesh: as given, their own, or replicated."""
-    if given is not None:
-        return align(tree, paths, given, "param_shardings")
     whole = NamedSharding(mesh, PartitionSpec())
     own = []
+    if given is not None:
+        shardings = align(tree, paths, given, "param_shardings")
+        for path, p, sharding in zip(paths, leaves, shardings, strict=True):
+            if p is not None and not (isinstance(sharding, NamedSharding) and sharding.mesh == mesh):
+                found = f"found {sharding!r}, expected a NamedSharding of the mesh {mesh}"
+                raise ArgumentError(f"{what}'s param_shardings: at {path_name(path)}: {found}")
+            own.append(whole if p is None else sharding)
+        return own
     for path, p in zip(paths, leaves, strict=True):
         sharding = None if isinstance(p, Tracer) else getattr(p, "sharding", None)
         named = isinstance(sharding, NamedSharding)

@@ -1,0 +1,27 @@
+"""`launch` from a shell: python -m paddlejax.distributed --processes 2 --devices 4 script.py args"""
+
+import argparse
+import sys
+
+from .processes import launch
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        "python -m paddlejax.distributed",
+        description="Run a Python script as several processes on this machine; the status is theirs.",
+    )
+    parser.add_argument("--processes", type=int, required=True, help="how many, 1 or more")
+    parser.add_argument("--devices", type=int, default=1, help="simulated CPU devices of each, by default 1")
+    parser.add_argument("--timeout", type=float, help="seconds after which all are stopped, by default never")
+    parser.add_argument("script", help="a Python script that calls paddlejax.distributed.initialize()")
+    parser.add_argument("args", nargs=argparse.REMAINDER, help="its arguments")
+    given = parser.parse_args()
+    try:
+        return launch(given.script, given.processes, given.args, given.devices, timeout=given.timeout)
+    except (ValueError, FileNotFoundError) as e:
+        parser.error(str(e))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -90,6 +90,10 @@ def _id(case: RuleCase) -> str:
 
 
 every_rule = pytest.mark.parametrize("case", CASES, ids=_id)
+# With its first hyperparameters only: where others take another branch of a step, but no other way around it.
+each_rule_once = pytest.mark.parametrize(
+    "case", {case.name: case for case in reversed(CASES)}.values(), ids=_id
+)
 
 
 def drawn(*shape: int, steps: int = 20, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

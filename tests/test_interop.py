@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import every_rule
+from cases import each_rule_once, every_rule
 from flax import nnx
 from flax.training.train_state import TrainState
 
@@ -53,7 +53,7 @@ def test_in_chain(case):
     equal((found, inner), (alone, state))
 
 
-@every_rule
+@each_rule_once
 def test_in_multi_transform(case):
     """Each half of the tree as under its own rule alone: state, shared scalars and all."""
     rules = {"body": case.make(), "head": case.make(case.rate / 2)}
@@ -65,7 +65,7 @@ def test_in_multi_transform(case):
         equal((found[half], jax.tree.leaves(inner)), (alone[half], jax.tree.leaves(own)))
 
 
-@every_rule
+@each_rule_once
 def test_in_masked(case):
     """Masked leaves pass through as they are, and a mask within a mask is no different."""
     mask = {"body": True, "head": False}
@@ -81,7 +81,7 @@ def test_in_masked(case):
         equal(jax.tree.leaves(state), jax.tree.leaves(own))
 
 
-@every_rule
+@each_rule_once
 def test_in_multi_steps(case):
     """Four gradients in pairs are two gradients, the means; between them nothing moves."""
     means = [jax.tree.map(lambda a, b: (a + b) / 2, *GRADS[i : i + 2]) for i in (0, 2)]
@@ -92,7 +92,7 @@ def test_in_multi_steps(case):
     close((found, state.inner_opt_state), (alone, own))
 
 
-@every_rule
+@each_rule_once
 def test_in_apply_if_finite(case):
     """A gradient that is not finite might never have come."""
     bad = jax.tree.map(lambda g: g.at[0, 0].set(jnp.nan), GRADS[1])

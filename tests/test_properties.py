@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import drawn, every_rule
+from cases import drawn, each_rule_once, every_rule
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
@@ -64,7 +64,7 @@ def test_minimizes_rosenbrocks_function(case):
     assert np.nanmin(reached(10.0 ** jnp.arange(-5.0, 2.0, 0.25))) < 0.15  # from 24.2
 
 
-@every_rule
+@each_rule_once
 def test_one_program_with_everything_donated(case):
     """Parameters and state are given away at every call; a new rate of any kind compiles nothing."""
     p, grads = drawn(2, 3, steps=5)
@@ -154,7 +154,7 @@ def test_complex_numbers_are_refused(case):
         tx.update(p, tx.init(p), z)
 
 
-@every_rule
+@each_rule_once
 def test_shardings_are_those_of_the_parameters(case):
     """With the mesh in the types: of a fresh state, of updates, and of everything two steps later."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
@@ -178,7 +178,7 @@ def test_shardings_are_those_of_the_parameters(case):
             assert tuple(x.sharding.spec)[x.ndim - len(shapes[name]) :] == tuple(specs[name])
 
 
-@every_rule
+@each_rule_once
 def test_vmap_over_parameters_and_states(case):
     """Three models side by side, each with its norms and its scalars, are three models alone."""
     tx = case.make()

@@ -163,12 +163,12 @@ def check_zero1(found, expected):
         assert leaf.addressable_shards[0].data.size * (8 if cut else 1) == leaf.size
 
 
-@cases.every_rule
+@cases.each_rule_once
 def test_zero1_computes_what_one_device_does(case):
     check_zero1(spread(case.make(), AxisType.Auto), alone(cases.CASES.index(case)))
 
 
-@pytest.mark.parametrize("case", {case.name: case for case in reversed(cases.CASES)}.values(), ids=cases._id)
+@cases.each_rule_once
 def test_zero1_computes_the_same_with_explicit_sharding(case):
     check_zero1(spread(case.make(), AxisType.Explicit), alone(cases.CASES.index(case)))
 

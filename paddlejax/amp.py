@@ -63,10 +63,9 @@ class ScaledLoss(Loss):
         self.trained = loss.trained
         self._unscaled = loss
 
-    def done(self, result: Any, grads: list[jax.Array]) -> None:
-        super().done(result, grads)
-        loss = self._unscaled
-        loss._result, loss.ran_backward, loss.trained, loss.fixed = result[1], True, [], []
+    def settle(self, result: Any) -> None:
+        super().settle(result)
+        self._unscaled.settle(result[1])
 
     def _computed(self) -> Any:
         result = super()._computed()

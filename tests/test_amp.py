@@ -374,6 +374,17 @@ def square(w):
     return jnp.sum(w * w), w + 1
 
 
+def test_a_scaled_loss_that_an_optimizer_minimizes_shares_what_it_computed():
+    w = paddle.Parameter(jnp.array([3.0, 4.0]))
+    loss = square(w)
+    scaled = amp.GradScaler(init_loss_scaling=8.0).scale(loss)
+    paddle.optimizer.SGD(0.0625, parameters=[w]).minimize(scaled)
+    np.testing.assert_array_equal(w.value, [0.0, 0.0])
+    assert (float(loss), float(scaled)) == (25.0, 200.0)
+    with pytest.raises(RuntimeError, match="ran already"):
+        loss.backward()
+
+
 def test_a_scaled_loss_is_lazy_and_shares_what_it_computed():
     w = paddle.Parameter(jnp.array([3.0, 4.0]))
     scaler, opt = amp.GradScaler(init_loss_scaling=8.0), paddle.optimizer.SGD(0.5, parameters=[w])

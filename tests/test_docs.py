@@ -1,4 +1,4 @@
-"""The examples in the docstrings run."""
+"""The examples in the docstrings and in the README run."""
 
 import doctest
 import importlib
@@ -13,6 +13,7 @@ import pytest
 
 import paddlejax
 
+README = Path(__file__).parent.parent / "README.md"
 MODULES = [
     m.name for m in pkgutil.walk_packages(paddlejax.__path__, "paddlejax.") if "__main__" not in m.name
 ]
@@ -29,9 +30,15 @@ def test_the_examples_in_docstrings_run(name):
 
 def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # it saves files
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    readme = README.read_text()
     names: dict[str, object] = {}
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as a reader has it
         for block in re.findall(r"```python\n(.*?)```", readme, re.S):
             exec(block, names)
     assert set(names["saved"]) >= {"w_moment1_0", "b_beta1_pow_acc_0", "LR_Scheduler"}
+
+
+def test_the_sessions_of_the_readme_print_what_it_says():
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        failed, tried = doctest.testfile(str(README), module_relative=False)
+    assert failed == 0 and tried >= 18

@@ -12,12 +12,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..clip import ClipGradByNorm
 from ..hyper import ArgumentError
-from ..optimizer.arguments import ParametersError, check_program
+from ..optimizer.arguments import ParametersError, check_program, has_groups
 from ..optimizer.entries import Entries, counter
 from ..optimizer.loss import Call, Loss
 from ..optimizer.optimizer import Optimizer, Pairs
 from ..optimizer.parameter import ZEROS, Parameter
-from ..optimizer.plan import OWN
+from ..optimizer.plan import OWN, whole
 from ..regularizer import as_regularizer
 from ..rule import RuleState
 from ..transform import apply_updates, set_learning_rate
@@ -90,9 +90,7 @@ class DGCMomentumOptimizer(Optimizer):
         mesh: Mesh | None = None,
         axis_name: str = "data",
     ):
-        if isinstance(parameter_list, list | tuple) and any(
-            isinstance(g, Mapping) and "params" in g for g in parameter_list
-        ):
+        if has_groups(parameter_list):
             raise ParametersError(
                 "parameter_list: found group dicts, expected Parameters or a tree of arrays"
             )
@@ -201,14 +199,18 @@ class DGCMomentumOptimizer(Optimizer):
 
     def _apply(self, grads: list[Any], grad_clip: Any = OWN) -> None:
         rate = self._rate_for_step()
-        with self._whole_step():
-            if all(g is None for g in grads):
-                return
-            grads = [p.grad if g is ZEROS else g for p, g in zip(self._parameters, grads, strict=True)]
-            values = [p.take() for p in self._parameters]
-            values, self._state = self._compiled_update(values, self._state_for(values), grads, rate)
+        if all(g is None for g in grads):
+            return self._stepped()
+        grads = [p.grad if g is ZEROS else g for p, g in zip(self._parameters, grads, strict=True)]
+        values = [p.take() for p in self._parameters]
+
+        def store(done: tuple[list[Any], RuleState]) -> None:
+            values, self._state = done
             for p, value in zip(self._parameters, values, strict=True):
                 p.put(value)
+            self._stepped()
+
+        whole(self._compiled_update, (values, self._state_for(values), grads, rate), store)
 
     def _update(self, values: list[Any], state: RuleState, grads: list[Any], rate: Any) -> Any:
         updates, state = self._tx.update(grads, set_learning_rate(state, rate), values)
@@ -218,21 +220,25 @@ class DGCMomentumOptimizer(Optimizer):
         """Forward, backward, exchange and update of all workers as one program."""
         rate = self._rate_for_step()
         fixed, split = self._split(mesh, loss)
-        with self._whole_step():
-            for p in self._parameters:
-                if not is_on_mesh(p._value, mesh):
-                    p.put(on_mesh(p.take(), mesh, self.axis_name))
-            everyone = list(dict.fromkeys([*self._parameters, *loss.parameters]))
-            trained = {i: p.take() for i, p in enumerate(everyone) if p in mine}
-            # Frozen ones are not donated: `fixed` has the same arrays.
-            kept = {i: p._value for i, p in enumerate(everyone) if p not in mine}
-            kept = jax.tree.map(lambda x: placed(x, NamedSharding(mesh, PartitionSpec())), kept)
-            state = self._state_for([p._value for p in self._parameters])
-            static = Program(mesh, loss.call, tuple(everyone.index(p) for p in loss.parameters), split)
-            trained, self._state, result = self._compiled_step(static, trained, state, kept, fixed, rate)
+        for p in self._parameters:
+            if not is_on_mesh(p._value, mesh):
+                p.put(on_mesh(p.take(), mesh, self.axis_name))
+        everyone = list(dict.fromkeys([*self._parameters, *loss.parameters]))
+        trained = {i: p.take() for i, p in enumerate(everyone) if p in mine}
+        # Frozen ones are not donated: `fixed` has the same arrays.
+        kept = {i: p._value for i, p in enumerate(everyone) if p not in mine}
+        kept = jax.tree.map(lambda x: placed(x, NamedSharding(mesh, PartitionSpec())), kept)
+        state = self._state_for([p._value for p in self._parameters])
+        static = Program(mesh, loss.call, tuple(everyone.index(p) for p in loss.parameters), split)
+
+        def store(done: tuple[Arrays, RuleState, Any]) -> None:
+            trained, self._state, result = done
             for i, value in trained.items():
                 everyone[i].put(value)
-        loss._result, loss.ran_backward, loss.fixed = result, True, []
+            loss.settle(result)
+            self._stepped()
+
+        whole(self._compiled_step, (static, trained, state, kept, fixed, rate), store)
 
     def _step(
         self, static: "Program", trained: Arrays, state: RuleState, kept: Arrays, fixed: list[Any], rate: Any
@@ -265,9 +271,8 @@ class DGCMomentumOptimizer(Optimizer):
     def _split(self, mesh: Mesh, loss: Loss) -> tuple[list[Any], tuple[bool, ...]]:
         """What the loss is given beside Parameters: the batch split over the workers, all else whole."""
         frozen = {id(p._value) for p in self._parameters}
-        paths = jax.tree_util.tree_flatten_with_path(loss.call.tree.unflatten(range(len(loss.call.places))))[
-            0
-        ]
+        arguments = loss.call.tree.unflatten(range(len(loss.call.places)))
+        paths, _ = jax.tree_util.tree_flatten_with_path(arguments)
         names = [path_name(path[1:]) for path, i in paths if loss.call.places[i][0] == "fixed"]
         split = tuple(jnp.ndim(x) > 0 and id(x) not in frozen for x in loss.fixed)
         batch = {f"argument {n}": x for n, x, s in zip(names, loss.fixed, split, strict=True) if s}
@@ -278,11 +283,9 @@ class DGCMomentumOptimizer(Optimizer):
                 "the workers"
             )
         parts = split_batch(batch, mesh, self.axis_name)
-        whole = NamedSharding(mesh, PartitionSpec())
-        return [
-            parts[f"argument {n}"] if s else placed(x, whole)
-            for n, x, s in zip(names, loss.fixed, split, strict=True)
-        ], split
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        about = zip(names, loss.fixed, split, strict=True)
+        return [parts[f"argument {n}"] if s else placed(x, everywhere) for n, x, s in about], split
 
     def _state_for(self, values: list[Any]) -> RuleState:
         if self._state is None:

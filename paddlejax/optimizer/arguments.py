@@ -55,7 +55,7 @@ def read_parameters(argument: str, given: Any) -> tuple[Any, list[tuple[list[Par
         found = "None" if given is None else f"one {type(given).__name__}"
         raise ParametersError(f"{argument}: found {found}, {expected}")
     given = _ordered(given, argument)
-    if isinstance(given, list | tuple) and any(isinstance(g, Mapping) and "params" in g for g in given):
+    if has_groups(given):
         groups = [_read_group(f"{argument}: group {i}", g) for i, g in enumerate(given)]
         return [p for members, _ in groups for p in members], groups
     try:
@@ -63,6 +63,11 @@ def read_parameters(argument: str, given: Any) -> tuple[Any, list[tuple[list[Par
     except TypeError as e:
         raise ParametersError(f"{argument}: {e}; {expected}") from None
     return tree, [(jax.tree.leaves(tree), {})]
+
+
+def has_groups(given: Any) -> bool:
+    """Whether these are Paddle's group dicts; a list of dicts of parameters is a tree."""
+    return isinstance(given, list | tuple) and any(isinstance(g, Mapping) and "params" in g for g in given)
 
 
 def _read_group(where: str, group: Any) -> tuple[list[Parameter], dict[str, Any]]:

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import starmap
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from ..trees import compute_dtype
 from .arguments import check_distinct, checked_name, read_parameters
 from .entries import Entries, counter
 from .parameter import Parameter
+from .plan import whole
 
 
 class ParameterAverage:
@@ -142,12 +142,11 @@ class ExponentialMovingAverage(ParameterAverage):
             number("ExponentialMovingAverage's thres_steps", steps)
             steps = np.asarray(steps, self._state.decay.dtype)
         values, count = self._values(), self._count + 1
-        results: list[Any] = []
-        try:
-            results.extend(starmap(_decayed, [(values, self._state, self._decay, steps)]))
-        finally:
-            if results:
-                self._state, self._count = results[0], count
+
+        def store(state: MovingAverageState) -> None:
+            self._state, self._count = state, count
+
+        whole(_decayed, (values, self._state, self._decay, steps), store)
 
     def _averages(self) -> dict[Parameter, jax.Array]:
         return self._in_place_of(self._parameters, _decayed_value(self._state))
@@ -233,12 +232,7 @@ class ModelAverage(ParameterAverage):
         for cohort in self._cohorts:
             if present[cohort.members[0]]:
                 given = self._values(cohort.members), cohort.state, *self._window
-                results: list[Any] = []
-                try:
-                    results.extend(starmap(_windowed, [given]))
-                finally:
-                    if results:
-                        cohort.state = results[0]
+                whole(_windowed, given, functools.partial(setattr, cohort, "state"))
 
     update = step
 

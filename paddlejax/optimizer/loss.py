@@ -126,10 +126,14 @@ class Loss:
 
     def take(self, result: Any, grads: list[Any]) -> None:
         """Keep the value, and these gradients in place of what is there; twice is as good as once."""
-        self._result, self.ran_backward = result, True
-        self.trained, self.fixed = Trained([], None), []
+        self.settle(result)
         for p, g in zip(self.parameters, grads, strict=True):
             p._grad = g
+
+    def settle(self, result: Any) -> None:
+        """Backward has run, wherever: keep the value and let go of what it was computed from."""
+        self._result, self.ran_backward = result, True
+        self.trained, self.fixed = Trained([], None), []
 
     def is_current(self) -> bool:
         return self.trained.is_still(self.parameters)

@@ -211,8 +211,8 @@ class Optimizer(Measured):
             self._restore(before)
             raise
 
-        def store(values: Any, state: Any) -> None:
-            plan.keep(values, state, self._masters)
+        def store(done: tuple[Any, Any]) -> None:
+            plan.keep(*done, self._masters)
             self._stepped()
 
         whole(plan.step, arguments, store, lambda: self._restore(before))
@@ -272,7 +272,8 @@ class Optimizer(Measured):
             self._restore(before)
             raise
 
-        def store(values: Any, state: Any, result: Any, gs: list[Any]) -> None:
+        def store(done: tuple[Any, Any, Any, list[Any]]) -> None:
+            values, state, result, gs = done
             plan.keep(values, state, self._masters)
             loss.take(result, gs)
             self._stepped()
@@ -289,11 +290,8 @@ class Optimizer(Measured):
         if grad_clip not in self._ready:
             key = grad_clip, *((id(c.rule), *c.members) for c in self._active)
             if self._active and key not in self._plans:
-                masters = self._masters is not None
-                made = self._new_plan(
-                    self._active, self._options, self._parameters, grad_clip, masters, self._apart
-                )
-                self._plans[key] = made
+                about = self._options, self._parameters, grad_clip, self._masters is not None, self._apart
+                self._plans[key] = self._new_plan(self._active, *about)
             self._ready[grad_clip] = self._plans[key] if self._active else None
         plan = self._ready[grad_clip]
         if plan is not None:

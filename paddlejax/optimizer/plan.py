@@ -202,20 +202,20 @@ def _about(cohort: Cohort, options: Sequence[LeafOptions]) -> Lifted:
 def whole(
     program: Callable[..., Any],
     arguments: tuple[Any, ...],
-    store: Callable[..., None],
-    undo: Callable[[], None],
+    store: Callable[[Any], None],
+    undo: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run a program that takes its arguments' memory, and store its results; or neither, if interrupted.
+    """Run a program that takes its arguments' memory, and store its result; or neither, if interrupted.
 
-    Once it has run, the arguments are gone. One call into C runs it and keeps the results, so an interrupt
-    finds either the arguments or the results. `store` may be called twice.
+    Once it has run, the arguments are gone. One call into C runs it and keeps the result, so an interrupt
+    finds either the arguments or the result. `store` may be called twice.
     """
     results: list[Any] = []
     try:
         results.extend(starmap(program, [arguments]))
-        store(*results[0])
+        store(results[0])
     except BaseException:
-        store(*results[0]) if results else undo()
+        store(results[0]) if results else undo()
         raise
 
 

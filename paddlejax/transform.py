@@ -11,7 +11,7 @@ from jax.core import Tracer
 from .hyper import number
 from .rule import GradientTransformation, RuleState
 from .selected_rows import SelectedRows, dense
-from .trees import align, beside, compute_dtype, flatten, gradients, path_name
+from .trees import align, beside, compute_dtype, flatten, gradients, in_dtype, path_name
 
 
 class Named(GradientTransformation):
@@ -123,7 +123,7 @@ def apply_updates(params: Any, updates: Any) -> Any:
             found = f"found an update of dtype {jnp.result_type(u)}, expected a real dtype"
             raise TypeError(f"at {path_name(path)}: {found}")
         wide = compute_dtype(path, p)
-        return (jnp.asarray(p, wide) + jnp.asarray(u, wide)).astype(jnp.result_type(p))
+        return jax.lax.add(in_dtype(p, wide), in_dtype(u, wide)).astype(jnp.result_type(p))
 
     return tree.unflatten(map(add, paths, leaves, align(tree, paths, updates, "updates")))
 

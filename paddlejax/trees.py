@@ -1,5 +1,6 @@
 """Trees of parameters: their paths, and whether what comes with them fits, leaf for leaf."""
 
+import functools
 import re
 from fnmatch import fnmatchcase
 from typing import Any
@@ -64,13 +65,12 @@ def gradients(tree: Any, paths: list[Any], params: list[Any], grads: Any, rows: 
             )
         if isinstance(g, SelectedRows):
             _check_rows(path_name(path), g, rows)
-        shape, dtype = (
-            (g.shape, g.dtype) if isinstance(g, SelectedRows) else (jnp.shape(g), jnp.result_type(g))
-        )
+        known = isinstance(g, jax.Array | SelectedRows)
+        shape, dtype = (g.shape, g.dtype) if known else (jnp.shape(g), jnp.result_type(g))
         if shape != jnp.shape(p):
             shapes = f"found a gradient of shape {shape}, expected the parameter's {jnp.shape(p)}"
             raise ValueError(f"at {path_name(path)}: {shapes}")
-        if not jnp.issubdtype(dtype, jnp.floating):
+        if _wide(dtype) is None:
             dtypes = f"found a gradient of dtype {dtype}, expected a real floating dtype"
             raise TypeError(f"at {path_name(path)}: {dtypes}")
     return gs
@@ -90,12 +90,25 @@ def compute_dtype(path: Any, p: Any) -> Any:
         raise TypeError(
             f"at {path_name(path)}: found a parameter of type {type(p).__name__}, expected an array"
         )
-    dtype = jnp.result_type(p)
-    if not jnp.issubdtype(dtype, jnp.floating):
+    wide = _wide(p.dtype if isinstance(p, jax.Array) else jnp.result_type(p))
+    if wide is None:
         raise TypeError(
-            f"at {path_name(path)}: found a parameter of dtype {dtype}, expected a real floating dtype"
+            f"at {path_name(path)}: found a parameter of dtype {jnp.result_type(p)}, "
+            "expected a real floating dtype"
         )
+    return wide
+
+
+@functools.cache
+def _wide(dtype: Any) -> Any:
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return None
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype.type
+
+
+def in_dtype(x: Any, dtype: Any) -> jax.Array:
+    """jnp.asarray, which takes ten times as long to find that there is nothing to do."""
+    return x if isinstance(x, jax.Array) and x.dtype == dtype and not x.weak_type else jnp.asarray(x, dtype)
 
 
 def is_narrow(p: Any) -> bool:

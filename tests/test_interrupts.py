@@ -5,10 +5,12 @@ Ctrl-C is raised wherever CPython may raise it in the package's own code, one pl
 
 import dis
 import functools
+import multiprocessing
 import signal
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -293,9 +295,15 @@ def test_a_scheduler_steps_as_a_whole_or_not_at_all(make):
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer that sends signals")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a callback of the GC
-@pytest.mark.parametrize("act", [Adam.step, Adam.minimize], ids=["step", "minimize"])
+@pytest.mark.parametrize("act", ["step", "minimize"])
 def test_signals_from_outside(act):
+    """In a process of its own: a signal that hits JAX while it cleans up leaves its caches in disorder."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        hits, steps = process.submit(bombard, getattr(Adam, act)).result()
+    assert hits and steps > 3
+
+
+def bombard(act):
     m = Adam()
     for _ in range(3):
         start = time.perf_counter()
@@ -316,7 +324,7 @@ def test_signals_from_outside(act):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
-    assert hits and m.taken > 3
+    return hits, m.taken
 
 
 # ------------------------------------------------------------------------------------------ threads

@@ -15,6 +15,8 @@ from .optimizer.parameter import ZEROS, Parameter
 from .optimizer.wrappers import innermost
 from .trees import compute_dtype
 
+__all__ = ["GradScaler"]
+
 _next_scale = jax.jit(next_scale)
 
 

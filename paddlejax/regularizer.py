@@ -12,6 +12,8 @@ from .rule import GradientTransformation
 from .selected_rows import SelectedRows
 from .transform import named, stateless
 
+__all__ = ["L1Decay", "L2Decay", "WeightDecayRegularizer"]
+
 
 class WeightDecayRegularizer:
     """What `weight_decay=` of an optimizer may be: a term of the parameter that is added to its gradient."""

@@ -42,3 +42,52 @@ def test_the_sessions_of_the_readme_print_what_it_says():
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         failed, tried = doctest.testfile(str(README), module_relative=False)
     assert failed == 0 and tried >= 18
+
+
+PUBLIC = """
+    paddlejax paddlejax.optimizer paddlejax.incubate paddlejax.incubate.optimizer paddlejax.static
+    paddlejax.amp paddlejax.nn paddlejax.nn.utils paddlejax.regularizer paddlejax.sparse
+    paddlejax.checkpoint paddlejax.rules paddlejax.distributed paddlejax.fluid
+    paddlejax.fluid.wrappers paddlejax.interop
+""".split()
+WITHOUT_EXAMPLE = {
+    "CheckpointError": "an exception",
+    "Checkpoint": "what read returns",
+    "Tensor": "a part of a Checkpoint",
+    "Info": "what get_info returns",
+    "Loss": "what a function under @loss returns; the example is there",
+    "Packed": "what pack holds parameters in",
+    "RuleState": "what init returns",
+    "Optimizer": "the base; every class below it has one",
+    "ClipGradBase": "a base",
+    "WeightDecayRegularizer": "a base",
+    "FluidOptimizer": "a base",
+    "LearningRateEpochDecay": "a base",
+    "rule": "in the example of Rule",
+    "launch": "starts processes",
+    "load_npz": "in the example of save_npz",
+    "load_safetensors": "in the example of save_safetensors",
+    "load_dygraph": "in the example of save_dygraph",
+}
+
+
+def public():
+    for module in map(importlib.import_module, PUBLIC):
+        for name in getattr(module, "__all__", [n for n in vars(module) if n == "as_optax"]):
+            thing = getattr(module, name)
+            if callable(thing):
+                yield name, thing
+    for module in ("optimizer.lr", "fluid.dygraph", "fluid.optimizer", "fluid.clip", "fluid.regularizer"):
+        for name, thing in vars(importlib.import_module(f"paddlejax.{module}")).items():
+            if isinstance(thing, type) and thing.__module__ == f"paddlejax.{module}" and name[0] != "_":
+                yield name, thing
+    for name, thing in vars(paddlejax.schedules).items():
+        if isinstance(thing, paddlejax.schedules.Schedule):
+            yield name, thing
+
+
+def test_every_public_name_has_a_page_with_an_example():
+    named = dict(public())
+    assert len(named) > 120
+    bare = {n for n, thing in named.items() if ">>>" not in (thing.__doc__ or "")}
+    assert bare == set(WITHOUT_EXAMPLE)

@@ -83,6 +83,12 @@ def read(path: PathLike) -> Checkpoint:
     """What a file holds, with the names of its tensors and its layout; arrays are numpy's, and read-only.
 
     Raises CheckpointError as `load` does.
+
+    >>> import os, tempfile
+    >>> file = os.path.join(tempfile.mkdtemp(), "model.pdparams")
+    >>> save({"weight": Parameter(jnp.ones(2), "fc_0.w_0")}, file)
+    >>> read(file).tree["weight"].name
+    'fc_0.w_0'
     """
     with opened(path) as (file, size):
         try:

@@ -25,6 +25,12 @@ def save_safetensors(obj: Mapping[Any, Any], path: PathLike) -> None:
     Nested arrays get keys such as `master_weights/w`; what is no array (`LR_Scheduler`, tensor names, the
     nesting) stands in the file's metadata, under `paddlejax`, so that `load_safetensors` gives back
     everything. bfloat16 is stored as such. Needs `pip install "paddlejax[formats]"`.
+
+    >>> import os, tempfile
+    >>> file = os.path.join(tempfile.mkdtemp(), "state.safetensors")
+    >>> save_safetensors({"w_moment_0": jnp.ones(2)}, file)
+    >>> load_safetensors(file)
+    {'w_moment_0': Array([1., 1.], dtype=float32)}
     """
     write_safetensors(arranged(obj), path)
 

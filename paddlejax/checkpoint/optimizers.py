@@ -91,6 +91,16 @@ def save_optimizer(
     For a functional state: `params` and `name` as for `load_optimizer`; `schedule`, the `count -> rate` that
     the optimizer was made with, writes `LR_Scheduler`, which a Paddle optimizer with a scheduler asks for:
     `last_epoch` is the count and `last_lr` the rate of the next step.
+
+    >>> import os, tempfile
+    >>> file = os.path.join(tempfile.mkdtemp(), "model.pdopt")
+    >>> tx, params = momentum(0.1), {"w": jnp.ones(2)}
+    >>> _, state = tx.update(params, tx.init(params), params)
+    >>> save_optimizer(state, file, names={"fc_0.w_0": "w"})
+    >>> sorted(paddle.load(file))
+    ['fc_0.w_0_velocity_0', 'paddlejax']
+    >>> print(load_optimizer(tx.init(params), file).slots["velocity"]["w"])
+    [1. 1.]
     """
     given = checked_names(names)
     if _is_object(source, "save_optimizer", "state_dict() is for paddlejax.save"):

@@ -42,6 +42,12 @@ def parameter_names(file: PathLike) -> dict[str, str]:
     The file may also be a `.npz` or a `.safetensors` of the same.
     It serves as `names` for `load_optimizer`, where the tree's path is `0/weight` or the Parameter's name
     `0.weight`: an optimizer's file knows tensor names only. Of several keys of one tensor the first counts.
+
+    >>> import os, tempfile
+    >>> file = os.path.join(tempfile.mkdtemp(), "model.pdparams")
+    >>> save_parameters({"0": {"weight": jnp.ones(2)}}, file, names={"linear_0.w_0": "0/weight"})
+    >>> parameter_names(file)
+    {'linear_0.w_0': '0.weight'}
     """
     names: dict[str, str] = {}
     for key, x in read_any(file).tree.items():
@@ -109,6 +115,12 @@ def save_parameters(
     of Parameters their names; two that are equal are an ArgumentError. `names`, {Paddle's tensor name: path
     or name here} as from `parameter_names`, fills the file's table of tensor names. Paddle 1.8.5 needs
     protocol=2. A `file` that ends in `.npz` or `.safetensors` is written as such.
+
+    >>> import os, tempfile
+    >>> file = os.path.join(tempfile.mkdtemp(), "model.pdparams")
+    >>> save_parameters({"0": {"weight": jnp.ones(2)}}, file)
+    >>> print(paddle.load(file)["0.weight"])
+    [1. 1.]
     """
     mine = _members(source)
     back = {ours: theirs for theirs, ours in checked_names(names).items()}

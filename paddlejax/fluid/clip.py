@@ -4,7 +4,7 @@ clipped."""
 from collections.abc import Callable
 from typing import Any
 
-from .. import clip
+from .. import clip, pages
 
 
 def _predicate(name: str, need_clip: Any) -> Any:
@@ -13,24 +13,48 @@ def _predicate(name: str, need_clip: Any) -> Any:
     return need_clip
 
 
+@pages.of(clip.ClipGradByValue)
 class GradientClipByValue(clip.ClipGradByValue):
-    """See `clip.ClipGradByValue`."""
+    """Paddle 1.x's GradientClipByValue: `need_clip(parameter)` says what takes part.
+
+    >>> p = Parameter(jnp.zeros(2))
+    >>> opt = fluid.optimizer.SGD(1.0, parameter_list=[p], grad_clip=GradientClipByValue(max=1.0))
+    >>> _ = opt.apply_gradients([(p, jnp.array([3.0, 4.0]))])
+    >>> print(p.numpy())
+    [-1. -1.]
+    """
 
     def __init__(self, max: Any, min: Any = None, need_clip: Callable[[Any], bool] | None = None):
         super().__init__(max, min)
         self.need_clip = _predicate("GradientClipByValue", need_clip)
 
 
+@pages.of(clip.ClipGradByNorm)
 class GradientClipByNorm(clip.ClipGradByNorm):
-    """See `clip.ClipGradByNorm`."""
+    """Paddle 1.x's GradientClipByNorm: `need_clip(parameter)` says what takes part.
+
+    >>> p = Parameter(jnp.zeros(2))
+    >>> opt = fluid.optimizer.SGD(1.0, parameter_list=[p], grad_clip=GradientClipByNorm(1.0))
+    >>> _ = opt.apply_gradients([(p, jnp.array([3.0, 4.0]))])
+    >>> print(p.numpy())
+    [-0.6 -0.8]
+    """
 
     def __init__(self, clip_norm: Any, need_clip: Callable[[Any], bool] | None = None):
         super().__init__(clip_norm)
         self.need_clip = _predicate("GradientClipByNorm", need_clip)
 
 
+@pages.of(clip.ClipGradByGlobalNorm)
 class GradientClipByGlobalNorm(clip.ClipGradByGlobalNorm):
-    """See `clip.ClipGradByGlobalNorm`."""
+    """Paddle 1.x's GradientClipByGlobalNorm: `need_clip(parameter)` says what takes part.
+
+    >>> p = Parameter(jnp.zeros(2))
+    >>> opt = fluid.optimizer.SGD(1.0, parameter_list=[p], grad_clip=GradientClipByGlobalNorm(1.0))
+    >>> _ = opt.apply_gradients([(p, jnp.array([3.0, 4.0]))])
+    >>> print(p.numpy())
+    [-0.6 -0.8]
+    """
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ epoch, and ReduceLROnPlateau, move only by their own `.epoch()` and `.step(loss)
 
 import numpy as np
 
-from .. import schedules
+from .. import pages, schedules
 from ..schedule import expect
 
 
@@ -75,8 +75,14 @@ class LearningRateDecay:
         self.set_state_dict(state_dict)
 
 
+@pages.of(schedules.noam_decay)
 class NoamDecay(LearningRateDecay):
-    """A linear rise, then a fall with the inverse square root; counts from 1. See `schedules.noam_decay`."""
+    """A linear rise, then a fall with the inverse square root; counts from 1. See `schedules.noam_decay`.
+
+    >>> rate = NoamDecay(512, warmup_steps=10)
+    >>> [round(float(rate()), 4) for _ in range(4)]
+    [0.0014, 0.0028, 0.0042, 0.0056]
+    """
 
     def __init__(self, d_model, warmup_steps, begin=1, step=1, dtype="float32", learning_rate=1.0):
         super().__init__(begin, step, dtype)
@@ -87,6 +93,7 @@ class NoamDecay(LearningRateDecay):
         return schedules.noam_decay.at(self.step_num, self.d_model, self.warmup_steps, self.learning_rate)
 
 
+@pages.of(schedules.piecewise_decay)
 class PiecewiseDecay(LearningRateDecay):
     """A list of rates, each until the next boundary; see `schedules.piecewise_decay`.
 
@@ -117,29 +124,53 @@ class _Stretched(LearningRateDecay):
         return self.step_num // self.decay_steps if self.staircase else self.step_num / self.decay_steps
 
 
+@pages.of(schedules.natural_exp_decay)
 class NaturalExpDecay(_Stretched):
-    """η₀ exp(-r n/D); see `schedules.natural_exp_decay`."""
+    """η₀ exp(-r n/D); see `schedules.natural_exp_decay`.
+
+    >>> rate = NaturalExpDecay(0.5, decay_steps=1, decay_rate=0.1)
+    >>> [round(float(rate()), 4) for _ in range(4)]
+    [0.5, 0.4524, 0.4094, 0.3704]
+    """
 
     def step(self):
         return schedules.natural_exp_decay.at(self._count(), self.learning_rate, self.decay_rate)
 
 
+@pages.of(schedules.exponential_decay)
 class ExponentialDecay(_Stretched):
-    """η₀ r^(n/D); see `schedules.exponential_decay`."""
+    """η₀ r^(n/D); see `schedules.exponential_decay`.
+
+    >>> rate = ExponentialDecay(0.5, decay_steps=2, decay_rate=0.5, staircase=True)
+    >>> [round(float(rate()), 4) for _ in range(4)]
+    [0.5, 0.5, 0.25, 0.25]
+    """
 
     def step(self):
         return schedules.exponential_decay.at(self._count(), self.learning_rate, self.decay_rate)
 
 
+@pages.of(schedules.inverse_time_decay)
 class InverseTimeDecay(_Stretched):
-    """η₀ / (1 + r n/D); see `schedules.inverse_time_decay`."""
+    """η₀ / (1 + r n/D); see `schedules.inverse_time_decay`.
+
+    >>> rate = InverseTimeDecay(0.5, decay_steps=1, decay_rate=1.0)
+    >>> [round(float(rate()), 4) for _ in range(4)]
+    [0.5, 0.25, 0.1667, 0.125]
+    """
 
     def step(self):
         return schedules.inverse_time_decay.at(self._count(), self.learning_rate, self.decay_rate)
 
 
+@pages.of(schedules.polynomial_decay)
 class PolynomialDecay(LearningRateDecay):
-    """A polynomial down to `end_learning_rate`, once or in cycles; see `schedules.polynomial_decay`."""
+    """A polynomial down to `end_learning_rate`, once or in cycles; see `schedules.polynomial_decay`.
+
+    >>> rate = PolynomialDecay(0.5, decay_steps=4)
+    >>> [round(float(rate()), 4) for _ in range(4)]
+    [0.5, 0.375, 0.2501, 0.1251]
+    """
 
     def __init__(
         self,
@@ -161,8 +192,14 @@ class PolynomialDecay(LearningRateDecay):
         return schedules.polynomial_decay.at(self.step_num, self.learning_rate, *shape)
 
 
+@pages.of(schedules.cosine_decay)
 class CosineDecay(LearningRateDecay):
-    """Half a cosine in steps, one per epoch of `step_each_epoch` steps; see `schedules.cosine_decay`."""
+    """Half a cosine in steps, one per epoch of `step_each_epoch` steps; see `schedules.cosine_decay`.
+
+    >>> rate = CosineDecay(0.5, step_each_epoch=1, epochs=4)
+    >>> [round(float(rate()), 4) for _ in range(4)]
+    [0.5, 0.4268, 0.25, 0.0732]
+    """
 
     def __init__(self, learning_rate, step_each_epoch, epochs, begin=0, step=1, dtype="float32"):
         super().__init__(begin, step, dtype)
@@ -172,6 +209,7 @@ class CosineDecay(LearningRateDecay):
         return schedules.cosine_decay.at(self.step_num, self.learning_rate, self.step_each_epoch, self.epochs)
 
 
+@pages.of(schedules.linear_warmup)
 class LinearLrWarmup(LearningRateDecay):
     """A linear rise before a rate or another schedule; see `schedules.linear_warmup`.
 
@@ -250,6 +288,7 @@ class LearningRateEpochDecay(LearningRateDecay):
         self.keys = ["epoch_num", "learning_rate"]
 
 
+@pages.of(schedules.step_decay)
 class StepDecay(LearningRateEpochDecay):
     """A factor every `step_size` epochs; see `schedules.step_decay`.
 
@@ -270,8 +309,14 @@ class StepDecay(LearningRateEpochDecay):
         return schedules.step_decay.at(self.epoch_num, self.base_lr, self.step_size, self.decay_rate)
 
 
+@pages.of(schedules.multi_step_decay)
 class MultiStepDecay(LearningRateEpochDecay):
-    """A factor at every milestone; see `schedules.multi_step_decay`."""
+    """A factor at every milestone; see `schedules.multi_step_decay`.
+
+    >>> rate = MultiStepDecay(0.5, milestones=[1, 3], decay_rate=0.5)
+    >>> [round(float(rate()), 4) for _ in range(4) if rate.epoch() is None]
+    [0.25, 0.25, 0.125, 0.125]
+    """
 
     def __init__(self, learning_rate, milestones, decay_rate=0.1):
         schedules.multi_step_decay(0.0, milestones)  # raises unless the milestones rise
@@ -283,8 +328,14 @@ class MultiStepDecay(LearningRateEpochDecay):
         return schedules.multi_step_decay.at(self.epoch_num, self.base_lr, self.milestones, self.decay_rate)
 
 
+@pages.of(schedules.lambda_decay)
 class LambdaDecay(LearningRateEpochDecay):
-    """A function of the epoch times the rate; see `schedules.lambda_decay`."""
+    """A function of the epoch times the rate; see `schedules.lambda_decay`.
+
+    >>> rate = LambdaDecay(0.5, lambda epoch: 0.5**epoch)
+    >>> [round(float(rate()), 4) for _ in range(4) if rate.epoch() is None]
+    [0.25, 0.125, 0.0625, 0.0312]
+    """
 
     def __init__(self, learning_rate, lr_lambda):
         expect(callable(lr_lambda), TypeError, "lr_lambda", lr_lambda, "a function of the epoch")
@@ -295,6 +346,7 @@ class LambdaDecay(LearningRateEpochDecay):
         return schedules.lambda_decay.at(self.epoch_num, self.base_lr, self.lr_lambda)
 
 
+@pages.of(schedules.reduce_on_plateau)
 class ReduceLROnPlateau(LearningRateDecay):
     """A rate that falls when a loss stops improving; see `schedules.reduce_on_plateau`.
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .. import distributed, rules
+from .. import distributed, pages, rules
 from ..distributed import PipelineOptimizer as PipelineOptimizer
 from ..optimizer.arguments import checked_clip
 from ..optimizer.optimizer import Optimizer
@@ -129,10 +129,18 @@ class FluidOptimizer(Optimizer):
         self.set_state_dict(state_dict, strict)
 
 
+@pages.of(distributed.DGCMomentumOptimizer)
 class DGCMomentumOptimizer(distributed.DGCMomentumOptimizer, FluidOptimizer):
-    """Paddle 1.x's DGCMomentumOptimizer, see `dgc_momentum`.
+    """Paddle 1.x's DGCMomentumOptimizer.
 
     What follows `sparsity` is given by keyword: Paddle 1.6 and 1.8 have it in different orders.
+
+    >>> p = Parameter(jnp.zeros(2), "p")
+    >>> opt = DGCMomentumOptimizer(0.1, momentum=0.9, rampup_begin_step=10, parameter_list=[p])
+    >>> fit = loss(lambda p, x: jnp.mean(x @ p))
+    >>> _ = opt.minimize(fit(p, jnp.ones((8, 2))))  # the rows are split over the workers
+    >>> print(p.numpy())
+    [-0.1 -0.1]
     """
 
     _used_rate = None
@@ -159,13 +167,17 @@ def _counts(rate: Any) -> bool:
 def _define(
     name: str,
     rule: type[Rule],
+    prints: str,
     arguments: str,
     rate: Any = inspect.Parameter.empty,
     later: str = "",
     common: tuple[str, ...] = _COMMON,
     **dialect: Any,
 ) -> type[FluidOptimizer]:
-    """The class of a row: the rule's `arguments` by position, those `later` by keyword; `!` is required."""
+    """The class of a row: the rule's `arguments` by position, those `later` by keyword; `!` is required.
+
+    `prints` is what the example of its page prints.
+    """
     defaults = {f.name: f.default for f in fields(rule)} | {"key": None}
     positional, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("learning_rate", positional, default=rate)]
@@ -187,32 +199,51 @@ def _define(
         "__signature__": signature,
         "__doc__": doc,
     }
-    return type(name, (FluidOptimizer,), {**body, "__module__": __name__})
+    given = "0.1, momentum=0.9" if "momentum!" in arguments else "0.1"
+    made = type(name, (FluidOptimizer,), {**body, "__module__": __name__})
+    return pages.of(rule, f"fluid.optimizer.{name}({given}, parameter_list=[p])", prints)(made)
 
 
-SGDOptimizer = SGD = _define("SGDOptimizer", rules.SGD, "")
-MomentumOptimizer = Momentum = _define("MomentumOptimizer", rules.Momentum, "momentum! use_nesterov")
+SGDOptimizer = SGD = _define("SGDOptimizer", rules.SGD, "[ 0.8 -1.6]", "")
+MomentumOptimizer = Momentum = _define(
+    "MomentumOptimizer", rules.Momentum, "[ 0.8 -1.6]", "momentum! use_nesterov"
+)
 LarsMomentumOptimizer = LarsMomentum = _define(
-    "LarsMomentumOptimizer", rules.LarsMomentum, "momentum! lars_coeff lars_weight_decay", always_adapt=True
+    "LarsMomentumOptimizer",
+    rules.LarsMomentum,
+    "[ 0.9999 -1.9998]",
+    "momentum! lars_coeff lars_weight_decay",
+    always_adapt=True,
 )
 AdagradOptimizer = Adagrad = _define(
-    "AdagradOptimizer", rules.Adagrad, "epsilon", later="initial_accumulator_value"
+    "AdagradOptimizer", rules.Adagrad, "[ 0.9 -1.9]", "epsilon", later="initial_accumulator_value"
 )
 DecayedAdagradOptimizer = DecayedAdagrad = _define(
-    "DecayedAdagradOptimizer", rules.DecayedAdagrad, "decay epsilon"
+    "DecayedAdagradOptimizer", rules.DecayedAdagrad, "[ 0.5528 -1.5528]", "decay epsilon"
 )
 AdadeltaOptimizer = Adadelta = _define(
-    "AdadeltaOptimizer", rules.Adadelta, "epsilon rho", use_learning_rate=False
+    "AdadeltaOptimizer", rules.Adadelta, "[ 0.9955 -1.9955]", "epsilon rho", use_learning_rate=False
 )
 AdamOptimizer = Adam = _define(
-    "AdamOptimizer", rules.Adam, "beta1 beta2 epsilon", 0.001, later="lazy_mode", scaled_epsilon=False
+    "AdamOptimizer",
+    rules.Adam,
+    "[ 0.9 -1.9]",
+    "beta1 beta2 epsilon",
+    0.001,
+    later="lazy_mode",
+    scaled_epsilon=False,
 )
-AdamaxOptimizer = Adamax = _define("AdamaxOptimizer", rules.Adamax, "beta1 beta2 epsilon", 0.001)
-RMSPropOptimizer = RMSProp = _define("RMSPropOptimizer", rules.RMSProp, "rho epsilon momentum centered")
-FtrlOptimizer = Ftrl = _define("FtrlOptimizer", rules.Ftrl, "l1 l2 lr_power", guard=0.0)
+AdamaxOptimizer = Adamax = _define(
+    "AdamaxOptimizer", rules.Adamax, "[ 0.9 -1.9]", "beta1 beta2 epsilon", 0.001
+)
+RMSPropOptimizer = RMSProp = _define(
+    "RMSPropOptimizer", rules.RMSProp, "[ 0.5528 -1.5528]", "rho epsilon momentum centered"
+)
+FtrlOptimizer = Ftrl = _define("FtrlOptimizer", rules.Ftrl, "[ 0.9 -1.9]", "l1 l2 lr_power", guard=0.0)
 LambOptimizer = Lamb = _define(
     "LambOptimizer",
     rules.Lamb,
+    "[ 0.8421 -1.8416]",
     "lamb_weight_decay beta1 beta2 epsilon",
     0.001,
     later="exclude_from_weight_decay_fn",
@@ -222,6 +253,7 @@ LambOptimizer = Lamb = _define(
 DpsgdOptimizer = Dpsgd = _define(
     "DpsgdOptimizer",
     rules.Dpsgd,
+    "[ 0.9598 -1.9195]",
     "clip batch_size sigma",
     0.001,
     later="per_element key",

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from .. import pages
 from ..optimizer import averages, wrappers
 from ..optimizer.parameter import Parameter
 from ..optimizer.wrappers import GradientMergeOptimizer, RecomputeOptimizer
@@ -15,9 +16,17 @@ __all__ = [
 ]
 
 
+@pages.of(averages.ExponentialMovingAverage)
 class ExponentialMovingAverage(averages.ExponentialMovingAverage):
-    """Paddle 1.x's ExponentialMovingAverage, see `exponential_moving_average`; call `update()` after every
-    step."""
+    """Paddle 1.x's ExponentialMovingAverage; call `update()` after every step.
+
+    >>> p = Parameter(jnp.array([2.0]), "p")
+    >>> ema = ExponentialMovingAverage(0.5, parameter_list=[p])
+    >>> ema.update()
+    >>> with ema.apply():
+    ...     print(p.numpy())
+    [2.]
+    """
 
     _argument = "parameter_list"
 
@@ -31,10 +40,18 @@ class ExponentialMovingAverage(averages.ExponentialMovingAverage):
         super().__init__(decay, thres_steps, name, parameter_list)
 
 
+@pages.of(averages.ModelAverage)
 class ModelAverage(averages.ModelAverage):
-    """Paddle 1.x's ModelAverage, see `model_average`; call `update()` after every step.
+    """Paddle 1.x's ModelAverage; call `update()` after every step.
 
     It takes in every parameter, with a gradient or without. `regularization` has no effect.
+
+    >>> p = Parameter(jnp.array([2.0]), "p")
+    >>> average = ModelAverage(1.0, parameter_list=[p])
+    >>> average.update()
+    >>> with average.apply():
+    ...     print(p.numpy())
+    [2.]
     """
 
     _argument = "parameter_list"
@@ -54,8 +71,17 @@ class ModelAverage(averages.ModelAverage):
         return True
 
 
+@pages.of(wrappers.LookAhead)
 class LookaheadOptimizer(wrappers.LookAhead):
-    """Paddle 1.x's LookaheadOptimizer, see `lookahead`: slow weights start as the initial parameters."""
+    """Paddle 1.x's LookaheadOptimizer: slow weights start as the initial parameters.
+
+    >>> p = Parameter(jnp.zeros(1), "p")
+    >>> opt = LookaheadOptimizer(fluid.optimizer.SGD(1.0, parameter_list=[p]), alpha=0.5, k=2)
+    >>> for _ in range(2):
+    ...     _ = opt.apply_gradients([(p, -jnp.ones(1))])
+    >>> print(p.numpy())
+    [1.]
+    """
 
     _slow_from_the_start = True
     _counter = "lookahead_step"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .. import rules
+from .. import pages, rules
 from ..distributed import DGCMomentumOptimizer, PipelineOptimizer
 from ..optimizer.averages import ModelAverage
 from ..optimizer.lbfgs import LBFGS
@@ -22,6 +22,11 @@ __all__ = [
 ]
 
 
+@pages.of(
+    rules.LarsMomentum,
+    "incubate.optimizer.LarsMomentumOptimizer(0.1, momentum=0.9, parameter_list=[p])",
+    "[ 0.9999 -1.9998]",
+)
 class LarsMomentumOptimizer(Optimizer):
     """Paddle's LarsMomentumOptimizer, see `lars_momentum`, with Paddle's older argument names.
 

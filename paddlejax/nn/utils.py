@@ -13,6 +13,8 @@ from ..optimizer.parameter import Parameter
 from ..selected_rows import SelectedRows
 from ..trees import compute_dtype
 
+__all__ = ["clip_grad_norm_", "clip_grad_value_"]
+
 _NORM_TYPES = (float("inf"), 0.0, 1.0, 2.0)
 
 

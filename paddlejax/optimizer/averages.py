@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import pages
 from ..average import ModelAverageState, MovingAverageState, exponential_moving_average, model_average
 from ..hyper import number
 from ..trees import compute_dtype
@@ -110,6 +111,7 @@ def _windowed_value(state: ModelAverageState) -> list[jax.Array]:
     return model_average(1.0).value(state)
 
 
+@pages.of(exponential_moving_average)
 class ExponentialMovingAverage(ParameterAverage):
     """Paddle's ExponentialMovingAverage of these parameters, frozen ones included, see
     `exponential_moving_average`.
@@ -200,11 +202,23 @@ class _Cohort:
         return ModelAverageState(*fields)
 
 
+@pages.of(model_average)
 class ModelAverage(ParameterAverage):
     """Paddle's ModelAverage of these parameters, see `model_average`.
 
     Call `step()` after the optimizer's: it takes in every trainable parameter that has a gradient. A
     parameter that was never taken in stays as it is inside `apply()` (in Paddle it becomes NaN).
+
+    >>> p = Parameter(jnp.zeros(1), "p")
+    >>> opt = optimizer.SGD(1.0, parameters=[p])
+    >>> average = incubate.ModelAverage(1.0, [p])
+    >>> for _ in range(2):
+    ...     p.grad = -jnp.ones(1)
+    ...     opt.step()
+    ...     average.step()
+    >>> with average.apply():
+    ...     print(p.numpy())
+    [1.5]
     """
 
     def __init__(

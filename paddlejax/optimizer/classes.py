@@ -5,11 +5,12 @@ The arguments that all share are explained at `Optimizer`, the hyperparameters a
 
 from typing import Any
 
-from .. import rules
+from .. import pages, rules
 from ..hyper import number
 from .optimizer import Optimizer
 
 
+@pages.of(rules.SGD, "optimizer.SGD(0.1, parameters=[p])", "[ 0.8 -1.6]")
 class SGD(Optimizer):
     """Paddle's SGD: p ← p - η g, see `sgd`."""
 
@@ -25,18 +26,11 @@ class SGD(Optimizer):
         packed: bool = False,
     ):
         rule = rules.SGD()
-        super().__init__(
-            learning_rate,
-            parameters,
-            weight_decay,
-            grad_clip,
-            name,
-            rule=rule,
-            packed=packed,
-            masters=multi_precision,
-        )
+        common = learning_rate, parameters, weight_decay, grad_clip, name
+        super().__init__(*common, rule=rule, packed=packed, masters=multi_precision)
 
 
+@pages.of(rules.Momentum, "optimizer.Momentum(0.1, parameters=[p])", "[ 0.8 -1.6]")
 class Momentum(Optimizer):
     """Paddle's Momentum, see `momentum`. `use_multi_tensor` has no effect: a step is one program anyway."""
 
@@ -56,18 +50,11 @@ class Momentum(Optimizer):
         packed: bool = False,
     ):
         rule = rules.Momentum(momentum, use_nesterov, rescale_grad)
-        super().__init__(
-            learning_rate,
-            parameters,
-            weight_decay,
-            grad_clip,
-            name,
-            rule=rule,
-            packed=packed,
-            masters=multi_precision,
-        )
+        common = learning_rate, parameters, weight_decay, grad_clip, name
+        super().__init__(*common, rule=rule, packed=packed, masters=multi_precision)
 
 
+@pages.of(rules.Adagrad, "optimizer.Adagrad(0.1, parameters=[p])", "[ 0.9 -1.9]")
 class Adagrad(Optimizer):
     """Paddle's Adagrad, see `adagrad`."""
 
@@ -87,6 +74,7 @@ class Adagrad(Optimizer):
         super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, packed=packed)
 
 
+@pages.of(rules.Adadelta, "optimizer.Adadelta(1.0, parameters=[p])", "[ 0.9955 -1.9955]")
 class Adadelta(Optimizer):
     """Paddle's Adadelta, see `adadelta`; as in Paddle 2 and 3 the step is multiplied by the rate."""
 
@@ -106,6 +94,7 @@ class Adadelta(Optimizer):
         super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, packed=packed)
 
 
+@pages.of(rules.Adam, "optimizer.Adam(0.1, parameters=[p])", "[ 0.9 -1.9]")
 class Adam(Optimizer):
     """Paddle's Adam, see `adam`.
 
@@ -131,18 +120,11 @@ class Adam(Optimizer):
         packed: bool = False,
     ):
         rule = rules.Adam(beta1, beta2, epsilon, amsgrad, lazy_mode=lazy_mode)
-        super().__init__(
-            learning_rate,
-            parameters,
-            weight_decay,
-            grad_clip,
-            name,
-            rule=rule,
-            packed=packed,
-            masters=multi_precision,
-        )
+        common = learning_rate, parameters, weight_decay, grad_clip, name
+        super().__init__(*common, rule=rule, packed=packed, masters=multi_precision)
 
 
+@pages.of(rules.AdamW, "optimizer.AdamW(0.1, parameters=[p])", "[ 0.899 -1.898]")
 class AdamW(Optimizer):
     """Paddle's AdamW, see `adamw`; apply_decay_param_fun is asked about names, lr_ratio about Parameters.
 
@@ -180,18 +162,11 @@ class AdamW(Optimizer):
             lr_ratio=lr_ratio,
             apply_decay_param_fun=apply_decay_param_fun,
         )
-        super().__init__(
-            learning_rate,
-            parameters,
-            None,
-            grad_clip,
-            name,
-            rule=rule,
-            packed=packed,
-            masters=multi_precision,
-        )
+        common = learning_rate, parameters, None, grad_clip, name
+        super().__init__(*common, rule=rule, packed=packed, masters=multi_precision)
 
 
+@pages.of(rules.Adamax, "optimizer.Adamax(0.1, parameters=[p])", "[ 0.9 -1.9]")
 class Adamax(Optimizer):
     """Paddle's Adamax, see `adamax`."""
 
@@ -212,6 +187,7 @@ class Adamax(Optimizer):
         super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, packed=packed)
 
 
+@pages.of(rules.NAdam, "optimizer.NAdam(0.1, parameters=[p])", "[ 0.8944 -1.8944]")
 class NAdam(Optimizer):
     """Paddle's NAdam, see `nadam`."""
 
@@ -230,17 +206,11 @@ class NAdam(Optimizer):
         packed: bool = False,
     ):
         rule = rules.NAdam(beta1, beta2, epsilon, momentum_decay)
-        super().__init__(
-            refuse_negative(learning_rate),
-            parameters,
-            weight_decay,
-            grad_clip,
-            name,
-            rule=rule,
-            packed=packed,
-        )
+        common = refuse_negative(learning_rate), parameters, weight_decay, grad_clip, name
+        super().__init__(*common, rule=rule, packed=packed)
 
 
+@pages.of(rules.RAdam, "optimizer.RAdam(0.1, parameters=[p])", "[ 0.8 -1.6]")
 class RAdam(Optimizer):
     """Paddle's RAdam, see `radam`."""
 
@@ -258,17 +228,11 @@ class RAdam(Optimizer):
         packed: bool = False,
     ):
         rule = rules.RAdam(beta1, beta2, epsilon)
-        super().__init__(
-            refuse_negative(learning_rate),
-            parameters,
-            weight_decay,
-            grad_clip,
-            name,
-            rule=rule,
-            packed=packed,
-        )
+        common = refuse_negative(learning_rate), parameters, weight_decay, grad_clip, name
+        super().__init__(*common, rule=rule, packed=packed)
 
 
+@pages.of(rules.RMSProp, "optimizer.RMSProp(0.1, parameters=[p])", "[ 0.5528 -1.5528]")
 class RMSProp(Optimizer):
     """Paddle's RMSProp, see `rmsprop`."""
 
@@ -290,6 +254,7 @@ class RMSProp(Optimizer):
         super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, packed=packed)
 
 
+@pages.of(rules.Rprop, "optimizer.Rprop(0.1, parameters=[p])", "[ 0.9 -1.9]")
 class Rprop(Optimizer):
     """Paddle's Rprop, see `rprop`; what sets the rate later has no effect, and a scheduler is refused."""
 
@@ -306,18 +271,11 @@ class Rprop(Optimizer):
         packed: bool = False,
     ):
         rule = rules.Rprop(learning_rate, learning_rate_range, etas)
-        super().__init__(
-            learning_rate,
-            parameters,
-            None,
-            grad_clip,
-            name,
-            rule=rule,
-            packed=packed,
-            masters=multi_precision,
-        )
+        common = learning_rate, parameters, None, grad_clip, name
+        super().__init__(*common, rule=rule, packed=packed, masters=multi_precision)
 
 
+@pages.of(rules.Lamb, "optimizer.Lamb(0.1, parameters=[p])", "[ 0.8427 -1.8411]")
 class Lamb(Optimizer):
     """Paddle's Lamb, see `lamb`; exclude_from_weight_decay_fn is asked about each Parameter."""
 
@@ -340,18 +298,11 @@ class Lamb(Optimizer):
         rule = rules.Lamb(
             lamb_weight_decay, beta1, beta2, epsilon, exclude_from_weight_decay_fn, always_adapt
         )
-        super().__init__(
-            learning_rate,
-            parameters,
-            None,
-            grad_clip,
-            name,
-            rule=rule,
-            packed=packed,
-            masters=multi_precision,
-        )
+        common = learning_rate, parameters, None, grad_clip, name
+        super().__init__(*common, rule=rule, packed=packed, masters=multi_precision)
 
 
+@pages.of(rules.ASGD, "optimizer.ASGD(0.1, parameters=[p])", "[ 0.8 -1.6]")
 class ASGD(Optimizer):
     """Paddle's ASGD, stochastic average gradient, see `asgd`."""
 
@@ -368,16 +319,8 @@ class ASGD(Optimizer):
         packed: bool = False,
     ):
         rule = rules.ASGD(batch_num)
-        super().__init__(
-            learning_rate,
-            parameters,
-            weight_decay,
-            grad_clip,
-            name,
-            rule=rule,
-            packed=packed,
-            masters=multi_precision,
-        )
+        common = learning_rate, parameters, weight_decay, grad_clip, name
+        super().__init__(*common, rule=rule, packed=packed, masters=multi_precision)
 
 
 def refuse_negative(learning_rate: Any) -> Any:

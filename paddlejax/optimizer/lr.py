@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from .. import schedules
+from ..pages import page
 from ..schedule import expect
 
 
@@ -120,6 +121,7 @@ class _Formula(LRScheduler):
             cls._family = staticmethod(family)  # a bare function would become a method
             cls._attributes = tuple(name for name in inspect.signature(family).parameters if name != base)
             cls._base = base
+            cls.__doc__ = page(cls.__doc__, family)
 
     def __init__(self, learning_rate, last_epoch, verbose):
         self._check(learning_rate)
@@ -163,7 +165,12 @@ class PiecewiseDecay(_Formula, family=schedules.piecewise_decay, base=None):
 
 
 class NaturalExpDecay(_Formula, family=schedules.natural_exp_decay):
-    """η₀ exp(-γ t); see `schedules.natural_exp_decay`."""
+    """η₀ exp(-γ t); see `schedules.natural_exp_decay`.
+
+    >>> scheduler = NaturalExpDecay(0.5, gamma=0.1)
+    >>> [round(scheduler(), 4) for _ in range(4) if scheduler.step() is None]
+    [0.4524, 0.4094, 0.3704, 0.3352]
+    """
 
     def __init__(self, learning_rate, gamma, last_epoch=-1, verbose=False):
         self.gamma = gamma
@@ -171,7 +178,12 @@ class NaturalExpDecay(_Formula, family=schedules.natural_exp_decay):
 
 
 class InverseTimeDecay(_Formula, family=schedules.inverse_time_decay):
-    """η₀ / (1 + γ t); see `schedules.inverse_time_decay`."""
+    """η₀ / (1 + γ t); see `schedules.inverse_time_decay`.
+
+    >>> scheduler = InverseTimeDecay(0.5, gamma=1.0)
+    >>> [round(scheduler(), 4) for _ in range(4) if scheduler.step() is None]
+    [0.25, 0.1667, 0.125, 0.1]
+    """
 
     def __init__(self, learning_rate, gamma, last_epoch=-1, verbose=False):
         self.gamma = gamma
@@ -179,7 +191,12 @@ class InverseTimeDecay(_Formula, family=schedules.inverse_time_decay):
 
 
 class PolynomialDecay(_Formula, family=schedules.polynomial_decay):
-    """A polynomial down to `end_lr`, once or in cycles; see `schedules.polynomial_decay`."""
+    """A polynomial down to `end_lr`, once or in cycles; see `schedules.polynomial_decay`.
+
+    >>> scheduler = PolynomialDecay(0.5, decay_steps=4)
+    >>> [round(scheduler(), 4) for _ in range(4) if scheduler.step() is None]
+    [0.375, 0.25, 0.1251, 0.0001]
+    """
 
     def __init__(
         self, learning_rate, decay_steps, end_lr=0.0001, power=1.0, cycle=False, last_epoch=-1, verbose=False
@@ -246,7 +263,12 @@ class ExponentialDecay(_Formula, family=schedules.exponential_decay):
 
 
 class MultiStepDecay(_Formula, family=schedules.multi_step_decay):
-    """A factor at every milestone; see `schedules.multi_step_decay`."""
+    """A factor at every milestone; see `schedules.multi_step_decay`.
+
+    >>> scheduler = MultiStepDecay(0.5, milestones=[1, 3], gamma=0.5)
+    >>> [round(scheduler(), 4) for _ in range(4) if scheduler.step() is None]
+    [0.25, 0.25, 0.125, 0.125]
+    """
 
     def __init__(self, learning_rate, milestones, gamma=0.1, last_epoch=-1, verbose=False):
         self.milestones, self.gamma = milestones, gamma
@@ -254,7 +276,12 @@ class MultiStepDecay(_Formula, family=schedules.multi_step_decay):
 
 
 class StepDecay(_Formula, family=schedules.step_decay):
-    """A factor every `step_size` epochs; see `schedules.step_decay`."""
+    """A factor every `step_size` epochs; see `schedules.step_decay`.
+
+    >>> scheduler = StepDecay(0.5, step_size=2, gamma=0.5)
+    >>> [round(scheduler(), 4) for _ in range(4) if scheduler.step() is None]
+    [0.5, 0.25, 0.25, 0.125]
+    """
 
     def __init__(self, learning_rate, step_size, gamma=0.1, last_epoch=-1, verbose=False):
         self.step_size, self.gamma = step_size, gamma
@@ -262,7 +289,12 @@ class StepDecay(_Formula, family=schedules.step_decay):
 
 
 class LambdaDecay(_Formula, family=schedules.lambda_decay):
-    """A function of the epoch times the rate; see `schedules.lambda_decay`. The function is not saved."""
+    """A function of the epoch times the rate; see `schedules.lambda_decay`. The function is not saved.
+
+    >>> scheduler = LambdaDecay(0.5, lambda epoch: 0.5**epoch)
+    >>> [round(scheduler(), 4) for _ in range(4) if scheduler.step() is None]
+    [0.25, 0.125, 0.0625, 0.0312]
+    """
 
     def __init__(self, learning_rate, lr_lambda, last_epoch=-1, verbose=False):
         self.lr_lambda = lr_lambda
@@ -270,7 +302,12 @@ class LambdaDecay(_Formula, family=schedules.lambda_decay):
 
 
 class MultiplicativeDecay(_Formula, family=schedules.multiplicative_decay):
-    """The product of a function of all epochs so far; see `schedules.multiplicative_decay`."""
+    """The product of a function of all epochs so far; see `schedules.multiplicative_decay`.
+
+    >>> scheduler = MultiplicativeDecay(0.5, lambda epoch: 0.5)
+    >>> [round(scheduler(), 4) for _ in range(4) if scheduler.step() is None]
+    [0.25, 0.125, 0.0625, 0.0312]
+    """
 
     def __init__(self, learning_rate, lr_lambda, last_epoch=-1, verbose=False):
         self.lr_lambda = lr_lambda
@@ -291,6 +328,10 @@ class CosineAnnealingDecay(_Formula, family=schedules.cosine_annealing_decay):
 
     As in Paddle and torch, `step()` derives the rate from the last one, so that a changed `last_lr` is
     carried on; `step(epoch)` uses the closed form. From epoch 0 the two agree.
+
+    >>> scheduler = CosineAnnealingDecay(0.5, T_max=2)
+    >>> [round(scheduler(), 4) for _ in range(4) if scheduler.step() is None]
+    [0.25, 0.0, 0.25, 0.5]
     """
 
     def __init__(self, learning_rate, T_max, eta_min=0, last_epoch=-1, verbose=False):
@@ -314,6 +355,10 @@ class LinearLR(_Formula, family=schedules.linear_lr):
     """A line from one multiple of the rate to another; see `schedules.linear_lr`.
 
     As in Paddle every step, `step(epoch)` too, applies one factor to the last rate: a jump leaves the line.
+
+    >>> scheduler = LinearLR(0.5, total_steps=2, start_factor=0.5)
+    >>> [round(scheduler(), 4) for _ in range(4) if scheduler.step() is None]
+    [0.375, 0.5, 0.5, 0.5]
     """
 
     def __init__(
@@ -334,7 +379,12 @@ class LinearLR(_Formula, family=schedules.linear_lr):
 
 
 class OneCycleLR(_Formula, family=schedules.one_cycle_lr, base=None):
-    """One rise and one fall in `total_steps`, beyond which `step` raises; see `schedules.one_cycle_lr`."""
+    """One rise and one fall in `total_steps`, beyond which `step` raises; see `schedules.one_cycle_lr`.
+
+    >>> scheduler = OneCycleLR(1.0, total_steps=4)
+    >>> [round(scheduler(), 4) for _ in range(3) if scheduler.step() is None]
+    [0.8118, 0.2831, 0.0001]
+    """
 
     def __init__(
         self,
@@ -393,6 +443,10 @@ class CosineAnnealingWarmRestarts(_Formula, family=schedules.cosine_annealing_wa
     Unlike Paddle's its state holds the place in the cycle, `T_cur` and `T_i`, so it resumes exactly; from
     Paddle's own state the two are counted. As in Paddle a jump `step(epoch)` may be fractional, and with
     `T_mult > 1` a rounded logarithm may take it to the end of a cycle instead of the first epoch of the next.
+
+    >>> scheduler = CosineAnnealingWarmRestarts(0.5, T_0=2)
+    >>> [round(scheduler(), 4) for _ in range(4) if scheduler.step() is None]
+    [0.25, 0.5, 0.25, 0.5]
     """
 
     def __init__(self, learning_rate, T_0, T_mult=1, eta_min=0, last_epoch=-1, verbose=False):

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import pages
 from ..accumulate import add, check_accumulation, merge
-from ..average import check_lookahead, interpolate
+from ..average import check_lookahead, interpolate, lookahead
 from ..hyper import ArgumentError
 from ..selected_rows import dense
 from ..trees import compute_dtype, is_narrow
@@ -99,6 +100,7 @@ _add = jax.jit(add)  # not donated: a step that fails leaves the sums as they we
 _merge = jax.jit(merge, static_argnums=(1, 2))
 
 
+@pages.of(lookahead)
 class LookAhead(Wrapper):
     """Paddle's LookAhead around an optimizer, see `lookahead`.
 

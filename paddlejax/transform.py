@@ -11,7 +11,9 @@ from jax.core import Tracer
 from .hyper import number
 from .rule import GradientTransformation, RuleState
 from .selected_rows import SelectedRows, dense
-from .trees import align, beside, compute_dtype, flatten, gradients, in_dtype, path_name
+from .trees import align, beside, compute_dtype, dtype_of, flatten, gradients, in_dtype, path_name
+
+COMPLEX = (np.complex64, np.complex128)
 
 
 class Named(GradientTransformation):
@@ -119,11 +121,11 @@ def apply_updates(params: Any, updates: Any) -> Any:
         if jnp.shape(p) != jnp.shape(u):
             shapes = f"found an update of shape {jnp.shape(u)}, the parameter's is {jnp.shape(p)}"
             raise ValueError(f"at {path_name(path)}: {shapes}")
-        if jnp.issubdtype(jnp.result_type(u), jnp.complexfloating):
-            found = f"found an update of dtype {jnp.result_type(u)}, expected a real dtype"
+        if dtype_of(u) in COMPLEX:
+            found = f"found an update of dtype {dtype_of(u)}, expected a real dtype"
             raise TypeError(f"at {path_name(path)}: {found}")
         wide = compute_dtype(path, p)
-        return jax.lax.add(in_dtype(p, wide), in_dtype(u, wide)).astype(jnp.result_type(p))
+        return in_dtype(jax.lax.add(in_dtype(p, wide), in_dtype(u, wide)), dtype_of(p))
 
     return tree.unflatten(map(add, paths, leaves, align(tree, paths, updates, "updates")))
 

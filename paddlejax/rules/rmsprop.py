@@ -38,8 +38,11 @@ class RMSProp(Rule):
 
     def step(self, g, p, k, slots):
         r = self.rho * slots["mean_square"] + (1 - self.rho) * g * g
-        m = self.rho * slots["mean_grad"] + (1 - self.rho) * g if self.centered else slots["mean_grad"]
-        v = self.momentum * slots["momentum"] + k * g / jnp.sqrt(r - m * m + self.epsilon)
+        m, spread = slots["mean_grad"], r
+        if self.centered:
+            m = self.rho * m + (1 - self.rho) * g
+            spread = r - m * m
+        v = self.momentum * slots["momentum"] + k * g / jnp.sqrt(spread + self.epsilon)
         return -v, {"momentum": v, "mean_square": r, "mean_grad": m}
 
 

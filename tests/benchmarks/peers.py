@@ -91,7 +91,7 @@ def duel(
                     peer.record["dispatches"].append(answer["dispatch"])
         for peer in filter(lambda peer: peer.well, peers):
             peer.record |= peer.ask(end=True)  # before a new rate, which may compile again
-            peer.record |= peer.ask(rate=RATES[1])
+            peer.record |= peer.ask(rate=RATES[::-1])
     finally:
         for peer in peers:
             peer.stop()

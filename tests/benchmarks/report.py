@@ -64,11 +64,10 @@ def phases(r: dict[str, Any]) -> str:
 
 
 def change(r: dict[str, Any]) -> str:
-    return (
-        f"{duration(r['change'])}, {r['compiles']} compiles"
-        if r.get("compiles")
-        else duration(r.get("change"))
-    )
+    if "change" not in r:
+        return ""
+    compiles = f", {r['compiles']} compiles" if r["compiles"] else ""
+    return f"{duration(r['change'])} ({r['slower']:.2f}){compiles}"
 
 
 QUANTITIES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -78,7 +77,7 @@ QUANTITIES: dict[str, Callable[[dict[str, Any]], str]] = {
     "First step, compilation included": lambda r: duration(r.get("phases", {}).get("first")),
     "Allocated by XLA beside the donated arrays": lambda r: size(r.get("phases", {}).get("temp")),
     "Peak memory": lambda r: size(r.get("peak")),
-    "A new rate and the step after it": change,
+    "A new rate and the step after it (times a step without)": change,
 }
 
 

@@ -2,7 +2,8 @@
 
     {"build": [optimizer, shapes, rate]}   {"phases": {phase: seconds, "temp": bytes}}
     {"turn": seconds}                      {"step": seconds, "dispatch": seconds}, medians over so long
-    {"rate": rate}                         {"change": seconds of the change and the step after it, "compiles"}
+    {"rate": [rate, rate]}                 {"change": seconds of a change and the step after it, "compiles",
+                                           "slower": times a step without}; medians, or one that compiled
     {"end": true}                          {"peak": bytes beyond those before the build}
 
 What fails is answered with {"error"} or, where the library has no such thing, {"missing"}.
@@ -17,6 +18,8 @@ import time
 from typing import Any
 
 import contestants
+
+CHANGES = 15  # of the rate
 
 
 def memory(field: str) -> int:
@@ -60,13 +63,22 @@ class Worker:
             dispatches.append(dispatched - start)
         return {"step": statistics.median(steps), "dispatch": statistics.median(dispatches)}
 
-    def rate(self, rate: float) -> dict[str, Any]:
+    def rate(self, *rates: float) -> dict[str, Any]:
         it, before = self.contestant, self.contestant.compiles()
-        start = time.perf_counter()
-        it.set_rate(rate)
-        it.step()
-        it.wait()
-        return {"change": time.perf_counter() - start, "compiles": it.compiles() - before}
+        steps, changes = [], []
+        for i in range(CHANGES):
+            for times in (steps, changes):
+                start = time.perf_counter()
+                if times is changes:
+                    it.set_rate(rates[i % len(rates)])
+                it.step()
+                it.wait()
+                times.append(time.perf_counter() - start)
+            if it.compiles() > before:
+                break
+        change = statistics.median(changes)
+        slower = change / statistics.median(steps)
+        return {"change": change, "slower": slower, "compiles": it.compiles() - before}
 
     def end(self, _: bool) -> dict[str, Any]:
         return {"peak": max(0, memory("VmHWM") - self.before)}

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from .clip import ClipGradBase
 from .loss_scale import LossScaleState, SkipState
 from .norms import root, squared_norm
-from .rule import GradientTransformation, Lifted, Rule, RuleState, _advance, _cast
+from .rule import GradientTransformation, Lifted, Rule, RuleState
 from .selected_rows import SelectedRows, dense
+from .step import advance, in_wide
 from .transform import chain, get_learning_rate, is_transformation
 from .trees import align, beside, compute_dtype, flatten, gradients, path_name
 
@@ -194,7 +195,7 @@ def trust_ratios(
     for i, (path, g, p) in enumerate(zip(paths, grads, params, strict=True)):
         if g is not None:
             leaf, factor = tx.source.leaf(path)
-            k, _ = _advance(rule, after.learning_rate, before.shared, factor)
+            k, _ = advance(rule, after.learning_rate, before.shared, factor)
             slots = {name: column[i] for name, column in columns.items()}
             ratios[i] = _trust_ratio(rule.at(leaf), dense(g), p, k, slots)
     return ratios
@@ -203,4 +204,4 @@ def trust_ratios(
 @jax.jit
 def _trust_ratio(rule: Rule, *about: Any) -> jax.Array:
     wide = compute_dtype((), about[1])
-    return _cast(rule, wide).trust_ratio(*_cast(about, wide))
+    return in_wide(rule, wide).trust_ratio(*in_wide(about, wide))

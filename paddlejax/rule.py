@@ -24,12 +24,11 @@ from typing import (
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
-from .cpu_fusion import cpu_fusion_is_on, refuse_rows, single_pass
 from .hyper import ArgumentError, Interval, Predicate, number
 from .selected_rows import SelectedRows
+from .step import advance, check_sparse, in_wide, stepped
 from .trees import align, beside, compute_dtype, flatten, gradients, path_name
 
 P = ParamSpec("P")
@@ -213,7 +212,7 @@ class _Lift:
         dtypes = [
             None if p is None else compute_dtype(path, p) for path, p in zip(paths, leaves, strict=True)
         ]
-        rules = {dtype: _cast(self.rule, dtype) for dtype in dict.fromkeys(dtypes) if dtype is not None}
+        rules = {dtype: in_wide(self.rule, dtype) for dtype in dict.fromkeys(dtypes) if dtype is not None}
         fresh = [
             p if d is None else rules[d].init(jnp.asarray(p, d)) for p, d in zip(leaves, dtypes, strict=True)
         ]
@@ -227,7 +226,7 @@ class _Lift:
         }
         wide = jnp.float64 if jnp.float64 in dtypes else jnp.float32
         count = jnp.zeros((), jnp.int32)
-        scalars = {k: jnp.array(v, jnp.result_type(v)) for k, v in _cast(self.rule, wide).shared().items()}
+        scalars = {k: jnp.array(v, jnp.result_type(v)) for k, v in in_wide(self.rule, wide).shared().items()}
         count, rate, scalars = beside(leaves, (count, jnp.array(self._rate(count), wide), scalars))
         slots = {name: tree.unflatten(column) for name, column in columns.items()}
         return RuleState(count, rate, scalars, slots)
@@ -254,9 +253,9 @@ class _Lift:
             rate = jnp.asarray(self._rate(state.count), rate.dtype)
         about = [self.leaf(path_name(path)) for path in paths]
         factors = dict.fromkeys(factor for _, factor in about)
-        ks = {factor: _advance(self.rule, rate, state.shared, factor) for factor in factors}
+        ks = {factor: advance(self.rule, rate, state.shared, factor) for factor in factors}
         shared = next(iter(ks.values()))[1]
-        updates = list(gs)
+        updates, given = list(gs), {}
         for i, (g, p) in enumerate(zip(gs, leaves, strict=True)):
             if g is None:
                 continue
@@ -268,8 +267,9 @@ class _Lift:
                 if jnp.shape(slot) != expected:
                     shapes = f"{name} has shape {jnp.shape(slot)}, expected {expected}"
                     raise ValueError(f"at {path_name(paths[i])}: {shapes}")
-            step = _step_rows if isinstance(g, SelectedRows) else _step
-            updates[i], slots = step(self.rule.at(leaf), g, p, ks[factor][0], slots)
+            given[i] = self.rule.at(leaf), g, p, ks[factor][0], slots
+        for i, (update, slots) in stepped(given).items():
+            updates[i] = update
             for name, slot in slots.items():
                 columns[name][i] = slot
         slots = {name: tree.unflatten(column) for name, column in columns.items()}
@@ -308,65 +308,6 @@ class _Lift:
         for scalar, value in {"learning_rate": state.learning_rate, **state.shared}.items():
             if jnp.shape(value) != ():
                 raise ValueError(f"the state's {scalar} has shape {jnp.shape(value)}, expected ()")
-
-
-@jax.jit
-def _step(rule: Rule, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple[jax.Array, Slots]:
-    """One tensor: float32 or wider inside, each result back in the dtype it came in.
-
-    Jitted by itself so that leaves of one shape are traced once, whatever the numbers in the rule.
-    """
-    wide = compute_dtype((), p)
-    result = _cast(rule, wide).step(*_cast((g, p, k, slots), wide))
-    where = f"{type(rule).__name__}.step"
-    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
-        raise TypeError(f"{where}: found {result!r}, expected (what to add to p, new slots)")
-    delta, new = result
-    if jnp.shape(delta) != jnp.shape(p) or {k: jnp.shape(s) for k, s in new.items()} != _shapes(slots):
-        found = f"a step of shape {jnp.shape(delta)} and slots {_shapes(new)}"
-        expected = f"the parameter's {jnp.shape(p)} and {_shapes(slots)}"
-        raise ValueError(f"{where}: found {found}, expected {expected}")
-    if rule.elementwise and p.dtype == wide and cpu_fusion_is_on():
-        delta, new = single_pass(lambda x: _cast(rule, wide).step(*_cast(x, wide)), result, (g, p, k, slots))
-    return delta.astype(p.dtype), {name: new[name].astype(slot.dtype) for name, slot in slots.items()}
-
-
-@jax.jit
-def _step_rows(rule: Rule, g: SelectedRows, p: jax.Array, k: Any, slots: Slots) -> tuple[Any, Slots]:
-    """The step of the rows that are listed: nothing else of p and the slots is read or written."""
-    g = g.merge()
-    delta, new = _step(rule, g.values, g.read(p), k, {name: g.read(slot) for name, slot in slots.items()})
-    return g.with_values(delta), {name: g.written_to(slot, new[name]) for name, slot in slots.items()}
-
-
-def check_sparse(rule: Rule, where: str) -> None:
-    """Refuse a SelectedRows gradient if the rule does not say what it means."""
-    if rule.sparse is None:
-        found = f"found a SelectedRows gradient, which {type(rule).__name__} cannot take"
-        raise TypeError(f"{where}: {found}; expected an array, such as its to_dense()")
-    if rule.sparse == "rows" and rule.slots:
-        refuse_rows(where)
-
-
-def _shapes(slots: Slots) -> dict[str, tuple[int, ...]]:
-    return {name: jnp.shape(slot) for name, slot in slots.items()}
-
-
-@jax.jit
-def _advance(rule: Rule, rate: jax.Array, shared: dict[str, Any], factor: Any) -> tuple[Any, dict[str, Any]]:
-    return _cast(rule, rate.dtype).advance(rate * jnp.asarray(factor, rate.dtype), shared)
-
-
-def _cast(tree: Any, dtype: Any) -> Any:
-    """Floats to `dtype`, before any arithmetic: 1 - beta2 is 1 - float32(0.999), as in Paddle's kernels."""
-
-    def cast(x: Any) -> Any:
-        written_as_int = isinstance(x, int | np.integer)  # a hyperparameter such as beta1=0
-        return (
-            jnp.asarray(x, dtype) if written_as_int or jnp.issubdtype(jnp.result_type(x), jnp.inexact) else x
-        )
-
-    return jax.tree.map(cast, tree)
 
 
 class Factory(Generic[P]):

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from .hyper import number
 from .rule import GradientTransformation, RuleState
 from .selected_rows import SelectedRows, dense
-from .trees import align, beside, compute_dtype, dtype_of, flatten, gradients, in_dtype, path_name
+from .trees import align, as_array, beside, compute_dtype, dtype_of, flatten, gradients, in_dtype, path_name
 
 COMPLEX = (np.complex64, np.complex128)
 
@@ -187,7 +187,10 @@ def set_learning_rate(state: Any, learning_rate: Any) -> Any:
         shape, found = jnp.shape(s.learning_rate), jnp.shape(learning_rate)
         if found not in ((), shape):
             raise ValueError(f"learning_rate: found shape {found}, expected () or the state's {shape}")
-        rate = beside([s.learning_rate], jnp.array(learning_rate, jnp.result_type(s.learning_rate)))
+        dtype = jnp.result_type(s.learning_rate)
+        known = isinstance(learning_rate, int | float)
+        rate = as_array(dtype.type(learning_rate)) if known else jnp.array(learning_rate, dtype)
+        rate = beside([s.learning_rate], rate)
         return s._replace(learning_rate=jnp.broadcast_to(rate, shape) if found != shape else rate)
 
     _rule_states(state)

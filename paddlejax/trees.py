@@ -115,6 +115,12 @@ def in_dtype(x: Any, dtype: Any) -> jax.Array:
     return x if isinstance(x, jax.Array) and x.dtype == dtype and not x.weak_type else jnp.asarray(x, dtype)
 
 
+@jax.jit
+def as_array(x: Any) -> jax.Array:
+    """A numpy number as an array, several times as fast as jnp.asarray."""
+    return x
+
+
 def is_narrow(p: Any) -> bool:
     """Whether this is a parameter of 16 bits or less, which may have a master."""
     return jnp.issubdtype(jnp.result_type(p), jnp.floating) and jnp.finfo(jnp.result_type(p)).bits < 32

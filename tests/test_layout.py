@@ -16,7 +16,7 @@ LAYERS = [
     {"line_search", "schedule", "hyper", "pages"},
     {"selected_rows", "cpu_fusion"},
     {"trees"},
-    {"norms"},
+    {"norms", "step"},
     {"schedules", "rule", "sparse", "packing"},
     {"rules", "transform"},
     {"average", "clip", "lbfgs", "loss_scale", "regularizer"},

@@ -9,7 +9,7 @@ import pytest
 from compiled_steps import DISTINCT, functional, of_object, temp_bytes
 
 import paddlejax as paddle
-from paddlejax.rule import _step
+from paddlejax.step import step as _step
 
 SHAPES = {"w": (128, 256), "v": (256, 128), "b": (256,)}
 TREE = sum(4 * int(jnp.prod(jnp.array(shape))) for shape in SHAPES.values())  # bytes in float32

@@ -9,7 +9,7 @@ from cases import CASES, drawn, every_rule
 from jax.sharding import NamedSharding, PartitionSpec
 
 import paddlejax as paddle
-from paddlejax.rule import _step
+from paddlejax.step import step as _step
 
 
 def train(tx, p, grads, update=None):

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from ..hyper import ArgumentError, number
 from ..paths import describe_leaves
 from ..regularizer import as_regularizer
-from ..rule import Lifted, Rule, check_sparse, lift
+from ..rule import Lifted, Rule, lift
 from ..selected_rows import SelectedRows
+from ..step import check_sparse
 from ..trees import is_narrow
 from .arguments import (
     check_distinct,

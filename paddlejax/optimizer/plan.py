@@ -13,7 +13,7 @@ from ..master import MasterState, with_master_weights
 from ..paths import LeafOptions, per_leaf
 from ..rule import GradientTransformation, Lifted, RuleState, lift
 from ..transform import apply_updates
-from ..trees import compute_dtype
+from ..trees import as_array, compute_dtype
 from .cohorts import Cohort
 from .loss import Call, value_and_grad
 from .packing import Blocks, Buffer, blocks_of, gathered, spread
@@ -106,7 +106,7 @@ class Plan:
         if not stays:
             return self.rate(rate)
         if rate != self._constant[0]:
-            self._constant = rate, _as_array(self.rate(rate))
+            self._constant = rate, as_array(self.rate(rate))
         return self._constant[1]
 
     def places(self, parameters: list[Parameter]) -> tuple[int | None, ...]:
@@ -183,11 +183,6 @@ class Plan:
             if place is not None:
                 ordered[place] = g
         return *self._step(values, state, ordered, rate), result, grads
-
-
-@jax.jit
-def _as_array(rate: Any) -> jax.Array:  # several times as fast as jnp.asarray
-    return rate
 
 
 def _about(cohort: Cohort, options: Sequence[LeafOptions]) -> Lifted:

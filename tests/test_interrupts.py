@@ -19,6 +19,7 @@ import pytest
 import reference
 
 import paddlejax as paddle
+from paddlejax.distributed.dgc_optimizer import COUNTER
 from paddlejax.fluid import dygraph
 from paddlejax.optimizer import lr
 from paddlejax.optimizer.cohorts import Cohort
@@ -292,6 +293,33 @@ def test_a_scheduler_steps_as_a_whole_or_not_at_all(make):
     for _ in range(6):
         assert everywhere(scheduler.step, check) > 3
         assert scheduler.state_dict() == straight.state_dict()
+
+
+def test_a_compressed_step_happens_as_a_whole_or_not_at_all():
+    """On eight workers, before they compress anything: momentum, whose value and count must agree."""
+    w = paddle.Parameter(jnp.ones(3), "w")
+    opt = paddle.incubate.optimizer.DGCMomentumOptimizer(0.1, 0.9, rampup_begin_step=1000, parameter_list=[w])
+    mean = paddle.loss(lambda w, x: jnp.mean(x @ w))
+    expected, velocity, value = [], 0.0, 1.0
+    for _ in range(1000):
+        expected.append(value)
+        velocity = 0.9 * velocity + 1.0
+        value -= 0.1 * velocity
+
+    def taken():
+        return int(opt.state_dict()[COUNTER].item())
+
+    def check():
+        np.testing.assert_allclose(w.numpy(), expected[taken()], rtol=1e-4)
+
+    def act():
+        opt.minimize(mean(w, jnp.ones((8, 3))))
+
+    act()
+    places = everywhere(act, check)
+    assert places > 100 and 1 < taken() < places
+    act()
+    check()
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer that sends signals")

@@ -91,7 +91,7 @@ class SelectedRows:
         ascending = jnp.sort(rows)
         first = jnp.concatenate([jnp.ones(1, bool), ascending[1:] != ascending[:-1]])
         unique = jnp.full_like(rows, self.height).at[jnp.cumsum(first) - 1].set(ascending)
-        group = jnp.searchsorted(unique, rows, method="scan_unrolled")
+        group = jnp.searchsorted(unique, rows, method="scan")
         values = jnp.where(real, self.values, jnp.zeros((), self.dtype))
         return _made(unique, jnp.zeros_like(values).at[group].add(values), self.height)
 

@@ -122,7 +122,21 @@ class Rule:
 
     def step(self, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple[jax.Array, Slots]:
         """What is to be added to p, and the new slots."""
-        raise NotImplementedError(f"{type(self).__name__} has no step")
+        flows = self.flows(g)
+        if not flows:
+            raise NotImplementedError(f"{type(self).__name__} has no step")
+        return self.step_moved(g, p, k, slots | {name: a * slots[name] + b for name, (a, b) in flows.items()})
+
+    def flows(self, g: jax.Array) -> dict[str, tuple[Any, Any]]:
+        """Instead of `step`: slots that move by s ← a s + b, {name: (a, b)}, a a scalar, b of g's shape.
+
+        Rows of a table move so in place, without being read first, and `step_moved` does the rest.
+        """
+        return {}
+
+    def step_moved(self, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple[jax.Array, Slots]:
+        """`step`, given that the slots of `flows` have moved."""
+        raise NotImplementedError(f"{type(self).__name__} has no step_moved")
 
     def trust_ratio(self, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> Any:
         """The factor () on the step beyond the rate, given the new slots; None if the rule has none."""

@@ -1,5 +1,6 @@
 """The compiled step of a rule on one tensor, and of many alike at once."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -73,9 +74,32 @@ def step(rule: Any, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple[j
 @jax.jit
 def step_rows(rule: Any, g: SelectedRows, p: jax.Array, k: Any, slots: Slots) -> tuple[Any, Slots]:
     """The step of the rows that are listed: nothing else of p and the slots is read or written."""
-    g = g.merge()
+    g, wide = g.merge(), compute_dtype((), p)
+    flows = in_wide(rule, wide).flows(g.values.astype(wide))
+    if all(slots[name].dtype == wide for name in flows):
+        slots = slots | {name: g.moved(slots[name], a, b) for name, (a, b) in flows.items()}
+        rule = _Moved(rule) if flows else rule
+    else:
+        flows = {}
     delta, new = step(rule, g.values, g.read(p), k, {name: g.read(slot) for name, slot in slots.items()})
-    return g.with_values(delta), {name: g.written_to(slot, new[name]) for name, slot in slots.items()}
+    rest = {name: g.written_to(slot, new[name]) for name, slot in slots.items() if name not in flows}
+    return g.with_values(delta), slots | rest
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Moved:
+    """A rule whose flows have moved already."""
+
+    rule: Any
+
+    @property
+    def elementwise(self) -> bool:
+        return self.rule.elementwise
+
+    @property
+    def step(self) -> Any:
+        return self.rule.step_moved
 
 
 def check_sparse(rule: Any, where: str) -> None:

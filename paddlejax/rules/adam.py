@@ -8,11 +8,16 @@ from ..norms import root
 from ..rule import Rule, lifted, rule
 
 
-def moments(rule, g, slots):
+def means(rule, g):
     """The running means of the gradient and its square: m ← β₁ m + (1-β₁) g, v ← β₂ v + (1-β₂) g²."""
-    m = rule.beta1 * slots["moment1"] + (1 - rule.beta1) * g
-    v = rule.beta2 * slots["moment2"] + (1 - rule.beta2) * g * g
-    return m, v
+    return {
+        "moment1": (rule.beta1, (1 - rule.beta1) * g),
+        "moment2": (rule.beta2, (1 - rule.beta2) * g * g),
+    }
+
+
+def moments(rule, g, slots):
+    return (a * slots[name] + b for name, (a, b) in means(rule, g).items())
 
 
 @rule
@@ -71,12 +76,15 @@ class Adam(Rule):
         }
         return k, {"beta1_pow_acc": c1 * self.beta1, "beta2_pow_acc": c2 * self.beta2}
 
-    def step(self, g, p, k, slots):
-        m, v = moments(self, g, slots)
-        new = {"moment1": m, "moment2": v}
+    def flows(self, g):
+        return means(self, g)
+
+    def step_moved(self, g, p, k, slots):
+        m, v = slots["moment1"], slots["moment2"]
         if self.amsgrad:
-            v = new["moment2_max"] = jnp.maximum(slots["moment2_max"], v)
-        return -k["rate"] * m / (root(v) + k["epsilon"]), new
+            v = jnp.maximum(slots["moment2_max"], v)
+            slots = slots | {"moment2_max": v}
+        return -k["rate"] * m / (root(v) + k["epsilon"]), slots
 
 
 adam = lifted(Adam, 0.001)

@@ -28,7 +28,7 @@ def stepped(given: dict[int, tuple[Any, ...]]) -> dict[int, tuple[Any, Slots]]:
         if isinstance(g, SelectedRows):
             done[i] = step_rows(rule, g, p, k, slots)
         elif isinstance(g, Tracer) and isinstance(p, Tracer):
-            kind = id(rule), id(k), *map(jax.typeof, (g, p, *slots.values()))
+            kind = likeness(rule), id(k), *map(jax.typeof, (g, p, *slots.values()))
             alike.setdefault(kind, []).append(i)
         else:
             done[i] = step(rule, g, p, k, slots)
@@ -41,6 +41,12 @@ def stepped(given: dict[int, tuple[Any, ...]]) -> dict[int, tuple[Any, Slots]]:
             done |= zip(some, _steps(rule, k, tensors), strict=True)
         done |= {i: step(*given[i]) for i in same[whole:]}
     return done
+
+
+def likeness(rule: Any) -> Any:
+    """Rules that are equal in this compute the same, while they live."""
+    numbers, structure = jax.tree.flatten(rule)
+    return structure, tuple(x if isinstance(x, int | float) else id(x) for x in numbers)
 
 
 @jax.jit

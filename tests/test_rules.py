@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import CASES, drawn, every_rule
+from cases import CASES, drawn, each_rule_once, every_rule
 from jax.sharding import NamedSharding, PartitionSpec
 
 import paddlejax as paddle
@@ -66,7 +66,7 @@ def test_zero_tiny_and_huge_gradients(case, scale):
     np.testing.assert_allclose(q["w"], want, rtol=0, atol=5e-6 * max(np.max(np.abs(want)), 1.0))
 
 
-@every_rule
+@each_rule_once
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_dtypes_and_structure_are_stable_in_a_scan(case, dtype):
     params = {"m": jnp.ones((2, 3), dtype), "scalar": jnp.ones((), dtype), "empty": jnp.ones((0, 2), dtype)}
@@ -123,7 +123,7 @@ def test_abstract_init(case):
     )
 
 
-@every_rule
+@each_rule_once
 def test_slots_are_sharded_like_their_parameters(case):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec(None, "x"))
@@ -142,7 +142,7 @@ def test_slots_are_sharded_like_their_parameters(case):
         )
 
 
-@every_rule
+@each_rule_once
 def test_a_population_of_rates_is_one_program(case):
     p, grads = drawn(3, steps=3)
     p, grads = jnp.asarray(p, jnp.float32), [jnp.asarray(g, jnp.float32) for g in grads]
@@ -170,7 +170,7 @@ def test_a_population_of_betas_is_one_program():
     np.testing.assert_allclose(found, jnp.stack([run(0.5), run(0.9)]), rtol=1e-6)
 
 
-@every_rule
+@each_rule_once
 def test_fresh_state_shares_no_memory_and_can_be_donated(case):
     rate = jnp.asarray(case.rate, jnp.float32)
     params = {"w": jnp.ones((2, 3)), "v": jnp.ones((2, 3))}
@@ -196,7 +196,7 @@ def test_a_leaf_without_gradient_stays_as_it_is(case):
     assert same is after and updates == {"a": None, "b": None}
 
 
-@every_rule
+@each_rule_once
 def test_differentiable_through_an_update(case):
     p = jnp.array([1.0, -2.0, 3.0])
 
@@ -227,7 +227,7 @@ def test_converges_on_a_parabola(case):
     assert losses[-1] < 0.1 * losses[0]
 
 
-@every_rule
+@each_rule_once
 def test_inside_optax_and_optax_inside_ours(case):
     p = {"w": jnp.array([1.0, -2.0])}
     alone, _ = train(case.make(), p, [p, p])
@@ -238,7 +238,7 @@ def test_inside_optax_and_optax_inside_ours(case):
         np.testing.assert_allclose(found["w"], alone["w"], rtol=1e-6)
 
 
-@every_rule
+@each_rule_once
 def test_in_a_cond(case):
     tx, p = case.make(), jnp.ones(3)
     state = tx.init(p)
@@ -502,7 +502,7 @@ def test_a_rate_set_later_does_not_reach_rprop():
     np.testing.assert_allclose(found[0], 0.9, rtol=1e-6)
 
 
-@every_rule
+@each_rule_once
 def test_every_rule_takes_a_schedule(case):
     """What a schedule says is what setting the rate by hand before every update gives."""
     if case.name == "rprop":  # its rate is where the step sizes start: a schedule has nothing to say

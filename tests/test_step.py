@@ -49,6 +49,8 @@ def test_only_what_is_stepped_alike_shares_a_call():
     assert found["_steps"] == 2
     params = [jnp.ones(3, jnp.float32)] * (TOGETHER - 1) + [jnp.ones(3, jnp.bfloat16)]
     assert calls(paddle.adam(0.1), params)["_steps"] == 0
+    tx = paddle.adamw(0.1, apply_decay_param_fun=lambda path: int(path) >= TOGETHER)
+    assert calls(tx, [jnp.ones(3)] * (2 * TOGETHER))["_steps"] == 2
     fixed = lambda path: float(path) * 0.1  # noqa: E731
     apart = calls(paddle.adamw(0.1, lr_ratio=fixed), [jnp.ones(3)] * TOGETHER)
     assert apart["_steps"] == 0 and apart["step"] == TOGETHER

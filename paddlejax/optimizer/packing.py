@@ -11,6 +11,7 @@ import numpy as np
 from ..packing import Layout
 from ..paths import LeafOptions
 from ..rule import Rule
+from ..step import likeness
 from .parameter import Parameter
 
 LARGEST = 8192  # elements: from twice that on, copying the gradient into the buffer costs what it saves
@@ -93,9 +94,10 @@ def blocks_of(
 ) -> Blocks | None:
     """Which of a cohort's members may lie in one buffer, all others by themselves; None if none may."""
     groups: dict[Any, list[int]] = {}
+    rules = {i: rule.at(options[i].leaf) for i in members}
     for i in members:
         fits = i not in apart and _fits(parameters[i], rule, options[i])
-        groups.setdefault(_kind(parameters[i], rule, options[i]) if fits else (i,), []).append(i)
+        groups.setdefault(_kind(parameters[i], rules[i], options[i]) if fits else (i,), []).append(i)
     return None if len(groups) == len(members) else tuple(tuple(group) for group in groups.values())
 
 
@@ -112,10 +114,8 @@ def _fits(p: Parameter, rule: Rule, o: LeafOptions) -> bool:
 
 def _kind(p: Parameter, rule: Rule, o: LeafOptions) -> Any:
     """Parameters of which all this is equal are stepped alike."""
-    numbers, structure = jax.tree.flatten(rule.at(o.leaf))
-    same = tuple(x if isinstance(x, int | float) else id(x) for x in numbers)
     device = (p._value.device, p._value.committed)
-    return p.dtype, device, o.learning_rate, id(o.weight_decay), id(o.grad_clip), structure, same
+    return p.dtype, device, o.learning_rate, id(o.weight_decay), id(o.grad_clip), likeness(rule)
 
 
 class Trained(NamedTuple):

@@ -134,6 +134,11 @@ class Rule:
         """
         return {}
 
+    @property
+    def moves(self) -> bool:
+        """Whether `flows` and `step_moved` are all there is to `step`: a subclass may have added to it."""
+        return type(self).step is Rule.step
+
     def step_moved(self, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple[jax.Array, Slots]:
         """`step`, given that the slots of `flows` have moved."""
         raise NotImplementedError(f"{type(self).__name__} has no step_moved")

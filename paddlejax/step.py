@@ -81,12 +81,11 @@ def step(rule: Any, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple[j
 def step_rows(rule: Any, g: SelectedRows, p: jax.Array, k: Any, slots: Slots) -> tuple[Any, Slots]:
     """The step of the rows that are listed: nothing else of p and the slots is read or written."""
     g, wide = g.merge(), compute_dtype((), p)
-    flows = in_wide(rule, wide).flows(g.values.astype(wide))
-    if all(slots[name].dtype == wide for name in flows):
+    flows: dict[str, tuple[Any, Any]] = {}
+    if rule.moves and all(slot.dtype == wide for slot in slots.values()):
+        flows = in_wide(rule, wide).flows(g.values.astype(wide))
         slots = slots | {name: g.moved(slots[name], a, b) for name, (a, b) in flows.items()}
         rule = _Moved(rule) if flows else rule
-    else:
-        flows = {}
     delta, new = step(rule, g.values, g.read(p), k, {name: g.read(slot) for name, slot in slots.items()})
     rest = {name: g.written_to(slot, new[name]) for name, slot in slots.items() if name not in flows}
     return g.with_values(delta), slots | rest

@@ -84,3 +84,19 @@ def test_a_wrong_one_is_told_what_is_wrong(make, error, words):
     with pytest.raises(error, match=words):
         tx = pj.lift(make(), 0.1)
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))
+
+
+def test_a_lazy_rule_made_of_another_keeps_what_it_adds_to_the_step():
+    @pj.rule
+    class Halved(pj.rules.Adam):
+        def step(self, g, p, k, slots):
+            delta, slots = super().step(g, p, k, slots)
+            return 0.5 * delta, slots
+
+    rows = pj.SelectedRows(jnp.array([2, 0]), jnp.ones((2, 3)), 4)
+    table = jnp.ones((4, 3))
+    found, expected = (
+        tx.update(rows, tx.init(table), table)[0].to_dense()
+        for tx in (pj.lift(Halved(lazy_mode=True), 0.1), pj.adam(0.1, lazy_mode=True))
+    )
+    np.testing.assert_allclose(found, 0.5 * expected, rtol=1e-6)

@@ -42,15 +42,15 @@ from .cpu_fusion import enable_cpu_fusion
 from .distributed import dgc_momentum
 from .info import Info, get_info, with_info
 from .interop import as_optax
-from .lbfgs import lbfgs
-from .loss_scale import dynamic_loss_scale, loss_scale, skip_nonfinite
+from .lifting import GradientTransformation, Rule, RuleState, lift, rule
+from .loss_scaling import dynamic_loss_scale, loss_scale, skip_nonfinite
 from .master import with_master_weights
 from .optimizer.loss import Loss, loss
 from .optimizer.parameter import ParamAttr, Parameter, parameters, values
 from .packing import Packed, pack
 from .paths import by_path
+from .quasi_newton import lbfgs
 from .regularizer import l1_decay, l2_decay
-from .rule import GradientTransformation, Rule, RuleState, lift, rule
 from .rules import (
     adadelta,
     adagrad,

@@ -9,7 +9,7 @@ from jax.core import Tracer
 
 from .average import check_steps
 from .hyper import ArgumentError
-from .rule import GradientTransformation
+from .lifting import GradientTransformation
 from .selected_rows import dense
 from .transform import chain, is_transformation
 from .trees import align, compute_dtype, flatten, gradients, in_dtypes_of

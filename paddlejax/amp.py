@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .hyper import ArgumentError, number
-from .loss_scale import all_finite, check_intervals, check_ratios, check_scale, next_scale, unscaled
+from .loss_scaling import all_finite, check_intervals, check_ratios, check_scale, next_scale, unscaled
 from .optimizer.cohorts import StateDictError, raise_if
 from .optimizer.loss import Call, Loss
 from .optimizer.parameter import ZEROS, Parameter

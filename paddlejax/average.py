@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from .hyper import ArgumentError, number
-from .rule import GradientTransformation
+from .lifting import GradientTransformation
 from .selected_rows import dense, is_rows
 from .transform import apply_updates, chain, is_transformation
 from .trees import align, compute_dtype, flatten, path_name

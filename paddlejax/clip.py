@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from .hyper import ArgumentError, number, number_text
+from .lifting import GradientTransformation
 from .norms import norm, root, squared_norm
-from .rule import GradientTransformation
 from .transform import named, stateless
 
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from .clip import ClipGradBase
-from .loss_scale import LossScaleState, SkipState
+from .lifting import GradientTransformation, Lifted, Rule, RuleState
+from .loss_scaling import LossScaleState, SkipState
 from .norms import root, squared_norm
-from .rule import GradientTransformation, Lifted, Rule, RuleState
 from .selected_rows import SelectedRows, dense
 from .step import advance, in_wide
 from .transform import chain, get_learning_rate, is_transformation

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .rule import GradientTransformation
+from .lifting import GradientTransformation
 from .selected_rows import SelectedRows
 from .transform import apply_updates, is_transformation
 from .trees import align, flatten, gradients, is_narrow

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from .clip import ClipGradBase
 from .hyper import ArgumentError, number
+from .lifting import GradientTransformation, Lifted, lift
 from .regularizer import WeightDecayRegularizer, as_regularizer
-from .rule import GradientTransformation, Lifted, lift
 from .selected_rows import SelectedRows
 from .transform import is_transformation, takes_extra
 from .trees import align, flatten, gradients, matches, path_name

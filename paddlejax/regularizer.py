@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .hyper import ArgumentError, number, number_text
-from .rule import GradientTransformation
+from .lifting import GradientTransformation
 from .selected_rows import SelectedRows
 from .transform import named, stateless
 

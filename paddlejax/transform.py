@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from .hyper import number
-from .rule import GradientTransformation, RuleState
+from .lifting import GradientTransformation, RuleState
 from .selected_rows import SelectedRows, dense
 from .trees import align, as_array, beside, compute_dtype, dtype_of, flatten, gradients, in_dtype, path_name
 

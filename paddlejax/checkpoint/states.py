@@ -13,10 +13,10 @@ from jax.sharding import NamedSharding
 from jax.tree_util import GetAttrKey, tree_flatten_with_path
 
 from ..hyper import ArgumentError
+from ..lifting import RuleState
 from ..master import MasterState
 from ..optimizer.cohorts import StateDictError, raise_if
 from ..optimizer.entries import Entries
-from ..rule import RuleState
 from ..rules import NAdam, RAdam
 from ..trees import path_name
 from .names import MASTER, OURS, check_needed, chosen, owners, proposal, renamed

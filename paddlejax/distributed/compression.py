@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from ..hyper import ArgumentError, number
-from ..rule import Slots, rule
+from ..lifting import Slots, rule
 from ..rules import Momentum
 
 U, V = "_dgc_u_", "_dgc_v_"  # Paddle's names: the velocity, and what has not been sent yet

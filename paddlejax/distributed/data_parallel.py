@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ..hyper import ArgumentError
-from ..rule import RuleState
+from ..lifting import RuleState
 from ..transform import apply_updates, is_transformation
 from ..trees import path_name
 from .compression import U, V

@@ -11,9 +11,9 @@ from jax import lax
 
 from ..clip import clip_by_norm
 from ..hyper import ArgumentError, number
+from ..lifting import GradientTransformation, RuleState, lift
 from ..paths import LeafOptions, per_leaf
 from ..regularizer import as_regularizer
-from ..rule import GradientTransformation, RuleState, lift
 from ..transform import named
 from ..trees import align, flatten, gradients, path_name
 from .compression import DGCMomentum, U, V, levels

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..clip import ClipGradByNorm
 from ..hyper import ArgumentError
+from ..lifting import RuleState
 from ..optimizer.arguments import ParametersError, check_program, has_groups
 from ..optimizer.entries import Entries, counter
 from ..optimizer.loss import Call, Loss
@@ -19,7 +20,6 @@ from ..optimizer.optimizer import Optimizer, Pairs
 from ..optimizer.parameter import ZEROS, Parameter
 from ..optimizer.plan import OWN, whole
 from ..regularizer import as_regularizer
-from ..rule import RuleState
 from ..transform import apply_updates, set_learning_rate
 from ..trees import path_name
 from .compression import DGCMomentum, U, V

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import tree_flatten_with_path
 
 from ..hyper import ArgumentError
-from ..rule import GradientTransformation
+from ..lifting import GradientTransformation
 from ..transform import chain, is_transformation
 from ..trees import align, flatten, path_name
 

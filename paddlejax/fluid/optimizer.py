@@ -11,11 +11,11 @@ import numpy as np
 
 from .. import distributed, pages, rules
 from ..distributed import PipelineOptimizer as PipelineOptimizer
+from ..lifting import Rule
 from ..optimizer.arguments import checked_clip
 from ..optimizer.optimizer import Optimizer
 from ..optimizer.plan import OWN
 from ..regularizer import as_regularizer
-from ..rule import Rule
 from .dygraph import LearningRateDecay, LearningRateEpochDecay
 from .wrappers import *  # noqa: F403
 

@@ -7,9 +7,9 @@ import jax
 
 from ..clip import ClipGradBase
 from ..hyper import number
+from ..lifting import Lifted
 from ..paths import LeafOptions, with_hyperparameters
 from ..regularizer import as_regularizer
-from ..rule import Lifted
 from ..trees import compute_dtype
 from .parameter import Parameter
 from .parameter import parameters as wrap

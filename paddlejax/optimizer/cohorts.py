@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..rule import Lifted, RuleState
+from ..lifting import Lifted, RuleState
 from ..trees import compute_dtype, is_narrow
 from .packing import Blocks, Layout, joined, parts
 from .parameter import Parameter

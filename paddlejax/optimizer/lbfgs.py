@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..lbfgs import Call, Layout, LBFGSState, Method, absorb, begin, checked, proposed
+from ..quasi_newton import Call, Layout, LBFGSState, Method, absorb, begin, checked, proposed
 from .cohorts import raise_if
 from .loss import Loss
 from .optimizer import Optimizer

@@ -6,8 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..info import Info, InfoState, apart, has_trust_ratio, measure, trust_ratios
+from ..lifting import RuleState
 from ..paths import per_leaf
-from ..rule import RuleState
 from .plan import Plan
 
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from ..hyper import ArgumentError, number
+from ..lifting import Lifted, Rule, lift
 from ..paths import describe_leaves
 from ..regularizer import as_regularizer
-from ..rule import Lifted, Rule, lift
 from ..selected_rows import SelectedRows
 from ..step import check_sparse
 from ..trees import is_narrow

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..lifting import Rule
 from ..packing import Layout
 from ..paths import LeafOptions
-from ..rule import Rule
 from ..step import likeness
 from .parameter import Parameter
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..lifting import GradientTransformation, Lifted, RuleState, lift
 from ..master import MasterState, with_master_weights
 from ..paths import LeafOptions, per_leaf
-from ..rule import GradientTransformation, Lifted, RuleState, lift
 from ..transform import apply_updates
 from ..trees import as_array, compute_dtype
 from .cohorts import Cohort

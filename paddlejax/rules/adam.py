@@ -4,8 +4,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from ..hyper import Beta, NonNegative
+from ..lifting import Rule, lifted, rule
 from ..norms import root
-from ..rule import Rule, lifted, rule
 
 
 def means(rule, g):

@@ -3,7 +3,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from ..hyper import Beta, NonNegative
-from ..rule import Rule, lifted, rule
+from ..lifting import Rule, lifted, rule
 
 
 @rule

@@ -3,7 +3,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from ..hyper import Predicate, number
-from ..rule import lifted, rule
+from ..lifting import lifted, rule
 from .adam import Adam
 
 

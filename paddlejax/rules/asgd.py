@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..hyper import Interval
-from ..rule import Rule, lifted, rule
+from ..lifting import Rule, lifted, rule
 
 
 @rule

@@ -1,8 +1,8 @@
 from typing import ClassVar
 
 from ..hyper import Fraction, NonNegative
+from ..lifting import Rule, lifted, rule
 from ..norms import root
-from ..rule import Rule, lifted, rule
 
 
 @rule

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..hyper import NonNegative, Positive
+from ..lifting import Rule, lifted, rule
 from ..norms import norm
-from ..rule import Rule, lifted, rule
 
 
 @rule

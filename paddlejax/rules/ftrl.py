@@ -3,7 +3,7 @@ from typing import Annotated, ClassVar
 import jax.numpy as jnp
 
 from ..hyper import Interval, NonNegative
-from ..rule import Rule, lifted, rule
+from ..lifting import Rule, lifted, rule
 
 
 @rule

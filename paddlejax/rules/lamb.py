@@ -4,8 +4,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from ..hyper import Beta, NonNegative, Predicate
+from ..lifting import Rule, lifted, rule
 from ..norms import norm, root
-from ..rule import Rule, lifted, rule
 from .adam import moments
 
 

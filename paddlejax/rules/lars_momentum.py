@@ -4,8 +4,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from ..hyper import NonNegative
+from ..lifting import Rule, lifted, rule
 from ..norms import norm
-from ..rule import Rule, lifted, rule
 
 
 @rule

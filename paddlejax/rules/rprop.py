@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..hyper import ArgumentError, number
-from ..rule import Lifted, Rule, lift, rule
+from ..lifting import Lifted, Rule, lift, rule
 
 
 @rule

@@ -1,6 +1,6 @@
 from typing import ClassVar
 
-from ..rule import Rule, lifted, rule
+from ..lifting import Rule, lifted, rule
 
 
 @rule

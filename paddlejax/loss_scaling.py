@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from .hyper import ArgumentError, number
-from .rule import GradientTransformation
+from .lifting import GradientTransformation
 from .selected_rows import SelectedRows, is_rows
 from .transform import chain, is_transformation
 from .trees import compute_dtype, in_dtypes_of

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from . import line_search
 from .hyper import ArgumentError, Interval, NonNegative, number
+from .lifting import GradientTransformation, RuleState, check
 from .line_search import Point, Search, select
-from .rule import GradientTransformation, RuleState, check
 from .trees import compute_dtype, flatten, gradients
 
 SMALLEST_CURVATURE = 1e-10  # of a pair (y, s) that is worth remembering

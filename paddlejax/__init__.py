@@ -20,36 +20,14 @@ Beside both:
 - `rules`         the update rules themselves, one tensor each
 """
 
-from . import (
-    amp,
-    checkpoint,
-    distributed,
-    fluid,
-    incubate,
-    nn,
-    optimizer,
-    regularizer,
-    rules,
-    schedules,
-    sparse,
-    static,
-)
-from .accumulate import accumulate_gradients
-from .average import exponential_moving_average, lookahead, model_average
-from .checkpoint import load, save
+import difflib
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import regularizer, rules
 from .clip import clip_by_global_norm, clip_by_norm, clip_by_value
 from .cpu_fusion import enable_cpu_fusion
-from .distributed import dgc_momentum
-from .info import Info, get_info, with_info
-from .interop import as_optax
 from .lifting import GradientTransformation, Rule, RuleState, lift, rule
-from .loss_scaling import dynamic_loss_scale, loss_scale, skip_nonfinite
-from .master import with_master_weights
-from .optimizer.loss import Loss, loss
-from .optimizer.parameter import ParamAttr, Parameter, parameters, values
-from .packing import Packed, pack
-from .paths import by_path
-from .quasi_newton import lbfgs
 from .regularizer import l1_decay, l2_decay
 from .rules import (
     adadelta,
@@ -72,6 +50,58 @@ from .rules import (
 )
 from .selected_rows import SelectedRows
 from .transform import apply_updates, chain, get_learning_rate, identity, set_learning_rate
+
+__version__ = "0.1.0"
+
+# What most programs never touch loads when it is first asked for, so that importing the package takes no
+# longer than importing optax. Type checkers read the imports, Python the table; a test compares them.
+if TYPE_CHECKING:
+    from . import amp, checkpoint, distributed, fluid, incubate, nn, optimizer, schedules, sparse, static
+    from .accumulate import accumulate_gradients
+    from .average import exponential_moving_average, lookahead, model_average
+    from .checkpoint import load, save
+    from .distributed import dgc_momentum
+    from .info import Info, get_info, with_info
+    from .interop import as_optax
+    from .loss_scaling import dynamic_loss_scale, loss_scale, skip_nonfinite
+    from .master import with_master_weights
+    from .optimizer.loss import Loss, loss
+    from .optimizer.parameter import ParamAttr, Parameter, parameters, values
+    from .packing import Packed, pack
+    from .paths import by_path
+    from .quasi_newton import lbfgs
+else:
+    _LAZY = {
+        "": "amp checkpoint distributed fluid incubate nn optimizer schedules sparse static",
+        "accumulate": "accumulate_gradients",
+        "average": "exponential_moving_average lookahead model_average",
+        "checkpoint": "load save",
+        "distributed": "dgc_momentum",
+        "info": "Info get_info with_info",
+        "interop": "as_optax",
+        "loss_scaling": "dynamic_loss_scale loss_scale skip_nonfinite",
+        "master": "with_master_weights",
+        "optimizer.loss": "Loss loss",
+        "optimizer.parameter": "ParamAttr Parameter parameters values",
+        "packing": "Packed pack",
+        "paths": "by_path",
+        "quasi_newton": "lbfgs",
+    }
+    _HOME = {name: module for module, names in _LAZY.items() for name in names.split()}
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            near = ", ".join(difflib.get_close_matches(name, __all__))
+            message = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(f"{message} (nearest: {near})" if near else message)
+        module = importlib.import_module(f".{_HOME[name] or name}", __name__)
+        found = globals()[name] = getattr(module, name) if _HOME[name] else module
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "GradientTransformation",
@@ -118,8 +148,8 @@ __all__ = [
     "lars_momentum",
     "lbfgs",
     "lift",
-    "lookahead",
     "load",
+    "lookahead",
     "loss",
     "loss_scale",
     "model_average",

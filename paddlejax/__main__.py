@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from . import __version__
 from .checkpoint import convert, inspect
 from .checkpoint.convert import FORMATS, known
 from .checkpoint.inspect import Report
@@ -31,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    main.add_argument("--version", action="version", version=f"paddlejax {__version__}")
     commands = main.add_subparsers(dest="command", required=True, metavar="inspect|convert")
     endings = ", ".join(FORMATS)
     one = commands.add_parser("inspect", help="list the arrays of a file with shapes, norms and NaN counts")

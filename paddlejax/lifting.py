@@ -353,4 +353,5 @@ def lifted(cls: Callable[P, Rule], learning_rate: Any = inspect.Parameter.empty)
     signature = inspect.Signature([rate, *inspect.signature(cls).parameters.values()])
     make.__signature__ = signature  # type: ignore[attr-defined]
     make.__doc__, make.__name__ = cls.__doc__, name
+    make.__module__, make.__qualname__ = cls.__module__, name  # where pickle finds it
     return make  # type: ignore[return-value]

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import paddlejax as paddle
+from paddlejax.master import MasterState
 
 FEW = int(os.environ.get("PADDLEJAX_EXAMPLES", "0"))
 
@@ -196,7 +197,7 @@ def chained(case, clip, decay):
 
 def rule_state(state):
     """The RuleState of the last stage, and whatever masters are around it."""
-    if isinstance(state, paddle.master.MasterState):
+    if isinstance(state, MasterState):
         return rule_state(state.inner)
     return state[-1] if isinstance(state, tuple) and not hasattr(state, "slots") else state
 

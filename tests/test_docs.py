@@ -22,7 +22,8 @@ MODULES = [
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_in_docstrings_run(name):
     module = importlib.import_module(name)
-    names = {**vars(paddlejax), "jax": jax, "jnp": jnp, "np": np, "paddle": paddlejax, "pj": paddlejax}
+    public = {name: getattr(paddlejax, name) for name in paddlejax.__all__}
+    names = {**public, "jax": jax, "jnp": jnp, "np": np, "paddle": paddlejax, "pj": paddlejax}
     with np.printoptions(precision=4, suppress=True):  # the examples show four digits
         failed, _ = doctest.testmod(module, extraglobs={**names, **vars(module)})
     assert failed == 0

@@ -1,10 +1,11 @@
 """The public names are typed well enough for a user who turns everything on."""
 
-import importlib.util
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import pytest
@@ -13,12 +14,19 @@ import typed_user
 FILE = Path(__file__).parent / "typed_user.py"
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("pyright") is None, reason="pyright is not installed")
-def test_a_users_file_passes_pyright_strict():
-    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson", str(FILE)]
+needs_pyright = pytest.mark.skipif(find_spec("pyright") is None, reason="pyright is not installed")
+
+
+def checked(file: Path) -> dict[str, Any]:
+    """Pyright's report on a file."""
+    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson", str(file)]
     ran = subprocess.run(command, cwd=FILE.parent.parent, capture_output=True, text=True, timeout=300)
-    report = json.loads(ran.stdout)
+    return json.loads(ran.stdout)
+
+
+@needs_pyright
+def test_a_users_file_passes_pyright_strict():
+    report = checked(FILE)
     found = [
         f"{FILE.name}:{d['range']['start']['line'] + 1}: {d['message']}"
         for d in report["generalDiagnostics"]
@@ -26,6 +34,15 @@ def test_a_users_file_passes_pyright_strict():
     ]
     assert not found, "\n".join(found)
     assert report["summary"]["filesAnalyzed"] == 1
+
+
+@needs_pyright
+def test_a_wrong_name_is_an_error_to_pyright(tmp_path):
+    """Though names load through a function, which could as well give any."""
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("import paddlejax as pj\n\npj.adamm(0.1)\npj.loss(lambda: pj.fluid.optimizer.Adamm)\n")
+    report = checked(wrong)
+    assert [d["range"]["start"]["line"] for d in report["generalDiagnostics"]] == [2, 3]
 
 
 def test_the_users_file_runs():

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import paddlejax
+
 ROOT = Path(__file__).parent.parent
 SMOKE = """
 import pathlib, sys
@@ -62,7 +64,7 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "paddlejax").rglob("*.py")}
-    (info,) = {n.split("/")[0] for n in names if ".dist-info/" in n}
+    info = f"paddlejax-{paddlejax.__version__}.dist-info"
     extra = {f"{info}/{n}" for n in ("METADATA", "RECORD", "WHEEL", "top_level.txt", "licenses/LICENSE")}
     assert names == modules | {"paddlejax/py.typed"} | extra
 

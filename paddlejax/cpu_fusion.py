@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 
 Result = tuple[Any, dict[str, Any]]
 OPTION = "xla_cpu_use_multi_output_fusion"
+SCATTERS = (0, 12)  # the first jaxlib that compiles any scatters with it
 _on = False
 
 
@@ -27,12 +29,13 @@ def enable_cpu_fusion() -> bool:
     the donated ones, for every rule whose elements do not depend on each other (not lamb, lars_momentum and
     dpsgd; asgd keeps its copy of the gradients). What stands in front of the rule and changes the gradients,
     such as a clip, writes them once more. Parameters of 16 bits are left out unless they have masters. The
-    last digit may differ. Hundreds of small tensors gain nothing and compile longer.
+    last digit may differ. Hundreds of small tensors gain nothing and compile longer, and ftrl, which is bound
+    by its powers and not by memory, gets slower.
 
-    The option holds for every program of the process, so it is never set unasked. jaxlib 0.10.2 then aborts
-    where it compiles two scatters whose values come out of one loop; a SelectedRows gradient would lead there
-    with every rule that has slots, and is refused with a RuntimeError. In a program of yours, two embeddings
-    may.
+    The option holds for every program of the process, so it is never set unasked. jaxlib before 0.12 (tried:
+    0.10.0, 0.10.2, 0.11.0, 0.11.2) then aborts where it compiles two scatters whose values come out of one
+    loop. A SelectedRows gradient may lead there with a rule that has slots, and is refused with a
+    RuntimeError. In a program of yours, two embeddings may. jaxlib 0.12 compiles both.
 
     The option is added to XLA_FLAGS and what stands there stays; whether XLA obeys is tried out on a small
     program. If not, that is a RuntimeError and XLA_FLAGS is as before. Where JAX runs on something else than
@@ -61,10 +64,11 @@ def enable_cpu_fusion() -> bool:
             del os.environ["XLA_FLAGS"]
         else:
             os.environ["XLA_FLAGS"] = before
+        found = f"JAX started already, or jaxlib {jaxlib.version.__version__} without this option"
         raise RuntimeError(
-            "enable_cpu_fusion: XLA does not fuse several results into one loop: found JAX started already, "
-            "or a jaxlib without this option; expected the call before anything else of JAX, or a process "
-            f"started with XLA_FLAGS=--xla_backend_extra_options={OPTION}=true"
+            f"enable_cpu_fusion: XLA does not fuse several results into one loop: found {found}; expected "
+            "the call before anything else of JAX, or a process started with "
+            f"XLA_FLAGS=--xla_backend_extra_options={OPTION}=true"
         )
     jax.clear_caches()  # rules that were traced before, if the option was in XLA_FLAGS from the start
     _on = True
@@ -76,23 +80,37 @@ def cpu_fusion_is_on() -> bool:
 
 
 def refuse_rows(where: str) -> None:
-    if _on:
+    """Say that XLA would abort, where it would."""
+    if _on and jaxlib.version.__version_info__ < SCATTERS:
         found = f"{where}: found a SelectedRows gradient under enable_cpu_fusion, where XLA would abort"
-        raise RuntimeError(f"{found}; expected an array such as its to_dense(), or a process without it")
+        expected = "an array such as its to_dense(), a process without it, or jaxlib 0.12 or later"
+        raise RuntimeError(f"{found}; expected {expected}")
 
 
 def single_pass(step: Callable[[Any], Result], result: Result, arguments: Any) -> Result:
     """What `step(arguments)` returned, in the form that XLA makes one loop of.
 
-    It fuses results that share inputs, not one that is made from another. So each is computed by itself,
-    behind one barrier more than the last, without which XLA would see that they are the same; the barriers
-    are gone when it fuses, and what is not asked for is never computed. (Two equal barriers would be merged.)
+    It fuses results that share inputs, not one that is made from another. So each is computed by itself, from
+    the arguments times one, or XLA would see that they are the same. The one stands behind a barrier, so that
+    XLA does not know it before it has fused; what is not asked for is never computed.
     """
-    slots = dict(result[1])
-    for name in list(slots)[1:]:
-        arguments = jax.lax.optimization_barrier(arguments)
-        slots[name] = step(arguments)[1][name]
-    return (step(jax.lax.optimization_barrier(arguments)) if slots else result)[0], slots
+    one = jnp.ones((), jnp.float32)
+
+    def again(arguments: Any) -> Any:
+        """The arguments, times a one that differs from those before. (Two equal barriers would be merged.)"""
+        nonlocal one
+        one = jax.lax.optimization_barrier(one)
+        return jax.tree.map(lambda x: x * one.astype(x.dtype) if _is_array(x) else x, arguments)
+
+    slots, given = dict(result[1]), jax.tree.leaves(arguments)
+    for name in list(slots):
+        if not any(slots[name] is x for x in given):  # a slot that the rule leaves alone need not be written
+            slots[name] = step(again(arguments))[1][name]
+    return (step(again(arguments)) if slots else result)[0], slots
+
+
+def _is_array(x: Any) -> bool:
+    return jnp.ndim(x) > 0 and jnp.issubdtype(jnp.result_type(x), jnp.inexact)
 
 
 def _fuses() -> bool:

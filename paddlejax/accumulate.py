@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from .array_types import ArrayTree, Gradients
 from .average import check_steps
 from .hyper import ArgumentError
 from .lifting import GradientTransformation
@@ -46,14 +47,14 @@ def accumulate_gradients(inner: Any, k: int, avg: bool = True) -> GradientTransf
         return inner
     tx = chain(inner)
 
-    def init(params: Any) -> AccumulateState:
+    def init(params: ArrayTree) -> AccumulateState:
         paths, leaves, tree = flatten(params)
         pairs = zip(paths, leaves, strict=True)
         zeros = [None if p is None else jnp.zeros(jnp.shape(p), compute_dtype(path, p)) for path, p in pairs]
         return AccumulateState(jnp.zeros((), jnp.int32), tree.unflatten(zeros), tx.init(params)[0])
 
     def update(
-        grads: Any, state: AccumulateState, params: Any = None, **extra: Any
+        grads: Gradients, state: AccumulateState, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, AccumulateState]:
         like = state.gradients if params is None else params
         paths, leaves, tree = flatten(like)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .array_types import Numeric
 from .hyper import ArgumentError, number
 from .loss_scaling import all_finite, check_intervals, check_ratios, check_scale, next_scale, unscaled
 from .optimizer.cohorts import StateDictError, raise_if
@@ -106,9 +107,9 @@ class GradScaler:
     def __init__(
         self,
         enable: bool = True,
-        init_loss_scaling: Any = 65536.0,
-        incr_ratio: Any = 2.0,
-        decr_ratio: Any = 0.5,
+        init_loss_scaling: Numeric = 65536.0,
+        incr_ratio: float = 2.0,
+        decr_ratio: float = 0.5,
         incr_every_n_steps: int = 2000,
         decr_every_n_nan_or_inf: int = 1,
         use_dynamic_loss_scaling: bool = True,
@@ -273,7 +274,7 @@ class GradScaler:
     def get_init_loss_scaling(self) -> float:
         return self._init_loss_scaling
 
-    def set_init_loss_scaling(self, new_init_loss_scaling: Any) -> None:
+    def set_init_loss_scaling(self, new_init_loss_scaling: Numeric) -> None:
         """Start again from this scale; the counts go on."""
         check_scale("GradScaler", new_init_loss_scaling)
         self._set_scale(new_init_loss_scaling)
@@ -286,14 +287,14 @@ class GradScaler:
     def get_incr_ratio(self) -> float:
         return self._ratios[0]
 
-    def set_incr_ratio(self, new_incr_ratio: Any) -> None:
+    def set_incr_ratio(self, new_incr_ratio: float) -> None:
         check_ratios("GradScaler", new_incr_ratio, self._ratios[1])
         self._ratios[0] = new_incr_ratio
 
     def get_decr_ratio(self) -> float:
         return self._ratios[1]
 
-    def set_decr_ratio(self, new_decr_ratio: Any) -> None:
+    def set_decr_ratio(self, new_decr_ratio: float) -> None:
         check_ratios("GradScaler", self._ratios[0], new_decr_ratio)
         self._ratios[1] = new_decr_ratio
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from .array_types import ArrayTree, Gradients, Init, Numeric
 from .hyper import ArgumentError, number
 from .lifting import GradientTransformation
 from .selected_rows import dense, is_rows
@@ -26,8 +27,8 @@ class Average(NamedTuple):
     [1. 1.]
     """
 
-    init: Callable[[Any], Any]  # params -> state
-    update: Callable[[Any, Any], Any]  # (params, state) -> state
+    init: Init  # params -> state
+    update: Callable[[ArrayTree, Any], Any]  # (params, state) -> state
     value: Callable[[Any], Any]  # state -> the averages, a tree like params in float32 or wider
 
 
@@ -58,7 +59,7 @@ class LookaheadState(NamedTuple):
     inner: Any  # the wrapped transformation's
 
 
-def exponential_moving_average(decay: Any = 0.999, thres_steps: Any = None) -> Average:
+def exponential_moving_average(decay: Numeric = 0.999, thres_steps: Any = None) -> Average:
     """Average the parameters with weights that fall off exponentially into the past.
 
         d ← min(decay, (s + 1)/(s + 10))   with thres_steps s; without, d = decay
@@ -88,11 +89,11 @@ def exponential_moving_average(decay: Any = 0.999, thres_steps: Any = None) -> A
     if thres_steps is not None and not callable(thres_steps):
         number("exponential_moving_average's thres_steps", thres_steps)
 
-    def init(params: Any) -> MovingAverageState:
+    def init(params: ArrayTree) -> MovingAverageState:
         wide, zeros = _zeros(params)
         return MovingAverageState(jnp.zeros((), jnp.int32), jnp.array(decay, wide), zeros)
 
-    def update(params: Any, state: MovingAverageState) -> MovingAverageState:
+    def update(params: ArrayTree, state: MovingAverageState) -> MovingAverageState:
         dtype = state.decay.dtype
         d = jnp.asarray(decay, dtype)
         if thres_steps is not None:
@@ -118,7 +119,7 @@ def exponential_moving_average(decay: Any = 0.999, thres_steps: Any = None) -> A
 
 
 def model_average(
-    average_window_rate: Any, min_average_window: int = 10000, max_average_window: int = 10000
+    average_window_rate: Numeric, min_average_window: int = 10000, max_average_window: int = 10000
 ) -> Average:
     """Average the parameters of the last steps with equal weights, over a window that grows with training.
 
@@ -152,12 +153,12 @@ def model_average(
     largest = jnp.iinfo(jnp.int32).max
     shortest, longest = (min(size, largest) for size in (min_average_window, max_average_window))
 
-    def init(params: Any) -> ModelAverageState:
+    def init(params: ArrayTree) -> ModelAverageState:
         one, two, three = (_zeros(params)[1] for _ in range(3))
         none, old, updates = (jnp.zeros((), jnp.int32) for _ in range(3))
         return ModelAverageState(one, two, three, none, old, updates)
 
-    def update(params: Any, state: ModelAverageState) -> ModelAverageState:
+    def update(params: ArrayTree, state: ModelAverageState) -> ModelAverageState:
         leaves, sums, tree = _columns(params, sum_1=state.sum_1, sum_2=state.sum_2, sum_3=state.sum_3)
         updates, n = (c + jnp.ones_like(c) for c in (state.num_updates, state.num_accumulates))
         window = updates.astype(jnp.float32) * jnp.asarray(average_window_rate, jnp.float32)
@@ -189,7 +190,7 @@ def model_average(
 
 
 def lookahead(
-    inner: Any, alpha: Any = 0.5, k: int = 5, *, slow_start: str = "first_step"
+    inner: Any, alpha: Numeric = 0.5, k: int = 5, *, slow_start: str = "first_step"
 ) -> GradientTransformation:
     """Let an optimizer run ahead for k steps, then go back part of the way to where slow weights stand.
 
@@ -218,12 +219,12 @@ def lookahead(
         )
     tx, initial = chain(inner), slow_start == "initial"
 
-    def init(params: Any) -> LookaheadState:
+    def init(params: ArrayTree) -> LookaheadState:
         slow = jax.tree.map(jnp.array if initial else jnp.zeros_like, params)
         return LookaheadState(jnp.zeros((), jnp.int32), slow, tx.init(params)[0])
 
     def update(
-        grads: Any, state: LookaheadState, params: Any = None, **extra: Any
+        grads: Gradients, state: LookaheadState, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, LookaheadState]:
         if params is None:
             raise ValueError("lookahead needs the parameters: update(grads, state, params)")
@@ -249,7 +250,7 @@ def lookahead(
     return GradientTransformation(init, update)
 
 
-def interpolate(p: jax.Array, slow: jax.Array, alpha: Any) -> jax.Array:
+def interpolate(p: jax.Array, slow: jax.Array, alpha: Numeric) -> jax.Array:
     """α p + (1-α) φ in p's dtype, computed in float32 or wider."""
     wide = compute_dtype((), p)
     a, x, y = jnp.asarray(alpha, wide), p.astype(wide), slow.astype(wide)

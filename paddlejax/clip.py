@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .array_types import Numeric
 from .hyper import ArgumentError, number, number_text
 from .lifting import GradientTransformation
 from .norms import norm, root, squared_norm
@@ -76,7 +77,7 @@ class ClipGradByValue(ClipGradBase):
 
     packs = True
 
-    def __init__(self, max: Any, min: Any = None):
+    def __init__(self, max: Numeric, min: Numeric | None = None):
         self.max = _limit("ClipGradByValue's max", max)
         if min is None and _known(self.max) and self.max <= 0:
             raise ArgumentError(
@@ -100,7 +101,7 @@ class ClipGradByNorm(ClipGradBase):
     Gradient Clip By Norm, clip_norm=1.000000
     """
 
-    def __init__(self, clip_norm: Any, *, axis_name: Any = None):
+    def __init__(self, clip_norm: Numeric, *, axis_name: Any = None):
         self.clip_norm, self.axis_name = _limit("ClipGradByNorm's clip_norm", clip_norm), axis_name
         if _known(self.clip_norm) and not self.clip_norm > 0:
             raise ArgumentError(f"ClipGradByNorm's clip_norm: found {clip_norm}, expected a number above 0")
@@ -128,7 +129,7 @@ class ClipGradByGlobalNorm(ClipGradBase):
 
     def __init__(
         self,
-        clip_norm: Any,
+        clip_norm: Numeric,
         group_name: str = "default_group",
         auto_skip_clip: bool = False,
         *,
@@ -164,7 +165,7 @@ def _factor(norm: jax.Array, clip_norm: Any) -> jax.Array:
     return limit / jnp.maximum(norm, limit)
 
 
-def clip_by_value(max: Any, min: Any = None) -> GradientTransformation:
+def clip_by_value(max: Numeric, min: Numeric | None = None) -> GradientTransformation:
     """Clamp every element of every gradient to [min, max]; min defaults to -max.
 
     optax.clip takes one symmetric bound.
@@ -176,7 +177,7 @@ def clip_by_value(max: Any, min: Any = None) -> GradientTransformation:
     return ClipGradByValue(max, min).transformation()
 
 
-def clip_by_norm(clip_norm: Any, *, axis_name: Any = None) -> GradientTransformation:
+def clip_by_norm(clip_norm: Numeric, *, axis_name: Any = None) -> GradientTransformation:
     """Scale each tensor by min(1, clip_norm / ‖g‖), its own norm, in float32 or wider.
 
     Under `shard_map` name the mesh axes over which tensors are sharded in `axis_name`.
@@ -190,7 +191,7 @@ def clip_by_norm(clip_norm: Any, *, axis_name: Any = None) -> GradientTransforma
 
 
 def clip_by_global_norm(
-    clip_norm: Any, *, auto_skip_clip: bool = False, axis_name: Any = None
+    clip_norm: Numeric, *, auto_skip_clip: bool = False, axis_name: Any = None
 ) -> GradientTransformation:
     """Scale all gradients by min(1, clip_norm / √Σ‖g‖²), one factor for the tree, in float32 or wider.
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .array_types import ArrayTree, Gradients
 from .clip import ClipGradBase
 from .lifting import GradientTransformation, Lifted, Rule, RuleState
 from .loss_scaling import LossScaleState, SkipState
@@ -74,7 +75,7 @@ def with_info(tx: Any, *, grad_clip: Any = None, axis_name: Any = None) -> Gradi
     clips = chain() if clip is None else chain(clip)
     step = chain(tx)
 
-    def init(params: Any) -> InfoState:
+    def init(params: ArrayTree) -> InfoState:
         paths, leaves, tree = flatten(params)
         dtypes = [
             None if p is None else compute_dtype(path, p) for path, p in zip(paths, leaves, strict=True)
@@ -88,7 +89,9 @@ def with_info(tx: Any, *, grad_clip: Any = None, axis_name: Any = None) -> Gradi
         )
         return InfoState(beside(leaves, info), (*clips.init(params), *step.init(params)))
 
-    def update(grads: Any, state: InfoState, params: Any = None, **extra: Any) -> tuple[Any, InfoState]:
+    def update(
+        grads: Gradients, state: InfoState, params: ArrayTree | None = None, **extra: Any
+    ) -> tuple[Any, InfoState]:
         if params is None:
             raise ValueError("with_info needs the parameters: update(grads, state, params)")
         if not isinstance(state, InfoState):
@@ -158,7 +161,7 @@ def measure(
     return Info(before, update, _norm(reached, dtype, axis_name), factor)
 
 
-def apart(grads: Any) -> Any:
+def apart(grads: Gradients) -> Any:
     """The same gradients, as others to XLA: clipped once more for the norm alone they are never stored."""
     return jax.lax.optimization_barrier(grads)
 

@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 from .transform import is_transformation
 
 if TYPE_CHECKING:
-    import optax
+    from optax import GradientTransformationExtraArgs
+else:
+    GradientTransformationExtraArgs = Any
 
 
-def as_optax(tx: Any) -> "optax.GradientTransformationExtraArgs":
+def as_optax(tx: Any) -> GradientTransformationExtraArgs:
     """The same transformation in optax's own type, so that optax's wrappers hand on extra arguments.
 
     Without it every pair of paddlejax works inside optax.chain, masked, multi_transform, MultiSteps,

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from .array_types import ArrayTree, Gradients, Init, LearningRate, Update
 from .hyper import ArgumentError, Interval, Predicate, number
 from .selected_rows import SelectedRows
 from .step import advance, check_sparse, in_wide, stepped
@@ -45,8 +46,8 @@ class GradientTransformation(NamedTuple):
     [-0.5 -0.5]
     """
 
-    init: Callable[..., Any]  # params -> state
-    update: Callable[..., tuple[Any, Any]]  # (grads, state, params=None, **extra) -> (updates, state)
+    init: Init  # params -> state
+    update: Update  # (grads, state, params=None, **extra) -> (updates, state)
 
 
 class RuleState(NamedTuple):
@@ -177,7 +178,9 @@ def check(rule: Rule) -> None:
 
 
 def lift(
-    rule: Rule, learning_rate: Any, leaf: Callable[[str], tuple[Any, float]] = lambda path: (path, 1.0)
+    rule: Rule,
+    learning_rate: LearningRate,
+    leaf: Callable[[str], tuple[Any, float]] = lambda path: (path, 1.0),
 ) -> "Lifted":
     """Make an optimizer of any pytree out of a rule for one tensor.
 
@@ -226,7 +229,7 @@ class _Lift:
     def pair(self):
         return self.init, self.update
 
-    def init(self, params: Any) -> RuleState:
+    def init(self, params: ArrayTree) -> RuleState:
         paths, leaves, tree = flatten(params)
         dtypes = [
             None if p is None else compute_dtype(path, p) for path, p in zip(paths, leaves, strict=True)
@@ -250,7 +253,9 @@ class _Lift:
         slots = {name: tree.unflatten(column) for name, column in columns.items()}
         return RuleState(count, rate, scalars, slots)
 
-    def update(self, grads: Any, state: RuleState, params: Any = None, **extra: Any) -> tuple[Any, RuleState]:
+    def update(
+        self, grads: Gradients, state: RuleState, params: Gradients = None, **extra: Any
+    ) -> tuple[Any, RuleState]:
         if params is None:
             if self.rule.reads_params:
                 raise ValueError(
@@ -332,7 +337,7 @@ class _Lift:
 class Factory(Generic[P]):
     """The type of `adam` and its like: the rate, then the rule's own arguments."""
 
-    def __call__(self, learning_rate: Any = 0.001, *args: P.args, **kwargs: P.kwargs) -> Lifted: ...
+    def __call__(self, learning_rate: LearningRate = 0.001, *args: P.args, **kwargs: P.kwargs) -> Lifted: ...
 
 
 def lifted(cls: Callable[P, Rule], learning_rate: Any = inspect.Parameter.empty) -> Factory[P]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from .array_types import ArrayTree, Gradients, Numeric
 from .hyper import ArgumentError, number
 from .lifting import GradientTransformation
 from .selected_rows import SelectedRows, is_rows
@@ -51,10 +52,12 @@ def skip_nonfinite(tx: Any, *, axis_name: Any = None) -> GradientTransformation:
     """
     guard = _guarded("skip_nonfinite", tx)
 
-    def init(params: Any) -> SkipState:
+    def init(params: ArrayTree) -> SkipState:
         return SkipState(tx.init(params), *_zeros(2))
 
-    def update(grads: Any, state: SkipState, params: Any = None, **extra: Any) -> tuple[Any, SkipState]:
+    def update(
+        grads: Gradients, state: SkipState, params: ArrayTree | None = None, **extra: Any
+    ) -> tuple[Any, SkipState]:
         _check_state("skip_nonfinite", state, SkipState)
         finite = all_finite(grads, axis_name)
         updates, inner = guard(finite, grads, state.inner, params, extra)
@@ -65,9 +68,9 @@ def skip_nonfinite(tx: Any, *, axis_name: Any = None) -> GradientTransformation:
 
 def dynamic_loss_scale(
     tx: Any,
-    init_loss_scaling: Any = 65536.0,
-    incr_ratio: Any = 2.0,
-    decr_ratio: Any = 0.5,
+    init_loss_scaling: Numeric = 65536.0,
+    incr_ratio: Numeric = 2.0,
+    decr_ratio: Numeric = 0.5,
     incr_every_n_steps: int = 2000,
     decr_every_n_nan_or_inf: int = 1,
     *,
@@ -97,11 +100,11 @@ def dynamic_loss_scale(
     intervals = incr_every_n_steps, decr_every_n_nan_or_inf
     check_intervals("dynamic_loss_scale", *intervals)
 
-    def init(params: Any) -> LossScaleState:
+    def init(params: ArrayTree) -> LossScaleState:
         return LossScaleState(tx.init(params), jnp.array(init_loss_scaling, jnp.float32), *_zeros(4))
 
     def update(
-        grads: Any, state: LossScaleState, params: Any = None, **extra: Any
+        grads: Gradients, state: LossScaleState, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, LossScaleState]:
         _check_state("dynamic_loss_scale", state, LossScaleState)
         clean = unscaled(grads, state.scale)  # may overflow where the scaled gradients did not
@@ -135,8 +138,8 @@ def next_scale(
     incr_count: Any,
     decr_count: Any,
     found_inf: Any,
-    incr_ratio: Any,
-    decr_ratio: Any,
+    incr_ratio: Numeric,
+    decr_ratio: Numeric,
     incr_every_n_steps: Any,
     decr_every_n_nan_or_inf: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -154,14 +157,14 @@ def next_scale(
     return scale * ratio, jnp.where(grows, 0, incr_count), jnp.where(shrinks, 0, decr_count)
 
 
-def all_finite(grads: Any, axis_name: Any = None) -> jax.Array:
+def all_finite(grads: Gradients, axis_name: Any = None) -> jax.Array:
     """Whether no gradient anywhere is infinite or NaN, on no device of the axes either; () bool."""
     leaves = [g for g in jax.tree.leaves(grads) if jnp.issubdtype(jnp.result_type(g), jnp.inexact)]
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in leaves])) if leaves else jnp.array(True)
     return finite if axis_name is None else jax.lax.psum((~finite).astype(jnp.int32), axis_name) == 0
 
 
-def unscaled(grads: Any, scale: Any) -> Any:
+def unscaled(grads: Gradients, scale: Any) -> Any:
     """Gradients times 1/scale, reciprocal first as in Paddle's kernel, in float32 or wider.
 
     16-bit gradients come back as float32: in their own dtype, what the scale had saved would vanish again.
@@ -227,7 +230,7 @@ def _guarded(owner: str, tx: Any) -> Any:
     one = chain(tx)  # knows what extra arguments tx takes
 
     def guard(finite: Any, grads: Any, inner: Any, params: Any, extra: dict[str, Any]) -> tuple[Any, Any]:
-        def step(grads: Any, inner: Any, params: Any) -> tuple[Any, Any]:
+        def step(grads: Gradients, inner: Any, params: ArrayTree) -> tuple[Any, Any]:
             updates, (new,) = one.update(grads, (inner,), params, **extra)
             return updates, in_dtypes_of(inner, new)
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .array_types import ArrayTree, Gradients
 from .lifting import GradientTransformation
 from .selected_rows import SelectedRows
 from .transform import apply_updates, is_transformation
@@ -43,13 +44,15 @@ def with_master_weights(inner: GradientTransformation) -> GradientTransformation
     if not is_transformation(inner):
         raise TypeError(f"with_master_weights: found {inner!r}, expected a pair such as adam(0.001)")
 
-    def init(params: Any) -> MasterState:
+    def init(params: ArrayTree) -> MasterState:
         _, leaves, tree = flatten(params)
         master = [jnp.array(p, jnp.float32) if p is not None and is_narrow(p) else None for p in leaves]
         wide = [p if m is None else m for m, p in zip(master, leaves, strict=True)]
         return MasterState(tree.unflatten(master), inner.init(tree.unflatten(wide)))
 
-    def update(grads: Any, state: MasterState, params: Any = None, **extra: Any) -> tuple[Any, MasterState]:
+    def update(
+        grads: Gradients, state: MasterState, params: ArrayTree | None = None, **extra: Any
+    ) -> tuple[Any, MasterState]:
         if params is None:
             raise ValueError("with_master_weights needs the parameters: update(grads, state, params)")
         if not isinstance(state, MasterState):

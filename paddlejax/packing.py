@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .array_types import ArrayTree
 from .trees import compute_dtype, flatten
 
 
@@ -91,7 +92,7 @@ class _Places:
     layouts: tuple[tuple[str, Layout], ...]
 
 
-def pack(params: Any) -> Packed:
+def pack(params: ArrayTree) -> Packed:
     """The leaves of a tree end to end in one buffer per dtype, to be trained in their place.
 
         packed = pack(params)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from .array_types import ArrayTree, Gradients
 from .clip import ClipGradBase
 from .hyper import ArgumentError, number
 from .lifting import GradientTransformation, Lifted, lift
@@ -45,7 +46,7 @@ def per_leaf(choose: Callable[[str], LeafOptions]) -> GradientTransformation:
         ]
         return paths, leaves, tree, options
 
-    def init(params: Any) -> PathState:
+    def init(params: ArrayTree) -> PathState:
         _, leaves, tree, options = resolve(params)
         return PathState(
             *(
@@ -54,7 +55,9 @@ def per_leaf(choose: Callable[[str], LeafOptions]) -> GradientTransformation:
             )
         )
 
-    def update(grads: Any, state: PathState, params: Any = None, **extra: Any) -> tuple[Any, PathState]:
+    def update(
+        grads: Gradients, state: PathState, params: ArrayTree | None = None, **extra: Any
+    ) -> tuple[Any, PathState]:
         if params is None:
             raise ValueError("options by path need the parameters: update(grads, state, params)")
         if not isinstance(state, PathState):
@@ -166,17 +169,17 @@ def by_path(
 
     pair = per_leaf(choose)
 
-    def check(params: Any) -> None:
+    def check(params: ArrayTree) -> None:
         paths = [path_name(path) for path in flatten(params)[0]]
         for pattern, _ in rows:
             if not any(matches(pattern, path) for path in paths):
                 raise ValueError(f"the pattern {pattern!r} matches no parameter: found {', '.join(paths)}")
 
-    def init(params: Any) -> PathState:
+    def init(params: ArrayTree) -> PathState:
         check(params)
         return pair.init(params)
 
-    def describe(params: Any) -> str:
+    def describe(params: ArrayTree) -> str:
         check(params)
         return describe_leaves(params, choose)
 
@@ -191,7 +194,7 @@ class ByPath(GradientTransformation):
     describe: Callable[[Any], str]
 
 
-def describe_leaves(params: Any, choose: Callable[[str], LeafOptions]) -> str:
+def describe_leaves(params: ArrayTree, choose: Callable[[str], LeafOptions]) -> str:
     """One line per leaf: path, shape, dtype, factor on the rate, decay, clip and rule."""
     paths, leaves, _ = flatten(params)
     clips: dict[int, int] = {}

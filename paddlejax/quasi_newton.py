@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from . import line_search
+from .array_types import ArrayTree, Gradients, LearningRate
 from .hyper import ArgumentError, Interval, NonNegative, number
 from .lifting import GradientTransformation, RuleState, check
 from .line_search import Point, Search, select
@@ -243,7 +244,7 @@ class Layout:
             raise TypeError(f"LBFGS: found a value of {found}, expected a real floating scalar")
         return jnp.asarray(value, self.wide)
 
-    def state(self, method: Method, learning_rate: Any) -> LBFGSState:
+    def state(self, method: Method, learning_rate: LearningRate) -> LBFGSState:
         """The state before the first call; no two of its arrays share a buffer."""
         n, m = sum(self.sizes), method.history_size
         vectors = {name: jnp.zeros(n, self.wide) for name in ("d", "prev_flat_grad")}
@@ -257,11 +258,11 @@ class Layout:
 
 
 def lbfgs(
-    learning_rate: Any = 1.0,
+    learning_rate: LearningRate = 1.0,
     max_iter: int = 20,
     max_eval: int | None = None,
-    tolerance_grad: Any = 1e-7,
-    tolerance_change: Any = 1e-9,
+    tolerance_grad: float = 1e-7,
+    tolerance_change: float = 1e-9,
     history_size: int = 100,
     line_search_fn: str | None = None,
 ) -> GradientTransformation:
@@ -306,16 +307,16 @@ class _Lbfgs:
     method: Method
     learning_rate: Any
 
-    def init(self, params: Any) -> LBFGSState:
+    def init(self, params: ArrayTree) -> LBFGSState:
         paths, leaves, _ = flatten(params)
         rate = self._rate(jnp.zeros((), jnp.int32))
         return Layout.of(paths, leaves).state(self.method, rate)
 
     def update(
         self,
-        grads: Any,
+        grads: Gradients,
         state: LBFGSState,
-        params: Any = None,
+        params: ArrayTree | None = None,
         *,
         value: Any = None,
         value_and_grad: Callable[[Any], tuple[Any, Any]] | None = None,

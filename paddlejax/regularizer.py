@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .array_types import ArrayTree, Gradients, Numeric
 from .hyper import ArgumentError, number, number_text
 from .lifting import GradientTransformation
 from .selected_rows import SelectedRows
@@ -18,7 +19,7 @@ __all__ = ["L1Decay", "L2Decay", "WeightDecayRegularizer"]
 class WeightDecayRegularizer:
     """What `weight_decay=` of an optimizer may be: a term of the parameter that is added to its gradient."""
 
-    def __init__(self, coeff: Any = 0.0):
+    def __init__(self, coeff: Numeric = 0.0):
         name = f"{type(self).__name__}'s coeff"
         if coeff is None:
             raise ArgumentError(f"{name} is not set: found None, expected a number")
@@ -35,7 +36,9 @@ class WeightDecayRegularizer:
 
         pair = stateless(decayed, lambda path, g: self._dense(g))
 
-        def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        def update(
+            grads: Gradients, state: Any, params: ArrayTree | None = None, **extra: Any
+        ) -> tuple[Any, Any]:
             if params is None:
                 raise ValueError(f"{type(self).__name__} needs the parameters: update(grads, state, params)")
             return pair.update(grads, state, params)
@@ -97,7 +100,7 @@ def as_regularizer(name: str, value: Any) -> WeightDecayRegularizer | None:
     return L2Decay(value)
 
 
-def l1_decay(coeff: Any) -> GradientTransformation:
+def l1_decay(coeff: Numeric) -> GradientTransformation:
     """Add coeff sign(p) to each gradient: the gradient of coeff ‖p‖₁.
 
     Put it between the clip and the rule, as Paddle does. It enters the moments; optax has no namesake.
@@ -110,7 +113,7 @@ def l1_decay(coeff: Any) -> GradientTransformation:
     return L1Decay(coeff).transformation()
 
 
-def l2_decay(coeff: Any) -> GradientTransformation:
+def l2_decay(coeff: Numeric) -> GradientTransformation:
     """Add coeff p to each gradient: the gradient of ½ coeff ‖p‖².
 
     Put it between the clip and the rule, as Paddle does; the same as optax.add_decayed_weights in that place

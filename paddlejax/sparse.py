@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import get_opaque_trace_state
 
+from .array_types import ArrayTree
 from .hyper import ArgumentError
 from .selected_rows import SelectedRows, as_rows, check_rows
 from .trees import compute_dtype, flatten, matches, path_name, varying_axes
@@ -124,7 +125,7 @@ def value_and_grad(
     if not isinstance(patterns, list | tuple) or not all(isinstance(x, str | re.Pattern) for x in patterns):
         raise TypeError(f"value_and_grad's tables: found {tables!r}, expected patterns over paths")
 
-    def run(params: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    def run(params: ArrayTree, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         paths, leaves, tree = flatten(params)
         names = [path_name(path) for path in paths]
         for pattern in patterns:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from .array_types import ArrayTree, Gradients, Numeric
 from .hyper import number
 from .lifting import GradientTransformation, RuleState
 from .selected_rows import SelectedRows, dense
@@ -62,10 +63,12 @@ def chain(*transformations: Any) -> GradientTransformation:
                 f"chain's argument {i}: found {t!r}, expected an (init, update) pair such as sgd(0.1)"
             )
 
-    def init(params: Any) -> tuple[Any, ...]:
+    def init(params: ArrayTree) -> tuple[Any, ...]:
         return tuple(t.init(params) for t in transformations)
 
-    def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, tuple[Any, ...]]:
+    def update(
+        grads: Gradients, state: Any, params: ArrayTree | None = None, **extra: Any
+    ) -> tuple[Any, tuple[Any, ...]]:
         if not isinstance(state, tuple) or len(state) != len(transformations):
             found = f"{len(state)} states" if isinstance(state, tuple) else type(state).__name__
             raise ValueError(f"chain expects a tuple of {len(transformations)} states, found {found}")
@@ -98,7 +101,7 @@ def takes_extra(t: Any) -> bool:
     return isinstance(t, GradientTransformation) or "GradientTransformationExtraArgs" in names
 
 
-def apply_updates(params: Any, updates: Any) -> Any:
+def apply_updates(params: ArrayTree, updates: Gradients) -> Any:
     """Parameters plus updates, added in float32 or wider and returned in each parameter's dtype.
 
     Where the update is None the parameter stays as it is.
@@ -140,7 +143,9 @@ def stateless(
     first made what `rows` says; if it is one still, its values take part (with themselves as parameters).
     """
 
-    def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+    def update(
+        grads: Gradients, state: Any, params: ArrayTree | None = None, **extra: Any
+    ) -> tuple[Any, Any]:
         paths, leaves, tree = flatten(grads if params is None else params)
         gs = gradients(tree, paths, leaves, grads, rows=True)
         gs = [
@@ -165,7 +170,7 @@ def stateless(
     return GradientTransformation(lambda params: (), update)
 
 
-def set_learning_rate(state: Any, learning_rate: Any) -> Any:
+def set_learning_rate(state: ArrayTree, learning_rate: Numeric) -> Any:
     """The same state with another rate in every rule inside it; nothing is traced anew.
 
     A rule that was given a schedule takes its rate from there and overrides this at the next update.
@@ -197,7 +202,7 @@ def set_learning_rate(state: Any, learning_rate: Any) -> Any:
     return jax.tree.map(replace, state, is_leaf=_is_rule_state)
 
 
-def get_learning_rate(state: Any) -> jax.Array:
+def get_learning_rate(state: ArrayTree) -> jax.Array:
     """The rate of the rules inside a state: () float32, what the last update used (or the first will).
 
     >>> print(get_learning_rate(adam(0.01).init(jnp.zeros(2))))

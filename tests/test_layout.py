@@ -15,7 +15,7 @@ PACKAGE = Path(paddle.__file__).parent
 LAYERS = [
     {"line_search", "schedule", "hyper", "pages"},
     {"selected_rows", "cpu_fusion"},
-    {"trees"},
+    {"trees", "array_types"},
     {"norms", "step"},
     {"schedules", "lifting", "sparse", "packing"},
     {"rules", "transform"},

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import paddlejax as pj
 from paddlejax import optimizer, schedules
@@ -46,6 +47,9 @@ def functional(params: Net, grads: Net) -> Net:
     rate: jax.Array = pj.get_learning_rate(adam)
     average = pj.exponential_moving_average(0.9)
     averaged: Net = average.value(average.update(new, average.init(params)))
+    partial = {"w": params.w, "rows": pj.SelectedRows([0], params.w[:1], 3), "fixed": None}
+    pj.apply_updates({"w": params.w, "rows": params.w, "fixed": params.b}, partial)
+    pj.dpsgd(np.float32(0.1), key=jax.random.key(0))
     assert text and rate.shape == () and averaged.w.shape == new.w.shape
     return new
 

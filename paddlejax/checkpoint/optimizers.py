@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..array_types import ArrayTree
 from ..optimizer.averages import ParameterAverage
 from ..optimizer.cohorts import StateDictError
 from ..optimizer.optimizer import Optimizer
@@ -21,7 +22,7 @@ def load_optimizer(
     file: PathLike | Mapping[Any, Any],
     names: Mapping[str, str] | None = None,
     *,
-    params: Any = None,
+    params: ArrayTree | None = None,
     name: str | None = None,
     strict: bool = True,
 ) -> Any:
@@ -76,7 +77,7 @@ def save_optimizer(
     file: PathLike,
     names: Mapping[str, str] | None = None,
     *,
-    params: Any = None,
+    params: ArrayTree | None = None,
     name: str | None = None,
     schedule: Any = None,
     protocol: int = 4,

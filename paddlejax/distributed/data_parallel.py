@@ -10,6 +10,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ..array_types import ArrayTree
 from ..hyper import ArgumentError
 from ..lifting import RuleState
 from ..transform import apply_updates, is_transformation
@@ -35,14 +36,14 @@ def local_grads(loss_fn: Callable[..., Any], axis_name: str = "data", has_aux: b
     """
     function = jax.value_and_grad(loss_fn, has_aux=has_aux)
 
-    def value_and_grads(params: Any, *args: Any) -> Any:
+    def value_and_grads(params: ArrayTree, *args: Any) -> Any:
         own = jax.tree.map(lambda p: lax.pcast(p, axis_name, to="varying"), params)
         return function(own, *args)
 
     return value_and_grads
 
 
-def state_specs(state: Any, axis_name: str = "data") -> Any:
+def state_specs(state: ArrayTree, axis_name: str = "data") -> Any:
     """The PartitionSpec of every array of a state, for `in_specs` and `out_specs` of `jax.shard_map`.
 
     What each worker has for itself (u and v of the tensors that `dgc_momentum` compresses) is split along its
@@ -70,7 +71,7 @@ def _first(own: Any, spec: Any) -> Any:
 
 
 def make_step(
-    loss_fn: Callable[..., Any], tx: Any, mesh: Mesh, params: Any, axis_name: str = "data"
+    loss_fn: Callable[..., Any], tx: Any, mesh: Mesh, params: ArrayTree, axis_name: str = "data"
 ) -> tuple[Callable[..., Any], Any, Any]:
     """A compiled data-parallel step, and parameters and state placed on the mesh for it.
 
@@ -101,7 +102,7 @@ def make_step(
     where = jax.tree.map(lambda x: x.sharding, (params, state))
     specs = state_specs(state, axis_name)
 
-    def worker(params: Any, state: Any, batch: Any) -> Any:
+    def worker(params: ArrayTree, state: ArrayTree, batch: Any) -> Any:
         loss, grads = local_grads(loss_fn, axis_name)(params, *batch)
         updates, state = tx.update(grads, state, params)
         return apply_updates(params, updates), state, lax.pmean(loss, axis_name)
@@ -116,7 +117,7 @@ def make_step(
     )
     compiled = jax.jit(mapped, donate_argnums=(0, 1), out_shardings=(*where, NamedSharding(mesh, everywhere)))
 
-    def step(params: Any, state: Any, *batch: Any) -> Any:
+    def step(params: ArrayTree, state: ArrayTree, *batch: Any) -> Any:
         # What was replaced meanwhile, a rate or all of it by a checkpoint, comes from elsewhere.
         params, state = jax.tree.map(placed, (params, state), where)
         return compiled(params, state, split_batch(batch, mesh, axis_name))
@@ -124,13 +125,13 @@ def make_step(
     return step, params, state
 
 
-def init_on_mesh(tx: Any, params: Any, mesh: Mesh, axis_name: str) -> Any:
+def init_on_mesh(tx: Any, params: ArrayTree, mesh: Mesh, axis_name: str) -> Any:
     """A fresh state where it belongs, never whole on one device."""
     shardings = _shardings(jax.eval_shape(tx.init, params), params, mesh, axis_name)
     return jax.jit(tx.init, out_shardings=shardings)(params)
 
 
-def state_on_mesh(state: Any, params: Any, mesh: Mesh, axis_name: str) -> Any:
+def state_on_mesh(state: ArrayTree, params: ArrayTree, mesh: Mesh, axis_name: str) -> Any:
     return jax.tree.map(placed, state, _shardings(state, params, mesh, axis_name))
 
 
@@ -169,7 +170,7 @@ def split_batch(batch: Any, mesh: Mesh, axis_name: str) -> Any:
     return tree.unflatten([placed(x, sharding) for _, x in pairs])
 
 
-def on_mesh(params: Any, mesh: Mesh, axis_name: str) -> Any:
+def on_mesh(params: ArrayTree, mesh: Mesh, axis_name: str) -> Any:
     """Copies of parameters on a mesh: sharded as they are if they are on it, else the same everywhere."""
 
     def place(path: Any, p: Any) -> Any:
@@ -197,7 +198,7 @@ def placed(x: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
-def redistribute(state: Any, num_trainers: int) -> Any:
+def redistribute(state: ArrayTree, num_trainers: int) -> Any:
     """A state of `dgc_momentum` for another number of workers, before it is placed on their mesh.
 
     Each worker gets the mean of what the old ones had: the mean of v, which is what has not been sent yet,

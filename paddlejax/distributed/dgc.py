@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..array_types import ArrayTree, Gradients, LearningRate, Numeric
 from ..clip import clip_by_norm
 from ..hyper import ArgumentError, number
 from ..lifting import GradientTransformation, RuleState, lift
@@ -23,13 +24,13 @@ MIN_NUMEL = 16384  # Paddle compresses float32 tensors with at least so many ele
 
 
 def dgc_momentum(
-    learning_rate: Any,
-    momentum: Any,
+    learning_rate: LearningRate,
+    momentum: float,
     rampup_begin_step: int,
     rampup_step: int = 1,
     sparsity: Sequence[float] = (0.999,),
     use_nesterov: bool = False,
-    local_grad_clip_norm: Any = None,
+    local_grad_clip_norm: Numeric | None = None,
     num_trainers: int | None = None,
     weight_decay: Any = None,
     axis_name: str = "data",
@@ -90,11 +91,11 @@ def dgc_momentum(
 
 
 def compressed_momentum(
-    learning_rate: Any,
+    learning_rate: LearningRate,
     rule: DGCMomentum,
     *,
     levels: tuple[int, int, Any],
-    local_grad_clip_norm: Any,
+    local_grad_clip_norm: Numeric | None,
     num_trainers: int,
     axis_name: str,
     exchange: str,
@@ -138,7 +139,7 @@ class _DGC:
 
     def __init__(
         self,
-        learning_rate: Any,
+        learning_rate: LearningRate,
         rule: DGCMomentum,
         warm_up: tuple[int, int, Any],
         workers: int,
@@ -165,7 +166,7 @@ class _DGC:
         stages = ", ".join(f"{level.sparsity:g} from step {level.start}" for level in self.levels)
         return f"dgc_momentum({self.workers} workers on {self.axis_name!r}, sparsity {stages})"
 
-    def init(self, params: Any) -> RuleState:
+    def init(self, params: ArrayTree) -> RuleState:
         state = self.momentum.init(params)
         _, leaves, tree = flatten(params)
         us: list[Any] = tree.flatten_up_to(state.slots[U])
@@ -178,7 +179,9 @@ class _DGC:
     def _is_compressed(self, p: Any) -> bool:
         return self.workers > 1 and jnp.size(p) >= self.min_numel and jnp.result_type(p) == jnp.float32
 
-    def update(self, grads: Any, state: RuleState, params: Any = None, **extra: Any) -> tuple[Any, RuleState]:
+    def update(
+        self, grads: Gradients, state: RuleState, params: ArrayTree | None = None, **extra: Any
+    ) -> tuple[Any, RuleState]:
         if params is None:
             raise ValueError("dgc_momentum needs the parameters: update(grads, state, params)")
         if not isinstance(state, RuleState) or set(state.slots) != {U, V}:

@@ -10,12 +10,14 @@ from jax import lax
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ..array_types import Numeric
 from ..clip import ClipGradByNorm
 from ..hyper import ArgumentError
 from ..lifting import RuleState
 from ..optimizer.arguments import ParametersError, check_program, has_groups
 from ..optimizer.entries import Entries, counter
 from ..optimizer.loss import Call, Loss
+from ..optimizer.lr import LRScheduler
 from ..optimizer.optimizer import Optimizer, Pairs
 from ..optimizer.parameter import ZEROS, Parameter
 from ..optimizer.plan import OWN, whole
@@ -74,13 +76,13 @@ class DGCMomentumOptimizer(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Any,
-        momentum: Any,
+        learning_rate: Numeric | LRScheduler,
+        momentum: float,
         rampup_begin_step: int,
         rampup_step: int = 1,
         sparsity: Any = (0.999,),
         use_nesterov: bool = False,
-        local_grad_clip_norm: Any = None,
+        local_grad_clip_norm: Numeric | None = None,
         num_trainers: int | None = None,
         regularization: Any = None,
         name: str | None = None,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..array_types import ArrayTree
 from ..hyper import ArgumentError
 from ..optimizer.arguments import check_program
 from ..optimizer.lbfgs import LBFGS
@@ -154,7 +155,7 @@ class PipelineOptimizer:
 
     # ------------------------------------------------------------------ functional
 
-    def init(self, params: Sequence[Any]) -> tuple[list[Any], Any]:
+    def init(self, params: Sequence[ArrayTree]) -> tuple[list[Any], Any]:
         """The stages' parameters on their places, and the optimizer's state beside them.
 
         `params` is a list of k trees. The state is that of the transformation for this list, as without a
@@ -169,7 +170,7 @@ class PipelineOptimizer:
         return placed, self._update.init(placed)
 
     def step(
-        self, params: Any = None, state: Any = None, micro_batches: Any = None
+        self, params: ArrayTree | None = None, state: Any = None, micro_batches: Any = None
     ) -> tuple[list[Any], Any, jax.Array]:
         """One step on num_microbatches pairs (x, y) of equal shapes; (params, state, mean loss).
 

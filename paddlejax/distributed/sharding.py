@@ -8,13 +8,14 @@ from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import tree_flatten_with_path
 
+from ..array_types import ArrayTree, Gradients
 from ..hyper import ArgumentError
 from ..lifting import GradientTransformation
 from ..transform import chain, is_transformation
 from ..trees import align, flatten, path_name
 
 
-def state_shardings(tx: Any, params: Any, param_shardings: Any = None) -> Any:
+def state_shardings(tx: Any, params: ArrayTree, param_shardings: Any = None) -> Any:
     """The shardings of `tx.init(params)`: what mirrors a parameter lies beside it, all else is replicated.
 
         init = jax.jit(tx.init, out_shardings=state_shardings(tx, params))
@@ -54,7 +55,7 @@ def state_shardings(tx: Any, params: Any, param_shardings: Any = None) -> Any:
     return _beside(jax.eval_shape(tx.init, params), paths, leaves, shardings)
 
 
-def zero1_shardings(tx: Any, params: Any, mesh: Mesh, axis: str, param_shardings: Any = None) -> Any:
+def zero1_shardings(tx: Any, params: ArrayTree, mesh: Mesh, axis: str, param_shardings: Any = None) -> Any:
     """The shardings of a state of which each device along `axis` of the mesh keeps its part: ZeRO-1.
 
         init = jax.jit(tx.init, out_shardings=zero1_shardings(tx, params, mesh, "data"))
@@ -112,12 +113,14 @@ def zero1(tx: Any, mesh: Mesh, axis: str, param_shardings: Any = None) -> Gradie
         own = _own("zero1", mesh, tree, paths, leaves, param_shardings, known=False)
         return tree, paths, leaves, own, _spread(mesh, axis, leaves, own)
 
-    def init(params: Any) -> Any:
+    def init(params: ArrayTree) -> Any:
         tree, paths, leaves, _, parts = placed(params)
         (state,) = inner.init(tree.unflatten(map(_move, leaves, parts)))
         return jax.tree.map(_move, state, _beside(state, paths, leaves, parts))
 
-    def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+    def update(
+        grads: Gradients, state: Any, params: ArrayTree | None = None, **extra: Any
+    ) -> tuple[Any, Any]:
         if params is None:
             raise ValueError("zero1 needs the parameters: update(grads, state, params)")
         tree, paths, leaves, own, parts = placed(params)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import clip, pages
+from ..array_types import Numeric
 
 
 def _predicate(name: str, need_clip: Any) -> Any:
@@ -24,7 +25,9 @@ class GradientClipByValue(clip.ClipGradByValue):
     [-1. -1.]
     """
 
-    def __init__(self, max: Any, min: Any = None, need_clip: Callable[[Any], bool] | None = None):
+    def __init__(
+        self, max: Numeric, min: Numeric | None = None, need_clip: Callable[[Any], bool] | None = None
+    ):
         super().__init__(max, min)
         self.need_clip = _predicate("GradientClipByValue", need_clip)
 
@@ -40,7 +43,7 @@ class GradientClipByNorm(clip.ClipGradByNorm):
     [-0.6 -0.8]
     """
 
-    def __init__(self, clip_norm: Any, need_clip: Callable[[Any], bool] | None = None):
+    def __init__(self, clip_norm: Numeric, need_clip: Callable[[Any], bool] | None = None):
         super().__init__(clip_norm)
         self.need_clip = _predicate("GradientClipByNorm", need_clip)
 
@@ -58,7 +61,7 @@ class GradientClipByGlobalNorm(clip.ClipGradByGlobalNorm):
 
     def __init__(
         self,
-        clip_norm: Any,
+        clip_norm: Numeric,
         group_name: str = "default_group",
         need_clip: Callable[[Any], bool] | None = None,
     ):

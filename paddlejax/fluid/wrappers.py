@@ -3,6 +3,7 @@
 from typing import Any
 
 from .. import pages
+from ..array_types import Numeric
 from ..optimizer import averages, wrappers
 from ..optimizer.parameter import Parameter
 from ..optimizer.wrappers import GradientMergeOptimizer, RecomputeOptimizer
@@ -32,7 +33,7 @@ class ExponentialMovingAverage(averages.ExponentialMovingAverage):
 
     def __init__(
         self,
-        decay: Any = 0.999,
+        decay: Numeric = 0.999,
         thres_steps: Any = None,
         name: str | None = None,
         parameter_list: Any = None,
@@ -58,7 +59,7 @@ class ModelAverage(averages.ModelAverage):
 
     def __init__(
         self,
-        average_window_rate: Any,
+        average_window_rate: Numeric,
         min_average_window: int = 10000,
         max_average_window: int = 10000,
         regularization: Any = None,
@@ -86,7 +87,7 @@ class LookaheadOptimizer(wrappers.LookAhead):
     _slow_from_the_start = True
     _counter = "lookahead_step"
 
-    def __init__(self, inner_optimizer: Any, alpha: Any = 0.5, k: int = 5):
+    def __init__(self, inner_optimizer: Any, alpha: Numeric = 0.5, k: int = 5):
         super().__init__(inner_optimizer, alpha, k)
 
     def _key(self, p: Parameter) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..array_types import Numeric
 from ..hyper import ArgumentError, number
 from ..norms import squared_norm
 from ..optimizer.parameter import Parameter
@@ -19,7 +20,7 @@ _NORM_TYPES = (float("inf"), 0.0, 1.0, 2.0)
 
 
 def clip_grad_norm_(
-    parameters: Any, max_norm: Any, norm_type: Any = 2.0, error_if_nonfinite: bool = False
+    parameters: Any, max_norm: Numeric, norm_type: Numeric = 2.0, error_if_nonfinite: bool = False
 ) -> jax.Array:
     """Scale all gradients in place by one factor so that their common norm is at most max_norm.
 
@@ -54,7 +55,7 @@ def clip_grad_norm_(
     return total
 
 
-def clip_grad_value_(parameters: Any, clip_value: Any) -> None:
+def clip_grad_value_(parameters: Any, clip_value: Numeric) -> None:
     """Clamp every element of every gradient in place to [-clip_value, clip_value]; NaN stays NaN.
 
     As torch's. `nn.ClipGradByValue` may have two bounds.

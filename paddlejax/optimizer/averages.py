@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import pages
+from ..array_types import Numeric
 from ..average import ModelAverageState, MovingAverageState, exponential_moving_average, model_average
 from ..hyper import number
 from ..trees import compute_dtype
@@ -129,7 +130,7 @@ class ExponentialMovingAverage(ParameterAverage):
     """
 
     def __init__(
-        self, decay: Any = 0.999, thres_steps: Any = None, name: str | None = None, parameters: Any = None
+        self, decay: Numeric = 0.999, thres_steps: Any = None, name: str | None = None, parameters: Any = None
     ):
         super().__init__(parameters, name)
         average = exponential_moving_average(decay, thres_steps)
@@ -223,7 +224,7 @@ class ModelAverage(ParameterAverage):
 
     def __init__(
         self,
-        average_window_rate: Any,
+        average_window_rate: Numeric,
         parameters: Any = None,
         min_average_window: int = 10000,
         max_average_window: int = 10000,

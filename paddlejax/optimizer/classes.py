@@ -6,7 +6,9 @@ The arguments that all share are explained at `Optimizer`, the hyperparameters a
 from typing import Any
 
 from .. import pages, rules
+from ..array_types import Numeric
 from ..hyper import number
+from .lr import LRScheduler
 from .optimizer import Optimizer
 
 
@@ -16,7 +18,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Any = 0.001,
+        learning_rate: Numeric | LRScheduler = 0.001,
         parameters: Any = None,
         weight_decay: Any = None,
         grad_clip: Any = None,
@@ -36,7 +38,7 @@ class Momentum(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Any = 0.001,
+        learning_rate: Numeric | LRScheduler = 0.001,
         momentum: Any = 0.9,
         parameters: Any = None,
         use_nesterov: bool = False,
@@ -60,7 +62,7 @@ class Adagrad(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Any,
+        learning_rate: Numeric | LRScheduler,
         epsilon: Any = 1e-6,
         parameters: Any = None,
         weight_decay: Any = None,
@@ -80,7 +82,7 @@ class Adadelta(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Any = 0.001,
+        learning_rate: Numeric | LRScheduler = 0.001,
         epsilon: Any = 1e-6,
         rho: Any = 0.95,
         parameters: Any = None,
@@ -104,7 +106,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Any = 0.001,
+        learning_rate: Numeric | LRScheduler = 0.001,
         beta1: Any = 0.9,
         beta2: Any = 0.999,
         epsilon: Any = 1e-8,
@@ -135,7 +137,7 @@ class AdamW(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Any = 0.001,
+        learning_rate: Numeric | LRScheduler = 0.001,
         beta1: Any = 0.9,
         beta2: Any = 0.999,
         epsilon: Any = 1e-8,
@@ -172,7 +174,7 @@ class Adamax(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Any = 0.001,
+        learning_rate: Numeric | LRScheduler = 0.001,
         beta1: Any = 0.9,
         beta2: Any = 0.999,
         epsilon: Any = 1e-8,
@@ -193,7 +195,7 @@ class NAdam(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Any = 0.002,
+        learning_rate: Numeric | LRScheduler = 0.002,
         beta1: Any = 0.9,
         beta2: Any = 0.999,
         epsilon: Any = 1e-8,
@@ -216,7 +218,7 @@ class RAdam(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Any = 0.001,
+        learning_rate: Numeric | LRScheduler = 0.001,
         beta1: Any = 0.9,
         beta2: Any = 0.999,
         epsilon: Any = 1e-8,
@@ -238,7 +240,7 @@ class RMSProp(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Any,
+        learning_rate: Numeric | LRScheduler,
         rho: Any = 0.95,
         epsilon: Any = 1e-6,
         momentum: Any = 0.0,
@@ -281,7 +283,7 @@ class Lamb(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Any = 0.001,
+        learning_rate: Numeric | LRScheduler = 0.001,
         lamb_weight_decay: Any = 0.01,
         beta1: Any = 0.9,
         beta2: Any = 0.999,
@@ -308,7 +310,7 @@ class ASGD(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Any = 0.001,
+        learning_rate: Numeric | LRScheduler = 0.001,
         batch_num: Any = 1,
         parameters: Any = None,
         weight_decay: Any = None,

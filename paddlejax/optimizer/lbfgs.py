@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..array_types import Numeric
 from ..quasi_newton import Call, Layout, LBFGSState, Method, absorb, begin, checked, proposed
 from .cohorts import raise_if
 from .loss import Loss
+from .lr import LRScheduler
 from .optimizer import Optimizer
 from .parameter import ZEROS, Parameter
 
@@ -41,11 +43,11 @@ class LBFGS(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Any = 1.0,
+        learning_rate: Numeric | LRScheduler = 1.0,
         max_iter: int = 20,
         max_eval: int | None = None,
-        tolerance_grad: Any = 1e-7,
-        tolerance_change: Any = 1e-9,
+        tolerance_grad: float = 1e-7,
+        tolerance_change: float = 1e-9,
         history_size: int = 100,
         line_search_fn: str | None = None,
         parameters: Any = None,

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..array_types import Numeric
 from ..hyper import ArgumentError, number
 from ..lifting import Lifted, Rule, lift
 from ..paths import describe_leaves
@@ -59,7 +60,7 @@ class Optimizer(Measured):
 
     def __init__(
         self,
-        learning_rate: Any,
+        learning_rate: Numeric | LRScheduler,
         parameters: Any = None,
         weight_decay: Any = None,
         grad_clip: Any = None,

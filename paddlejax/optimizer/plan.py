@@ -75,7 +75,10 @@ class Plan:
         self.rates = [c.start[1].dtype for c in cohorts]
         wide = {compute_dtype((), parameters[i]._value) for i in self.order}
         self.rate = np.float64 if np.float64 in wide else np.float32
-        tx = GradientTransformation(lambda values: self.cohorts, self._update)
+        tx = GradientTransformation(
+            lambda params: self.cohorts,
+            lambda grads, state, params=None, **extra: self._update(grads, state, params, **extra),  # type: ignore[arg-type]
+        )
         self.tx = with_master_weights(tx) if masters else tx
         arrays = len(self.order) + sum(
             len(blocks) * (1 + len(c.stored[1])) for c, blocks in zip(cohorts, taken, strict=True)

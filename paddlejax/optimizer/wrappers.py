@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import pages
 from ..accumulate import add, check_accumulation, merge
+from ..array_types import Numeric
 from ..average import check_lookahead, interpolate, lookahead
 from ..hyper import ArgumentError
 from ..selected_rows import dense
@@ -118,7 +119,7 @@ class LookAhead(Wrapper):
     _slow_from_the_start = False  # Paddle 1.x: the initial parameters, else what the first step led to
     _counter = "lookahead_step_0"
 
-    def __init__(self, inner_optimizer: Any, alpha: Any = 0.5, k: int = 5, name: str | None = None):
+    def __init__(self, inner_optimizer: Any, alpha: Numeric = 0.5, k: int = 5, name: str | None = None):
         check_lookahead(type(self).__name__, inner_optimizer, alpha, k, is_optimizer(inner_optimizer))
         super().__init__(inner_optimizer)
         self.alpha, self.k, self._name = float(alpha), k, checked_name(name)

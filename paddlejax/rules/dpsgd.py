@@ -1,11 +1,12 @@
 from dataclasses import field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 from zlib import crc32
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..array_types import PRNGKey
 from ..hyper import NonNegative, Positive
 from ..lifting import Rule, lifted, rule
 from ..norms import norm
@@ -42,7 +43,7 @@ class Dpsgd(Rule):
     sigma: NonNegative = 1e-8
     per_element: bool = False
     axis_name: str | tuple[str, ...] | None = None
-    key: Any = field(kw_only=True, repr=False)
+    key: PRNGKey = field(kw_only=True, repr=False)
 
     def __post_init__(self):
         key = self.key

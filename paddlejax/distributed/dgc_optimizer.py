@@ -6,18 +6,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ..array_types import Numeric
 from ..clip import ClipGradByNorm
 from ..hyper import ArgumentError
 from ..lifting import RuleState
 from ..optimizer.arguments import ParametersError, check_program, has_groups
 from ..optimizer.entries import Entries, counter
 from ..optimizer.loss import Call, Loss
-from ..optimizer.lr import LRScheduler
+from ..optimizer.lr import Rate
 from ..optimizer.optimizer import Optimizer, Pairs
 from ..optimizer.parameter import ZEROS, Parameter
 from ..optimizer.plan import OWN, whole
@@ -76,13 +74,13 @@ class DGCMomentumOptimizer(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Numeric | LRScheduler,
+        learning_rate: Rate,
         momentum: float,
         rampup_begin_step: int,
         rampup_step: int = 1,
         sparsity: Any = (0.999,),
         use_nesterov: bool = False,
-        local_grad_clip_norm: Numeric | None = None,
+        local_grad_clip_norm: float | None = None,
         num_trainers: int | None = None,
         regularization: Any = None,
         name: str | None = None,
@@ -258,7 +256,7 @@ class DGCMomentumOptimizer(Optimizer):
             values = [{**kept, **trained}[i] for i in range(count)]
             values, state = self._update(values, state, [grads.get(i) for i in range(count)], rate)
             aux = jax.tree.map(lambda x: jnp.asarray(x)[None], aux)
-            return {i: values[i] for i in trained}, state, (lax.pmean(loss, axis), aux)
+            return {i: values[i] for i in trained}, state, (jax.lax.pmean(loss, axis), aux)
 
         specs = state_specs(state, axis)
         parts = [own if s else everywhere for s in static.split]

@@ -6,9 +6,8 @@ The arguments that all share are explained at `Optimizer`, the hyperparameters a
 from typing import Any
 
 from .. import pages, rules
-from ..array_types import Numeric
 from ..hyper import number
-from .lr import LRScheduler
+from .lr import Rate
 from .optimizer import Optimizer
 
 
@@ -18,7 +17,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Numeric | LRScheduler = 0.001,
+        learning_rate: Rate = 0.001,
         parameters: Any = None,
         weight_decay: Any = None,
         grad_clip: Any = None,
@@ -38,7 +37,7 @@ class Momentum(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Numeric | LRScheduler = 0.001,
+        learning_rate: Rate = 0.001,
         momentum: Any = 0.9,
         parameters: Any = None,
         use_nesterov: bool = False,
@@ -62,7 +61,7 @@ class Adagrad(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Numeric | LRScheduler,
+        learning_rate: Rate,
         epsilon: Any = 1e-6,
         parameters: Any = None,
         weight_decay: Any = None,
@@ -82,7 +81,7 @@ class Adadelta(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Numeric | LRScheduler = 0.001,
+        learning_rate: Rate = 0.001,
         epsilon: Any = 1e-6,
         rho: Any = 0.95,
         parameters: Any = None,
@@ -106,7 +105,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Numeric | LRScheduler = 0.001,
+        learning_rate: Rate = 0.001,
         beta1: Any = 0.9,
         beta2: Any = 0.999,
         epsilon: Any = 1e-8,
@@ -137,7 +136,7 @@ class AdamW(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Numeric | LRScheduler = 0.001,
+        learning_rate: Rate = 0.001,
         beta1: Any = 0.9,
         beta2: Any = 0.999,
         epsilon: Any = 1e-8,
@@ -174,7 +173,7 @@ class Adamax(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Numeric | LRScheduler = 0.001,
+        learning_rate: Rate = 0.001,
         beta1: Any = 0.9,
         beta2: Any = 0.999,
         epsilon: Any = 1e-8,
@@ -195,7 +194,7 @@ class NAdam(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Numeric | LRScheduler = 0.002,
+        learning_rate: Rate = 0.002,
         beta1: Any = 0.9,
         beta2: Any = 0.999,
         epsilon: Any = 1e-8,
@@ -218,7 +217,7 @@ class RAdam(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Numeric | LRScheduler = 0.001,
+        learning_rate: Rate = 0.001,
         beta1: Any = 0.9,
         beta2: Any = 0.999,
         epsilon: Any = 1e-8,
@@ -240,7 +239,7 @@ class RMSProp(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Numeric | LRScheduler,
+        learning_rate: Rate,
         rho: Any = 0.95,
         epsilon: Any = 1e-6,
         momentum: Any = 0.0,
@@ -283,7 +282,7 @@ class Lamb(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Numeric | LRScheduler = 0.001,
+        learning_rate: Rate = 0.001,
         lamb_weight_decay: Any = 0.01,
         beta1: Any = 0.9,
         beta2: Any = 0.999,
@@ -310,7 +309,7 @@ class ASGD(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Numeric | LRScheduler = 0.001,
+        learning_rate: Rate = 0.001,
         batch_num: Any = 1,
         parameters: Any = None,
         weight_decay: Any = None,

@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..array_types import Numeric
 from ..quasi_newton import Call, Layout, LBFGSState, Method, absorb, begin, checked, proposed
 from .cohorts import raise_if
 from .loss import Loss
-from .lr import LRScheduler
+from .lr import Rate
 from .optimizer import Optimizer
 from .parameter import ZEROS, Parameter
 
@@ -43,7 +42,7 @@ class LBFGS(Optimizer):
 
     def __init__(
         self,
-        learning_rate: Numeric | LRScheduler = 1.0,
+        learning_rate: Rate = 1.0,
         max_iter: int = 20,
         max_eval: int | None = None,
         tolerance_grad: float = 1e-7,

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from .. import schedules
+from ..array_types import Numeric
 from ..pages import page
 from ..schedule import expect
 
@@ -105,6 +106,9 @@ class LRScheduler:
     def set_dict(self, state_dict):
         """The older name of `set_state_dict`."""
         self.set_state_dict(state_dict)
+
+
+Rate = Numeric | LRScheduler  # what the optimizers take as learning_rate
 
 
 class _Formula(LRScheduler):

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..array_types import Numeric
 from ..hyper import ArgumentError, number
 from ..lifting import Lifted, Rule, lift
 from ..paths import describe_leaves
@@ -28,7 +27,7 @@ from .arguments import (
 )
 from .cohorts import Cohort, owners_of, read_masters, read_state_dict, regroup, state_dict
 from .loss import Loss, LossFunction, backward_of
-from .lr import LambdaDecay, LRScheduler
+from .lr import LambdaDecay, LRScheduler, Rate
 from .measured import Measured
 from .parameter import ZEROS, Parameter
 from .plan import OWN, Plan, whole
@@ -60,7 +59,7 @@ class Optimizer(Measured):
 
     def __init__(
         self,
-        learning_rate: Numeric | LRScheduler,
+        learning_rate: Rate,
         parameters: Any = None,
         weight_decay: Any = None,
         grad_clip: Any = None,

@@ -191,6 +191,46 @@ def build(case: golden_cases.Case, params: list[paddle.Parameter], schedule: Any
     return getattr(paddle.optimizer, case.cls)(parameters=given, **kwargs)
 
 
+# What an object makes of a case by itself; numbers that only reach the rule are replayed as functions.
+OF_A_CASE = ("exclude_names", "decay_names", "need_clip", "restore_at")
+OF_A_RECORD = ("missing", "absent", "pow_one", "epoch_every", "plateau", "mode")
+
+
+def modes(case: golden_cases.Case) -> set[tuple[Any, ...]]:
+    """The ways in which a case uses its class, and those in which it uses what all classes share."""
+    own = {"dtype": case.params[0].dtype, "clip": case.grad_clip is not None}
+    own |= {"decay": case.weight_decay is not None, "scheduler": case.scheduler is not None}
+    own |= {name: getattr(case, name) is not None for name in OF_A_CASE}
+    own |= {name: case.raw.get(name) not in (None, False) for name in OF_A_RECORD}
+    found = {(case.oracle, case.cls, *item) for item in own.items()}
+    found |= {(case.oracle, case.cls, "argument", name) for name in case.kwargs}
+    found |= {(case.oracle, case.cls, "event", event["op"]) for event in case.events}
+    found |= {(case.oracle, case.cls, "group", name) for group in case.groups or [] for name in group}
+    for p in case.params:
+        options = (p.sparse, p.stop_gradient, p.learning_rate != 1, p.regularizer is not None, p.need_clip)
+        found |= {(case.oracle, case.cls, "parameter", *options), (case.oracle, "dimensions", len(p.shape))}
+    kind = lambda spec: spec[0] if isinstance(spec, tuple) else type(spec).__name__  # noqa: E731
+    found |= {
+        (case.oracle, "decay", kind(spec))
+        for spec in (case.weight_decay, *(p.regularizer for p in case.params))
+    }
+    found |= {(case.oracle, "clip", case.grad_clip and (case.grad_clip[0], *case.grad_clip[1]))}
+    found |= {
+        (case.oracle, "scheduler", case.scheduler and (case.scheduler["type"], *case.scheduler["kwargs"]))
+    }
+    return found | {(case.oracle, "long", case.steps > 100)}
+
+
+def one_per_mode(cases: list[golden_cases.Case]) -> list[golden_cases.Case]:
+    """The cases that use their class in a way in which no shorter or earlier one does."""
+    chosen, seen = [], set()
+    for case in sorted(cases, key=lambda case: case.steps):
+        if case.cls not in KERNELS and not modes(case) <= seen:
+            chosen.append(case)
+            seen |= modes(case)
+    return chosen
+
+
 def accumulators(case: golden_cases.Case, entries: dict[str, Any]) -> dict[tuple[str, str], Any]:
     """The entries of a state_dict by (accumulator, parameter)."""
     name = f"{case.kwargs['name']}_" if case.kwargs.get("name") else ""

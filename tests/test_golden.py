@@ -1,4 +1,4 @@
-"""What real Paddle did, done again: every recorded run, by the functional chain and by the object."""
+"""What real Paddle did, done again: every recorded run as functions, each way to use a class as an object."""
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from replay import (
     PLAIN,
     TOLERANCE,
     WAITING,
+    one_per_mode,
     precision,
     run_class,
     run_functional,
@@ -20,22 +21,19 @@ from replay import (
 
 import paddlejax as paddle
 
-FORMS = {"functional": run_functional, "class": run_class}
+REPLAYED = [case for case in COVERED if case.id not in WAITING | NOISY]
 
 
-RUNS = [
-    pytest.param(case, form, id=f"{case}-{form}")
-    for case in COVERED
-    for form in FORMS
-    if case.id not in WAITING | NOISY
-    and not (form == "class" and case.cls in KERNELS)  # bare kernels have no class
-]
-
-
-@pytest.mark.parametrize("case, form", RUNS)
-def test_recorded_case(case, form):
+@pytest.mark.parametrize("case", REPLAYED, ids=str)
+def test_recorded_case_as_functions(case):
     with precision(case), warned(case):
-        assert max(worst(case, FORMS[form](case))) <= TOLERANCE[case.params[0].dtype]
+        assert max(worst(case, run_functional(case))) <= TOLERANCE[case.params[0].dtype]
+
+
+@pytest.mark.parametrize("case", one_per_mode(REPLAYED), ids=str)
+def test_recorded_case_as_an_object(case):
+    with precision(case), warned(case):
+        assert max(worst(case, run_class(case))) <= TOLERANCE[case.params[0].dtype]
 
 
 def test_no_recorded_case_waits():
@@ -79,7 +77,9 @@ def test_bfloat16_differs_from_paddle_by_its_rounding_alone(case):
 
 
 def test_every_class_is_replayed():
-    assert {(c.oracle, c.cls) for c in COVERED} == set(reference.CLASSES)
+    assert {(c.oracle, c.cls) for c in REPLAYED} == set(reference.CLASSES)
+    objects = {(c.oracle, c.cls) for c in one_per_mode(REPLAYED)}
+    assert objects == {pair for pair in reference.CLASSES if pair[1] not in KERNELS}
     plain = {c.cls for c in COVERED if c.oracle == PLAIN}
     assert {"SGD", "Momentum", "Adagrad", "Adadelta", "Adam", "Adamax", "RMSProp", "Lamb", "ASGD"} <= plain
     assert {"AdamW", "NAdam", "RAdam", "Rprop"} <= plain

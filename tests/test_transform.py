@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from refusals import P, refuse, row, rows, with_w
 
 import paddlejax as paddle
 from paddlejax.paths import PathState
@@ -277,3 +278,54 @@ def test_an_adamw_rows_number_replaces_both_decays():
     p = {"w": jnp.ones(1), "b": jnp.ones(1)}
     updates, _ = tx.update({"w": -jnp.ones(1), "b": -jnp.ones(1)}, tx.init(p), p)
     np.testing.assert_allclose([updates["b"][0], updates["w"][0]], [0.1, -0.1], rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+APPLY = [
+    row(
+        "shape",
+        lambda: paddle.apply_updates(P, with_w(jnp.ones(3))),
+        ValueError,
+        "at w",
+        r"\(3,\)",
+        r"\(2,\)",
+    ),
+    row(
+        "would-broadcast",
+        lambda: paddle.apply_updates(P, with_w(1.0)),
+        ValueError,
+        "at w:",
+        r"\(\)",
+        r"\(2,\)",
+    ),
+    row("missing", lambda: paddle.apply_updates(P, {"b": P["b"]}), ValueError, "updates", "missing at w"),
+    row("extra", lambda: paddle.apply_updates(P, {**P, "c": 1.0}), ValueError, "updates", "unexpected at c"),
+    row(
+        "int-parameter",
+        lambda: paddle.apply_updates({"n": jnp.arange(2)}, {"n": P["w"]}),
+        TypeError,
+        "at n",
+        "int32",
+    ),
+    row(
+        "complex-update", lambda: paddle.apply_updates(P, with_w(1j * P["w"])), TypeError, "at w", "complex64"
+    ),
+    row("text-update", lambda: paddle.apply_updates(P, with_w("x")), (TypeError,), "at w", "str"),
+]
+CHAIN = [
+    row("number", lambda: paddle.chain(paddle.sgd(0.1), 3), TypeError, "argument 1", "3", "expected"),
+    row("factory", lambda: paddle.chain(paddle.sgd), TypeError, "argument 0", "expected"),
+    row("list", lambda: paddle.chain([paddle.sgd(0.1)]), TypeError, "argument 0", "expected"),
+    row(
+        "clip-object",
+        lambda: paddle.chain(paddle.nn.ClipGradByValue(1.0), paddle.sgd(0.1)),
+        TypeError,
+        "argument 0",
+    ),
+]
+
+
+@rows(apply_updates=APPLY, chain=CHAIN)
+def test_refused(call, classes, words):
+    refuse(call, classes, words)

@@ -1,31 +1,19 @@
-"""Bad input to the constructors of the Paddle-style objects: Paddle's exception class, the argument named."""
+"""The constructors of the Paddle-style objects: Paddle's exception class, the argument named."""
 
 import jax.numpy as jnp
-import pytest
-from test_errors_functional import lenient, refuse, row  # noqa: F401
+from refusals import INTS, TWO, params, refuse, row, rows
 
 import paddlejax as paddle
 
-O, fluid, lr = paddle.optimizer, paddle.fluid.optimizer, paddle.optimizer.lr  # noqa: E741
+O, lr = paddle.optimizer, paddle.optimizer.lr  # noqa: E741
 Lars = paddle.incubate.optimizer.LarsMomentumOptimizer
 Parameter = paddle.Parameter
-TWO = jnp.array([0.1, 0.2])
-INTS = jnp.arange(2)
-
-
-def params(*more):
-    return [Parameter(jnp.array([1.0, -2.0]), "w"), Parameter(jnp.array(0.5), "b"), *more]
-
-
-def ids(rows, name):
-    return [pytest.param(*r.values, id=f"{name}-{r.id}") for r in rows]
-
-
-# ------------------------------------------------------------------------------------------ constructor
 
 CLASSES = {
     "SGD": O.SGD, "Momentum": O.Momentum, "Adagrad": O.Adagrad, "Adadelta": O.Adadelta, "Adam": O.Adam,
-    "Adamax": O.Adamax, "RMSProp": O.RMSProp, "Lamb": O.Lamb, "ASGD": O.ASGD,
+    "Adamax": O.Adamax, "RMSProp": O.RMSProp, "Lamb": O.Lamb, "ASGD": O.ASGD, "AdamW": O.AdamW,
+    "NAdam": O.NAdam, "RAdam": O.RAdam, "Rprop": O.Rprop,
+    
     "Lars": lambda *a, parameters=None, weight_decay=None, **k: Lars(
         *a, **{"momentum": 0.9, **k}, parameter_list=parameters, regularization=weight_decay),
 }  # fmt: skip
@@ -48,6 +36,9 @@ NONE = {
     "Lamb": (AssertionError, ["learning_rate", "beta1", "beta2", "epsilon"]),
     "ASGD": (ValueError, ["learning_rate", "batch_num"]),
     "Lars": (AssertionError, ["learning_rate", "momentum"]),
+    "AdamW": (AssertionError, ["learning_rate"]),
+    "NAdam": (TypeError, ["learning_rate"]),
+    "RAdam": (TypeError, ["learning_rate"]),
 }
 
 
@@ -58,27 +49,36 @@ def nones():
             yield row(f"{name}-{argument}-none", lambda n=name, g=given: opt(n, **g), cls, argument, "None")
 
 
+SHARED = {
+    "rate-str": ({"rate": "0.1"}, "learning_rate", "'0.1'"),
+    "rate-shape": ({"rate": TWO}, "learning_rate", r"\(2,\)"),
+    "rate-bool": ({"rate": True}, "learning_rate", "True"),
+    "rate-class": ({"rate": lr.NoamDecay}, "learning_rate", "NoamDecay"),
+    "clip-number": ({"grad_clip": 1.0}, "grad_clip", "1.0", "ClipGradBy"),
+    "clip-class": ({"grad_clip": paddle.nn.ClipGradByNorm}, "grad_clip", "ClipGradByNorm"),
+    "clip-function": ({"grad_clip": paddle.clip_by_norm(1.0)}, "grad_clip", "ClipGradBy"),
+    "decay-str": ({"weight_decay": "x"}, "weight_decay", "'x'", "number"),
+    "decay-shape": ({"weight_decay": TWO}, "weight_decay", r"\(2,\)", "number"),
+    "name-int": ({"name": 3}, "name", "3", "str"),
+    "unknown": ({"bogus": 1}, "bogus"),
+    "multi_precision": ({"multi_precision": "yes"}, "multi_precision", "'yes'", "True or False"),
+}
+
+
 def shared():
+    """Each wrong value of one class, then one for each class: what all share is checked in one place."""
+    for what, (kwargs, *words) in SHARED.items():
+        yield row(f"SGD-{what}", lambda k=kwargs: opt(**k), TypeError, *words)
     for name in CLASSES:
         decay = "lamb_weight_decay" if name == "Lamb" else "weight_decay"
         called = "regularization" if name == "Lars" else decay  # by its own name for it
-        for what, kwargs, classes, *words in (
-            ("rate-str", {"rate": "0.1"}, TypeError, "learning_rate", "'0.1'"),
-            ("rate-shape", {"rate": TWO}, TypeError, "learning_rate", r"\(2,\)"),
-            ("rate-bool", {"rate": True}, TypeError, "learning_rate", "True"),
-            ("rate-class", {"rate": lr.NoamDecay}, TypeError, "learning_rate", "NoamDecay"),
-            ("clip-number", {"grad_clip": 1.0}, TypeError, "grad_clip", "1.0", "ClipGradBy"),
-            ("clip-class", {"grad_clip": paddle.nn.ClipGradByNorm}, TypeError, "grad_clip", "ClipGradByNorm"),
-            ("clip-function", {"grad_clip": paddle.clip_by_norm(1.0)}, TypeError, "grad_clip", "ClipGradBy"),
-            ("decay-str", {decay: "x"}, TypeError, called, "'x'", "number"),
-            ("decay-shape", {decay: TWO}, TypeError, called, r"\(2,\)", "number"),
-            ("name-int", {"name": 3}, TypeError, "name", "3", "str"),
-            ("unknown", {"bogus": 1}, TypeError, "bogus"),
-        ):
-            yield row(f"{name}-{what}", lambda n=name, k=kwargs: opt(n, **k), classes, *words)
+        for kwargs, *words in (({decay: "x"}, called, "'x'"), ({"grad_clip": 1.0}, "grad_clip", "1.0")):
+            if name == "Rprop" and decay in kwargs:
+                continue  # it has none
+            yield row(f"{name}-{words[0]}", lambda n=name, k=kwargs: opt(n, **k), TypeError, *words)
     for name, cls in RATE_REQUIRED.items():
         yield row(f"{name}-rate-missing", lambda c=cls: c(parameters=params()), TypeError)
-    for name in ("SGD", "Momentum", "Adam", "Lamb", "ASGD", "Lars"):
+    for name in ("Momentum", "Adam", "AdamW", "Rprop", "Lamb", "ASGD", "Lars"):
         call = lambda n=name: opt(n, multi_precision="yes")  # noqa: E731
         yield row(f"{name}-multi_precision", call, TypeError, "multi_precision", "'yes'", "True or False")
 
@@ -105,13 +105,18 @@ HYPERPARAMETERS = [
     row("lars-exclude-ints", lambda: opt("Lars", exclude_from_weight_decay=[3]), TypeError, "exclude", "3",
         "list"),
     row("str", lambda: opt("Adam", beta1="x"), TypeError, "beta1", "'x'"),
+    *(row(f"{name}-negative", lambda n=name: opt(n, -0.1), ValueError, "learning_rate", "-0.1")
+      for name in ("NAdam", "RAdam")),
+    row("adamw-decay-none", lambda: opt("AdamW", weight_decay=None), TypeError, "weight_decay", "None",
+        "int or float"),
+    row("adamw-coeff", lambda: opt("AdamW", coeff=0.1), TypeError, "coeff"),
 ]  # fmt: skip
 
 W = Parameter(TWO, "w")
 
 
-def group(**options):
-    return lambda: opt("Adam", given=[{"params": params(), **options}])
+def group(cls="Adam", **options):
+    return lambda: opt(cls, given=[{"params": params(), **options}])
 
 
 PARAMETERS = [
@@ -146,44 +151,17 @@ PARAMETERS = [
     row("group-of-another", group(rho=0.1), TypeError, "group", "'rho'", "beta1"),
     row("group-range", group(beta1=1.5), ValueError, "group", "beta1", "1.5"),
     row("group-hyperparameter-none", group(beta1=None), AssertionError, "beta1", "None"),
+    row("adamw-group-none", group("AdamW", weight_decay=None), TypeError, "group", "weight_decay", "None"),
+    row("adamw-group-regularizer", group("AdamW", weight_decay=paddle.regularizer.L2Decay(0.1)), TypeError,
+        "group", "weight_decay", "L2Decay"),
+    row("adamw-group-unknown", group("AdamW", rho=0.1), TypeError, "group", "'rho'", "beta1"),
 ]  # fmt: skip
-CELL = [
-    row("none", lambda: Parameter(None), TypeError, "Parameter", "NoneType", "array"),
-    row("text", lambda: Parameter("x", "w"), TypeError, "Parameter w", "str", "array"),
-    row("ragged", lambda: Parameter([[1.0], [1.0, 2.0]], "w"), TypeError, "Parameter w", "list", "array"),
-    row("name", lambda: Parameter(TWO, 3), TypeError, "name", "3", "str"),
-    row("trainable", lambda: Parameter(TWO, trainable=1), TypeError, "trainable", "1", "True or False"),
-    row("need_clip", lambda: Parameter(TWO, need_clip="no"), TypeError, "need_clip", "'no'", "True or False"),
-    row("rate", lambda: Parameter(TWO, learning_rate="x"), TypeError, "learning_rate", "'x'"),
-    row("rate-none", lambda: Parameter(TWO, learning_rate=None), TypeError, "learning_rate", "None"),
-    row("regularizer", lambda: Parameter(TWO, "w", regularizer="l2"), TypeError, "w's regularizer", "'l2'"),
-    row(
-        "attr-and-more",
-        lambda: Parameter(TWO, learning_rate=0.5, attr=paddle.ParamAttr()),
-        TypeError,
-        "attr",
-        "one or the other",
-    ),
-    row("attr", lambda: Parameter(TWO, attr="w"), TypeError, "attr", "'w'", "ParamAttr"),
-    row(
-        "attr-rate",
-        lambda: Parameter(TWO, attr=paddle.ParamAttr(learning_rate="x")),
-        TypeError,
-        "learning_rate",
-    ),
-    row("attr-initializer", lambda: paddle.ParamAttr(initializer=1), TypeError, "initializer"),
-    row("attr-unknown", lambda: paddle.ParamAttr(bogus=1), TypeError, "bogus"),
-    row("tree-number", lambda: paddle.parameters({"a": {"w": 1.0}}), TypeError, "a.w", "1.0", "array"),
-    row("tree-text", lambda: paddle.parameters(["x"]), TypeError, "at 0", "'x'", "array"),
-]
-CONSTRUCTION = {
-    "none": nones(), "shared": shared(), "hyperparameters": HYPERPARAMETERS, "parameters": PARAMETERS,
-    "cell": CELL,
-}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "call, classes, words", [r for n, rows in CONSTRUCTION.items() for r in ids(rows, n)]
-)
-def test_construction(call, classes, words):
+@rows(none=nones(), shared=shared(), hyperparameters=HYPERPARAMETERS, parameters=PARAMETERS)
+def test_refused(call, classes, words):
     refuse(call, classes, words)
+
+
+def test_an_int_may_be_the_decay_of_a_group():
+    group("AdamW", weight_decay=1)()

@@ -72,8 +72,9 @@ def test_a_scheduler_and_a_step_counter_come_back_as_they_are():
 
 
 @samples
-@pytest.mark.parametrize("protocol", [2, 3, 4])
-def test_a_file_read_and_written_is_the_same_file_to_paddle_and_old_numpy(path, protocol, tmp_path):
+def test_a_file_read_and_written_is_the_same_file_to_paddle_and_old_numpy(path, tmp_path):
+    """Each file by one of the protocols, each protocol by a third of the files of every kind."""
+    protocol = 2 + SAMPLES.index(path) % 3
     save(load(path, keep_name_table=True), tmp_path / "again", protocol)
     same(list(read(tmp_path / "again")), list(read(path)))
     plain = [pickle.loads(p.read_bytes(), encoding="latin1") for p in (tmp_path / "again", path)]
@@ -85,12 +86,13 @@ def test_a_file_read_and_written_is_the_same_file_to_paddle_and_old_numpy(path, 
 @pytest.mark.parametrize(
     "dtype", "bool int8 int16 int32 uint8 uint32 float16 bfloat16 float32 complex64".split()
 )
-@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (2, 3)])
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_every_dtype_and_shape_comes_back_as_a_jax_array(dtype, shape, protocol, tmp_path):
-    x = jnp.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
-    save({"x": x, "nested": {"y": x, "n": 1}}, tmp_path / "x.pdparams", protocol)
-    same(load(tmp_path / "x.pdparams"), {"x": x, "nested": {"y": x, "n": 1}})
+def test_every_dtype_and_shape_comes_back_as_a_jax_array(dtype, protocol, tmp_path):
+    shapes = [(), (1,), (0, 3), (2, 3)]
+    arrays = [jnp.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype) for shape in shapes]
+    obj = {str(x.shape): x for x in arrays} | {"nested": {"y": arrays, "n": 1}}
+    save(obj, tmp_path / "x.pdparams", protocol)
+    same(load(tmp_path / "x.pdparams"), obj)
 
 
 def test_64_bits_are_never_narrowed(tmp_path):

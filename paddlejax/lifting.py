@@ -73,6 +73,7 @@ def rule(cls: R) -> R:
 
 
 def _is_float(annotation: Any) -> bool:
+    """Whether a field is declared as a float, alone or with bounds."""
     return annotation is float or get_origin(annotation) is Annotated and get_args(annotation)[0] is float
 
 
@@ -81,6 +82,7 @@ class Rule:
     """The mathematics of one optimizer on one tensor: no trees, casts, masks or schedules.
 
     A subclass is declared with `@rule`: its float fields are data (they may be traced), all others static.
+    It names its `slots`, declares which of them are running means (`means`) and says what a `step` adds to p.
     One whose step mixes elements, as by a norm, says `elementwise = False`: others' tensors may be packed.
     Use it with `lift(MyRule(), rate)` or, as an object, `optimizer.Optimizer(rate, params, rule=MyRule())`.
 
@@ -103,49 +105,46 @@ class Rule:
     elementwise: ClassVar[bool] = True  # False if an element's step depends on other elements, as by a norm
 
     def at(self, leaf: Any) -> "Rule":
-        """This rule on the leaf with this path or Parameter: only numbers that `step` reads may differ."""
+        """Return this rule for the leaf with this path, or for this Parameter.
+
+        Only numbers that `step` reads may differ from leaf to leaf.
+        """
         return self
 
     def init(self, p: jax.Array) -> Slots:
+        """Return the slots of a parameter at their start: zeros, unless a subclass says otherwise."""
         return {name: jnp.zeros_like(p) for name in self.slots}
 
     def slot_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of a slot of a parameter of this shape."""
+        """Return the shape of a slot of a parameter of this shape."""
         return shape
 
     def shared(self) -> dict[str, Any]:
-        """Scalars that all tensors have in common, at their start."""
+        """Return the scalars that all tensors have in common, {name: number}, at their start."""
         return {}
 
     def advance(self, learning_rate: jax.Array, shared: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Once per step: what `step` gets as k, and the shared scalars of the next step."""
+        """Return what `step` gets as k, and the shared scalars of the next step; called once per step."""
         return learning_rate, shared
 
-    def step(self, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple[jax.Array, Slots]:
-        """What is to be added to p, and the new slots."""
-        flows = self.flows(g)
-        if not flows:
-            raise NotImplementedError(f"{type(self).__name__} has no step")
-        return self.step_moved(g, p, k, slots | {name: a * slots[name] + b for name, (a, b) in flows.items()})
+    def means(self, g: jax.Array) -> dict[str, tuple[Any, Any]]:
+        """Declare the slots that are running means: return {name: (a, b)} for s ← a s + b.
 
-    def flows(self, g: jax.Array) -> dict[str, tuple[Any, Any]]:
-        """Instead of `step`: slots that move by s ← a s + b, {name: (a, b)}, a a scalar, b of g's shape.
-
-        Rows of a table move so in place, without being read first, and `step_moved` does the rest.
+        a is a scalar, b has g's shape. They move before `step` is called, so that `step` sees them moved and
+        returns them as they are. Rows of a table move in place, which is faster than to read and write them.
         """
         return {}
 
-    @property
-    def moves(self) -> bool:
-        """Whether `flows` and `step_moved` are all there is to `step`: a subclass may have added to it."""
-        return type(self).step is Rule.step
+    def step(self, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple[jax.Array, Slots]:
+        """Return what is to be added to p, and the new slots, {name: array} with all names.
 
-    def step_moved(self, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple[jax.Array, Slots]:
-        """`step`, given that the slots of `flows` have moved."""
-        raise NotImplementedError(f"{type(self).__name__} has no step_moved")
+        The slots that `means` declares have moved already; a subclass that moves them in its own `step` must
+        not declare them. k is what `advance` returned.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no step")
 
     def trust_ratio(self, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> Any:
-        """The factor () on the step beyond the rate, given the new slots; None if the rule has none."""
+        """Return the factor () on the step beyond the rate, given the new slots, or None if there is none."""
         return None
 
 
@@ -214,6 +213,7 @@ class Lifted(GradientTransformation):
 
     @property
     def source(self) -> "_Lift":
+        """The rule, rate and leaf function that the pair was made of."""
         return self.init.__self__  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
@@ -222,14 +222,18 @@ class Lifted(GradientTransformation):
 
 @dataclass(frozen=True, eq=False)
 class _Lift:
+    """A rule, its rate and what it is asked about each leaf, from which `init` and `update` are made."""
+
     rule: Rule
     learning_rate: Any
     leaf: Callable[[str], tuple[Any, float]]
 
     def pair(self):
+        """Return (init, update)."""
         return self.init, self.update
 
     def init(self, params: ArrayTree) -> RuleState:
+        """Return the state of these parameters before the first step; it shares no buffer with them."""
         paths, leaves, tree = flatten(params)
         dtypes = [
             None if p is None else compute_dtype(path, p) for path, p in zip(paths, leaves, strict=True)
@@ -256,6 +260,7 @@ class _Lift:
     def update(
         self, grads: Gradients, state: RuleState, params: Gradients = None, **extra: Any
     ) -> tuple[Any, RuleState]:
+        """Return what is to be added to the parameters, and the new state; a leaf without gradient stays."""
         if params is None:
             if self.rule.reads_params:
                 raise ValueError(
@@ -302,7 +307,7 @@ class _Lift:
         )
 
     def _rows(self, path: Any, g: SelectedRows, p: Any) -> Any:
-        """The gradient as the rule takes it: rows, an array, or None where no row is listed."""
+        """Return the gradient as the rule takes it: rows, an array, or None where no row is listed."""
         if isinstance(p, SelectedRows):
             raise ValueError(
                 f"{type(self.rule).__name__} needs the parameters beside a SelectedRows gradient"
@@ -315,6 +320,7 @@ class _Lift:
         return g if len(g.rows) else None
 
     def _rate(self, count: jax.Array) -> Any:
+        """Return the rate of the step that is made after `count` others."""
         if not callable(self.learning_rate):
             return self.learning_rate
         with jax.numpy_dtype_promotion("standard"):  # a schedule may mix the int count with floats
@@ -323,6 +329,7 @@ class _Lift:
         return rate
 
     def _check_state(self, state: Any) -> None:
+        """Refuse a state that `init` of this rule cannot have made."""
         name = type(self.rule).__name__
         if not isinstance(state, RuleState):
             raise TypeError(f"{name} expects the RuleState that its init made, found {type(state).__name__}")
@@ -341,7 +348,10 @@ class Factory(Generic[P]):
 
 
 def lifted(cls: Callable[P, Rule], learning_rate: Any = inspect.Parameter.empty) -> Factory[P]:
-    """`rmsprop = lifted(RMSProp)`: the rule's own signature, after the rate."""
+    """Make the public function of a rule: `rmsprop = lifted(RMSProp)`.
+
+    Its arguments are the rate and then the rule's own; its docstring is the rule's.
+    """
 
     name = cls.__module__.rsplit(".", 1)[-1]  # a rule's file bears the name of its function
 

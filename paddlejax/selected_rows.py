@@ -119,8 +119,11 @@ class SelectedRows:
         return x.at[self.places()].set(values, mode="drop", unique_indices=True, indices_are_sorted=True)
 
     def moved(self, x: jax.Array, factor: Any, values: jax.Array) -> jax.Array:
-        """x with these rows, once merged, times a factor and plus values: a third faster than to read them,
-        which waits for memory row by row, and to write them then."""
+        """Multiply these rows of x by a factor and add values to them, in place; return the new x.
+
+        The rows must be merged. This takes a third less time than to read the rows first, which waits for
+        memory row by row, and to write them afterwards.
+        """
         rows, how = self.places(), {"mode": "drop", "unique_indices": True, "indices_are_sorted": True}
         return x.at[rows].multiply(jnp.full_like(values, factor), **how).at[rows].add(values, **how)
 

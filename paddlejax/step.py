@@ -1,6 +1,5 @@
 """The compiled step of a rule on one tensor, and of many alike at once."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,10 +16,10 @@ TOGETHER = 8  # how many tensors alike are stepped by one call, for which tracin
 
 
 def stepped(given: dict[int, tuple[Any, ...]]) -> dict[int, tuple[Any, Slots]]:
-    """{i: (what to add to p, new slots)} of {i: (rule, gradient, p, k, slots)}.
+    """Step many tensors, {i: (rule, gradient, p, k, slots)}; return {i: (what to add to p, new slots)}.
 
-    Under a trace tensors alike go many to a call: what a call costs to trace and to lower hardly depends on
-    how many it has.
+    Under a trace, tensors of the same rule, shapes and dtypes share a call, up to TOGETHER of them: a call
+    of many costs hardly more to trace and to lower than a call of one.
     """
     done: dict[int, tuple[Any, Slots]] = {}
     alike: dict[Any, list[int]] = {}
@@ -44,67 +43,87 @@ def stepped(given: dict[int, tuple[Any, ...]]) -> dict[int, tuple[Any, Slots]]:
 
 
 def likeness(rule: Any) -> Any:
-    """Rules that are equal in this compute the same, while they live."""
+    """Return a key that two rules share only if they compute the same.
+
+    A traced number counts by its identity, so a key means nothing after its rule is gone.
+    """
     numbers, structure = jax.tree.flatten(rule)
     return structure, tuple(x if isinstance(x, int | float) else id(x) for x in numbers)
 
 
 @jax.jit
 def _steps(rule: Any, k: Any, tensors: list[tuple[Any, ...]]) -> list[tuple[Any, Slots]]:
+    """Step several tensors alike, each (gradient, p, slots), in one call."""
     return [step(rule, g, p, k, slots) for g, p, slots in tensors]
 
 
 @jax.jit
 def step(rule: Any, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple[jax.Array, Slots]:
-    """One tensor: float32 or wider inside, each result back in the dtype it came in.
+    """Step one tensor; return what is to be added to p, and the new slots.
 
-    Jitted by itself so that leaves of one shape are traced once, whatever the numbers in the rule.
+    It calculates in float32 or wider and returns each result in the dtype it came in. It is jitted by itself
+    so that leaves of one shape are traced once, whatever the numbers in the rule.
     """
     wide = compute_dtype((), p)
-    result = in_wide(rule, wide).step(*in_wide((g, p, k, slots), wide))
-    where = f"{type(rule).__name__}.step"
-    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
-        raise TypeError(f"{where}: found {result!r}, expected (what to add to p, new slots)")
-    delta, new = result
-    if jnp.shape(delta) != jnp.shape(p) or {k: jnp.shape(s) for k, s in new.items()} != _shapes(slots):
-        found = f"a step of shape {jnp.shape(delta)} and slots {_shapes(new)}"
-        expected = f"the parameter's {jnp.shape(p)} and {_shapes(slots)}"
-        raise ValueError(f"{where}: found {found}, expected {expected}")
+
+    def run(arguments: Any) -> Any:
+        own, (g, p, k, slots) = in_wide((rule, arguments), wide)
+        moved = {name: a * slots[name] + b for name, (a, b) in _means(own, g, slots).items()}
+        return own.step(g, p, k, slots | moved)
+
+    delta, new = result = _checked(rule, run((g, p, k, slots)), p, slots)
     if rule.elementwise and p.dtype == wide and cpu_fusion_is_on():
-        delta, new = single_pass(
-            lambda x: in_wide(rule, wide).step(*in_wide(x, wide)), result, (g, p, k, slots)
-        )
+        delta, new = single_pass(run, result, (g, p, k, slots))
     return delta.astype(p.dtype), {name: new[name].astype(slot.dtype) for name, slot in slots.items()}
 
 
 @jax.jit
 def step_rows(rule: Any, g: SelectedRows, p: jax.Array, k: Any, slots: Slots) -> tuple[Any, Slots]:
-    """The step of the rows that are listed: nothing else of p and the slots is read or written."""
+    """Step the rows that are listed; return what is to be added to these rows of p, and the new slots.
+
+    No other row of p or of a slot is read or written. Running means move in place, before any row is read:
+    that takes a third less time than to read, move and write. After that a slot is written only if `step`
+    returns something else for it than the rows it was given.
+    """
     g, wide = g.merge(), compute_dtype((), p)
-    flows: dict[str, tuple[Any, Any]] = {}
-    if rule.moves and all(slot.dtype == wide for slot in slots.values()):
-        flows = in_wide(rule, wide).flows(g.values.astype(wide))
-        slots = slots | {name: g.moved(slots[name], a, b) for name, (a, b) in flows.items()}
-        rule = _Moved(rule) if flows else rule
-    delta, new = step(rule, g.values, g.read(p), k, {name: g.read(slot) for name, slot in slots.items()})
-    rest = {name: g.written_to(slot, new[name]) for name, slot in slots.items() if name not in flows}
-    return g.with_values(delta), slots | rest
+    own, values, k = in_wide((rule, g.values, k), wide)
+    means = _means(own, values, slots)
+    # A slot narrower than the arithmetic would round between the two halves of a move in place.
+    in_place = {name for name in means if slots[name].dtype == wide}
+    slots = slots | {name: g.moved(slots[name], *means[name]) for name in in_place}
+    rows = in_wide({name: g.read(slot) for name, slot in slots.items()}, wide)
+    moved = {name: a * rows[name] + b for name, (a, b) in means.items() if name not in in_place}
+    result = own.step(values, in_wide(g.read(p), wide), k, rows | moved)
+    delta, new = _checked(rule, result, values, rows)
+    written = {
+        name: g.written_to(slot, new[name].astype(slot.dtype))
+        for name, slot in slots.items()
+        if new[name] is not rows[name]
+    }
+    return g.with_values(delta.astype(p.dtype)), slots | written
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Moved:
-    """A rule whose flows have moved already."""
+def _means(rule: Any, g: jax.Array, slots: Slots) -> dict[str, tuple[Any, Any]]:
+    """Ask the rule for its running means; refuse those that are not slots of it."""
+    means = rule.means(g)
+    pairs = isinstance(means, dict) and all(isinstance(ab, tuple) and len(ab) == 2 for ab in means.values())
+    if not pairs or not means.keys() <= slots.keys():
+        expected = f"expected {{name: (a, b)}} with names among {sorted(slots)}"
+        raise TypeError(f"{type(rule).__name__}.means: found {means!r}, {expected}")
+    return means
 
-    rule: Any
 
-    @property
-    def elementwise(self) -> bool:
-        return self.rule.elementwise
-
-    @property
-    def step(self) -> Any:
-        return self.rule.step_moved
+def _checked(rule: Any, result: Any, p: Any, slots: Slots) -> tuple[jax.Array, Slots]:
+    """Return what the rule's `step` returned; refuse it unless it has p's shape and those of the slots."""
+    where = f"{type(rule).__name__}.step"
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
+        raise TypeError(f"{where}: found {result!r}, expected (what to add to p, new slots)")
+    delta, new = result
+    if jnp.shape(delta) != jnp.shape(p) or _shapes(new) != _shapes(slots):
+        found = f"a step of shape {jnp.shape(delta)} and slots {_shapes(new)}"
+        expected = f"the parameter's {jnp.shape(p)} and {_shapes(slots)}"
+        raise ValueError(f"{where}: found {found}, expected {expected}")
+    return result
 
 
 def check_sparse(rule: Any, where: str) -> None:
@@ -117,16 +136,22 @@ def check_sparse(rule: Any, where: str) -> None:
 
 
 def _shapes(slots: Slots) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each slot."""
     return {name: jnp.shape(slot) for name, slot in slots.items()}
 
 
 @jax.jit
 def advance(rule: Any, rate: jax.Array, shared: dict[str, Any], factor: Any) -> tuple[Any, dict[str, Any]]:
+    """Call the rule's `advance` with the rate times this factor, in the rate's dtype."""
     return in_wide(rule, rate.dtype).advance(rate * jnp.asarray(factor, rate.dtype), shared)
 
 
 def in_wide(tree: Any, dtype: Any) -> Any:
-    """Floats to `dtype`, before any arithmetic: 1 - beta2 is 1 - float32(0.999), as in Paddle's kernels."""
+    """Return the tree with its floats in this dtype.
+
+    A rule's numbers are converted before any arithmetic: 1 - beta2 is 1 - float32(0.999), as in Paddle's
+    kernels.
+    """
 
     def one(x: Any) -> Any:
         written_as_int = isinstance(x, int | np.integer)  # a hyperparameter such as beta1=0

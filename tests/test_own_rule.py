@@ -86,17 +86,108 @@ def test_a_wrong_one_is_told_what_is_wrong(make, error, words):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))
 
 
-def test_a_lazy_rule_made_of_another_keeps_what_it_adds_to_the_step():
-    @pj.rule
-    class Halved(pj.rules.Adam):
-        def step(self, g, p, k, slots):
-            delta, slots = super().step(g, p, k, slots)
-            return 0.5 * delta, slots
+# ------------------------------------------------------------------ running means
 
-    rows = pj.SelectedRows(jnp.array([2, 0]), jnp.ones((2, 3)), 4)
-    table = jnp.ones((4, 3))
-    found, expected = (
-        tx.update(rows, tx.init(table), table)[0].to_dense()
-        for tx in (pj.lift(Halved(lazy_mode=True), 0.1), pj.adam(0.1, lazy_mode=True))
-    )
-    np.testing.assert_allclose(found, 0.5 * expected, rtol=1e-6)
+
+@pj.rule
+class Averaged(pj.Rule):
+    """The running mean of the gradients, declared."""
+
+    slots = ("mean",)
+    sparse = "rows"
+    decay: Beta = 0.9
+
+    def means(self, g):
+        return {"mean": (self.decay, (1 - self.decay) * g)}
+
+    def step(self, g, p, k, slots):
+        return -k * slots["mean"], slots
+
+
+@pj.rule
+class AveragedByHand(Averaged):
+    """The same, moved by its own step."""
+
+    def means(self, g):
+        return {}
+
+    def step(self, g, p, k, slots):
+        m = self.decay * slots["mean"] + (1 - self.decay) * g
+        return -k * m, {"mean": m}
+
+
+@pj.rule
+class Halved(pj.rules.Adam):
+    """Adam, half as fast."""
+
+    def step(self, g, p, k, slots):
+        delta, slots = super().step(g, p, k, slots)
+        return 0.5 * delta, slots
+
+
+@pj.rule
+class Bounded(pj.rules.Adam):
+    """Adam that also changes a running mean, after it has moved."""
+
+    def step(self, g, p, k, slots):
+        delta, slots = super().step(g, p, k, slots)
+        return delta, slots | {"moment1": jnp.clip(slots["moment1"], -0.15, 0.15)}
+
+
+TABLE = jnp.linspace(-1.0, 1.0, 12).reshape(4, 3)
+LISTED = jnp.array([2, 0, 4])  # the last is padding
+
+
+def trained(rule, rows, dtype=jnp.float32, compiled=False, steps=3):
+    """The table and the slots after some steps, with the listed rows' gradients as rows or as an array."""
+    tx, p = pj.lift(rule, 0.1), TABLE
+    state = tx.init(p)
+    state = state._replace(slots=jax.tree.map(lambda s: s.astype(dtype), state.slots))
+    update = jax.jit(tx.update) if compiled else tx.update
+    for i in range(1, steps + 1):
+        g = pj.SelectedRows(LISTED, i * jnp.arange(1.0, 10.0).reshape(3, 3), 4)
+        updates, state = update(g if rows else g.to_dense(), state, p)
+        p = pj.apply_updates(p, updates)
+    return {"p": p, **state.slots}
+
+
+def same(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-6, atol=1e-7), a, b)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("rows", [False, True])
+def test_a_declared_mean_is_the_mean_that_a_step_moves_itself(rows, compiled):
+    same(trained(Averaged(), rows, compiled=compiled), trained(AveragedByHand(), rows, compiled=compiled))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "make", [Averaged, AveragedByHand, *(lambda r=r: r(lazy_mode=True) for r in (Halved, Bounded))]
+)
+def test_listed_rows_step_as_in_a_table_and_no_other_row_changes(make, dtype):
+    """Whatever a step does with its slots: rows hold what a table of nothing else would hold."""
+    found, whole = (trained(make(), rows, dtype) for rows in (True, False))
+    start = trained(make(), True, dtype, steps=0)
+    for name in found:
+        f, w, s = (np.asarray(x[name], np.float32) for x in (found, whole, start))
+        tolerance = {"rtol": 2e-6, "atol": 1e-7} if dtype == jnp.float32 else {"rtol": 1e-2, "atol": 1e-2}
+        np.testing.assert_allclose(f[[0, 2]], w[[0, 2]], **tolerance, err_msg=name)
+        np.testing.assert_array_equal(f[[1, 3]], s[[1, 3]], err_msg=name)
+
+
+def test_what_a_rule_adds_to_the_step_of_another_is_kept():
+    adam, halved = (trained(r(lazy_mode=True), True) for r in (pj.rules.Adam, Halved))
+    same(halved["p"] - TABLE, 0.5 * (adam["p"] - TABLE))
+    bounded = trained(Bounded(lazy_mode=True), True)
+    assert float(jnp.max(adam["moment1"])) > 0.15 and float(jnp.max(bounded["moment1"])) == np.float32(0.15)
+
+
+@pytest.mark.parametrize(
+    "returned", [{"men": (0.9, jnp.ones(3))}, {"mean": jnp.ones(3)}, {"mean": (0.9,)}, None]
+)
+@pytest.mark.parametrize("rows", [False, True])
+def test_means_that_are_none_are_refused(returned, rows):
+    wrong = pj.rule(type("Wrong", (Averaged,), {"means": lambda self, g: returned}))()
+    with pytest.raises(TypeError, match=r"Wrong.means: found .*expected {name: \(a, b\)} .* \['mean'\]"):
+        trained(wrong, rows, steps=1)

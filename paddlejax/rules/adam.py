@@ -8,20 +8,22 @@ from ..lifting import Rule, lifted, rule
 from ..norms import root
 
 
-def means(rule, g):
-    """The running means of the gradient and its square: m ← β₁ m + (1-β₁) g, v ← β₂ v + (1-β₂) g²."""
-    return {
-        "moment1": (rule.beta1, (1 - rule.beta1) * g),
-        "moment2": (rule.beta2, (1 - rule.beta2) * g * g),
-    }
+class Moments(Rule):
+    """A rule with running means of the gradient and its square, m ← β₁ m + (1-β₁) g, v ← β₂ v + (1-β₂) g²."""
 
+    slots: ClassVar = ("moment1", "moment2")
+    beta1: Beta  # each rule declares both among its own fields, which fixes the order of its arguments
+    beta2: Beta
 
-def moments(rule, g, slots):
-    return (a * slots[name] + b for name, (a, b) in means(rule, g).items())
+    def means(self, g):
+        return {
+            "moment1": (self.beta1, (1 - self.beta1) * g),
+            "moment2": (self.beta2, (1 - self.beta2) * g * g),
+        }
 
 
 @rule
-class Adam(Rule):
+class Adam(Moments):
     """Running means of the gradient and its square, corrected for their start at zero.
 
         m ← β₁ m + (1-β₁) g         moment1
@@ -76,10 +78,7 @@ class Adam(Rule):
         }
         return k, {"beta1_pow_acc": c1 * self.beta1, "beta2_pow_acc": c2 * self.beta2}
 
-    def flows(self, g):
-        return means(self, g)
-
-    def step_moved(self, g, p, k, slots):
+    def step(self, g, p, k, slots):
         m, v = slots["moment1"], slots["moment2"]
         if self.amsgrad:
             v = jnp.maximum(slots["moment2_max"], v)

@@ -4,13 +4,13 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from ..hyper import Beta, NonNegative, Predicate
-from ..lifting import Rule, lifted, rule
+from ..lifting import lifted, rule
 from ..norms import norm, root
-from .adam import moments
+from .adam import Moments
 
 
 @rule
-class Lamb(Rule):
+class Lamb(Moments):
     """Adam's direction, scaled so that each tensor moves in proportion to its own norm.
 
         m ← β₁ m + (1-β₁) g                            moment1
@@ -33,7 +33,6 @@ class Lamb(Rule):
     You et al. 2020, arXiv:1904.00962; Paddle's kernel `lamb`.
     """
 
-    slots: ClassVar = ("moment1", "moment2")
     reads_params: ClassVar = True
     sparse: ClassVar = "dense"
     elementwise: ClassVar = False
@@ -63,9 +62,9 @@ class Lamb(Rule):
         return {"rate": learning_rate, "m": 1 - c1, "v": 1 - c2}, powers
 
     def step(self, g, p, k, slots):
-        m, v = moments(self, g, slots)
+        m, v = slots["moment1"], slots["moment2"]
         ratio, r = self._ratio_and_direction(p, k, m, v)
-        return -k["rate"] * ratio * r, {"moment1": m, "moment2": v}
+        return -k["rate"] * ratio * r, slots
 
     def trust_ratio(self, g, p, k, slots):
         return self._ratio_and_direction(p, k, slots["moment1"], slots["moment2"])[0]

@@ -3,13 +3,13 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from ..hyper import Beta, NonNegative
-from ..lifting import Rule, lifted, rule
+from ..lifting import lifted, rule
 from ..norms import root
-from .adam import moments
+from .adam import Moments
 
 
 @rule
-class NAdam(Rule):
+class NAdam(Moments):
     """Adam with Nesterov's look ahead, under a momentum that grows towards β₁.
 
         q ← 0.96 q                              momentum_decay_pow, from 1
@@ -34,7 +34,6 @@ class NAdam(Rule):
     Dozat 2016, ICLR workshop; Paddle's kernel `nadam`.
     """
 
-    slots: ClassVar = ("moment1", "moment2")
     reads_params: ClassVar = False
     full_shape: ClassVar[tuple[str, ...]] = ("momentum_decay_pow", "beta2_pow", "mu_product")
 
@@ -60,9 +59,9 @@ class NAdam(Rule):
         return k, {"momentum_decay_pow": q, "beta2_pow": c2, "mu_product": product}
 
     def step(self, g, p, k, slots):
-        m, v = moments(self, g, slots)
+        m, v = slots["moment1"], slots["moment2"]
         delta = -(k["m"] * m + k["g"] * g) / (root(v / k["v"]) + self.epsilon)
-        return delta, {"moment1": m, "moment2": v}
+        return delta, slots
 
 
 nadam = lifted(NAdam, 0.002)

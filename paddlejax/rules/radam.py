@@ -3,13 +3,13 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from ..hyper import Beta, NonNegative
-from ..lifting import Rule, lifted, rule
+from ..lifting import lifted, rule
 from ..norms import root
-from .adam import moments
+from .adam import Moments
 
 
 @rule
-class RAdam(Rule):
+class RAdam(Moments):
     """Adam that is plain momentum until its running mean of squares can be trusted.
 
         c₁ ← β₁ c₁,  c₂ ← β₂ c₂                 beta1_pow, beta2_pow, from 1
@@ -32,7 +32,6 @@ class RAdam(Rule):
     Liu et al. 2020, arXiv:1908.03265; Paddle's kernel `radam`.
     """
 
-    slots: ClassVar = ("moment1", "moment2")
     reads_params: ClassVar = False
     full_shape: ClassVar[tuple[str, ...]] = ("beta1_pow", "beta2_pow", "rho")
 
@@ -60,9 +59,9 @@ class RAdam(Rule):
         return k, {"beta1_pow": c1, "beta2_pow": c2, "rho": r}
 
     def step(self, g, p, k, slots):
-        m, v = moments(self, g, slots)
+        m, v = slots["moment1"], slots["moment2"]
         d = jnp.where(k["adaptive"], k["root"] / (root(v) + self.epsilon), 1)
-        return -k["rate"] * m * d, {"moment1": m, "moment2": v}
+        return -k["rate"] * m * d, slots
 
 
 radam = lifted(RAdam, 0.001)

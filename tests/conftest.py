@@ -10,3 +10,10 @@ import jax  # noqa: E402
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+import chex  # noqa: E402
+
+
+def pytest_runtest_setup():
+    """`chex.assert_max_traces` counts by function and stack, which the cases of one test have in common."""
+    chex.clear_trace_counter()

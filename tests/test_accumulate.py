@@ -1,5 +1,6 @@
 """Gradient accumulation and recomputation: small batches train as one large one, values do not change."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +51,7 @@ def train(tx, parts, compiled=False):
         updates, state = tx.update(gradient(p, x, y), state, p)
         return paddle.apply_updates(p, updates), state
 
-    step = jax.jit(step) if compiled else step
+    step = jax.jit(chex.assert_max_traces(step, n=1)) if compiled else step
 
     for x, y in zip(*batches(), strict=True):
         for xs, ys in zip(jnp.split(x, parts), jnp.split(y, parts), strict=True):
@@ -65,9 +66,9 @@ def test_small_batches_are_one_large_batch(case):
     whole, inner = train(case.make(), 1)
     parts, state = train(paddle.accumulate_gradients(case.make(), K), K)
     assert largest_error(parts, whole) <= 1e-6
-    assert jax.tree.structure(state.inner) == jax.tree.structure(inner)
+    chex.assert_trees_all_equal_structs(state.inner, inner)
     assert int(state.count) == 0 and int(state.inner.count) == STEPS
-    assert not any(np.any(g) for g in jax.tree.leaves(state.gradients))
+    chex.assert_trees_all_equal(state.gradients, jax.tree.map(jnp.zeros_like, state.gradients))
 
 
 def test_one_compiled_program_serves_all_calls():
@@ -93,7 +94,7 @@ def test_between_steps_nothing_moves():
     for update in (tx.update, jax.jit(tx.update)):
         updates, state = update({"w": jnp.array([1.0, 2.0])}, state, p)
         assert paddle.apply_updates(p, updates)["w"].tobytes() == p["w"].tobytes()
-        jax.tree.map(np.testing.assert_array_equal, state.inner, fresh.inner)
+        chex.assert_trees_all_equal(state.inner, fresh.inner)
     assert int(state.count) == 2 and state.gradients["w"].tolist() == [2.0, 4.0]
     updates, state = tx.update({"w": jnp.array([1.0, 2.0])}, state, p)
     assert np.all(updates["w"]) and int(state.inner.count) == 1
@@ -109,7 +110,7 @@ def test_a_sum_instead_of_a_mean():
 def test_bfloat16_gradients_are_summed_in_float32():
     p = jnp.zeros(1, jnp.bfloat16)
     tx = paddle.accumulate_gradients(paddle.with_master_weights(paddle.sgd(1.0)), 300, avg=False)
-    state, update = tx.init(p), jax.jit(tx.update)
+    state, update = tx.init(p), jax.jit(chex.assert_max_traces(tx.update, n=1))
     for _ in range(300):  # in bfloat16 the sum would stop at 256
         updates, state = update(jnp.ones(1, jnp.bfloat16), state, p)
     assert state.gradients.dtype == jnp.float32
@@ -211,7 +212,7 @@ def test_gradient_merge_is_saved_between_steps():
         for _ in range(2):
             o.minimize(objective(tree, x[1], y[1]))
             o.clear_grad()
-    jax.tree.map(np.testing.assert_array_equal, paddle.values(params), paddle.values(twin))
+    chex.assert_trees_all_equal(paddle.values(params), paddle.values(twin))
     with pytest.raises(ValueError, match="gradient_merge_step is 7, expected less than 3"):
         resumed.set_state_dict({**entries, "gradient_merge_step": np.array([7])})
     with pytest.raises(ValueError, match="unexpected: stray"):
@@ -392,7 +393,7 @@ def test_in_a_shard_map_and_around_optax_with_narrow_parameters():
         ):
             state = tx.init(narrow)
             _, after = jax.jit(tx.update)(narrow, state, narrow)
-            assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
+            chex.assert_trees_all_equal_dtypes(after, state)
 
 
 def test_a_step_that_fails_leaves_the_sums():
@@ -406,6 +407,6 @@ def test_a_step_that_fails_leaves_the_sums():
     saved = opt.state_dict()
     with pytest.raises(ValueError, match="boom"):
         opt.apply_gradients([(w, jnp.ones(1))])
-    jax.tree.map(np.testing.assert_array_equal, opt.state_dict(), saved)
+    chex.assert_trees_all_equal(opt.state_dict(), saved)
     with pytest.raises(ValueError, match="gradient_merge_step is 0, but there are 1 sums"):
         opt.set_state_dict({k: v for k, v in saved.items() if k != "gradient_merge_step"})

@@ -6,10 +6,12 @@ PADDLEJAX_EXAMPLES=1000 tries that many of each instead of a few.
 import itertools
 import os
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import reference
+from bits import bits
 from cases import CASES
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -261,11 +263,7 @@ BAD = [np.nan, np.inf, -np.inf]
 
 def equal(a, b):
     """By bit, NaN and the sign of zero included."""
-    jax.tree.map(lambda x, y: np.testing.assert_array_equal(bits(x), bits(y)), a, b)
-
-
-def bits(x):
-    return np.frombuffer(np.asarray(x).tobytes(), np.uint8)
+    chex.assert_trees_all_equal(bits(a), bits(b))
 
 
 def two_leaves(case, bad, clip=None):

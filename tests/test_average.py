@@ -3,6 +3,7 @@
 import inspect
 from contextlib import nullcontext
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,10 +35,10 @@ def test_averages_under_scan_are_those_of_a_loop(make, dtype):
         loop = average.init(start)
         for i in range(9):
             loop = average.update(jax.tree.map(lambda x, i=i: x[i], tracks), loop)
-        assert jax.tree.structure(one) == jax.tree.structure(fresh)
-        for x, y, z in zip(*map(jax.tree.leaves, (fresh, one, loop)), strict=True):
-            assert (x.shape, x.dtype, x.weak_type) == (y.shape, y.dtype, y.weak_type)
-            np.testing.assert_allclose(y, z, rtol=1e-6)
+        chex.assert_trees_all_equal_shapes_and_dtypes(one, fresh, loop)
+        weak = [jax.tree.map(lambda x: x.weak_type, state) for state in (one, fresh)]
+        chex.assert_trees_all_equal(*weak)
+        chex.assert_trees_all_close(one, loop, rtol=1e-6)
         wide = {"bfloat16": "float32"}.get(dtype, dtype)
         assert {str(x.dtype) for x in jax.tree.leaves(average.value(one))} == {wide}
 
@@ -48,7 +49,7 @@ def test_fresh_averages_share_no_buffer_and_may_be_donated(make):
     state = average.init(TREE)
     pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves((state, TREE))]
     assert len(set(pointers)) == len(pointers)
-    update = jax.jit(average.update, donate_argnums=1)
+    update = jax.jit(chex.assert_max_traces(average.update, n=1), donate_argnums=1)
     for _ in range(3):
         state = update(TREE, state)
     assert update._cache_size() == 1

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,7 +115,7 @@ def test_measuring_changes_neither_updates_nor_the_state_inside(rule):
     for t in range(STEPS):
         u, s = jax.jit(plain.update)(tree(10 * t), s, p)
         v, state = jax.jit(measured.update)(tree(10 * t), state, q)
-        jax.tree.map(np.testing.assert_array_equal, (u, s), (v, state.inner))
+        chex.assert_trees_all_equal((u, s), (v, state.inner))
         p, q = paddle.apply_updates(p, u), paddle.apply_updates(q, v)
 
 
@@ -252,16 +253,14 @@ def test_under_shard_map_the_norms_are_those_of_all_shards():
     found = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=split, out_specs=PartitionSpec()))(p, g)
     alone = with_info(paddle.lamb(0.1), grad_clip=paddle.clip_by_global_norm(1.0))
     expected = get_info(alone.update(g, alone.init(p), p)[1])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5)
 
 
 def test_the_state_keeps_its_kinds_so_that_a_step_compiles_once():
     tx, p = with_info(paddle.lamb(0.1), grad_clip=paddle.clip_by_global_norm(1.0)), tree(0)
     before = tx.init(p)
     after = jax.eval_shape(tx.update, p, before, p)[1]
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), after
-    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
 
 
 # What the norms cost on CPU, in trees of float32 beside what the step takes without them. A donated parameter
@@ -333,10 +332,10 @@ def test_the_object_measures_what_the_function_does_and_steps_as_without(name, c
     state = tx.init(p)
     for t in range(STEPS):
         new = stepped(opt, tree(10 * t))
-        jax.tree.map(np.testing.assert_array_equal, new, stepped(plain, tree(10 * t)))
+        chex.assert_trees_all_equal(new, stepped(plain, tree(10 * t)))
         u, state = tx.update(tree(10 * t), state, p)
         found, expected = opt.get_info(), get_info(state)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+        chex.assert_trees_all_close(found, expected, rtol=1e-5)
         p = paddle.apply_updates(p, u)
 
 
@@ -378,4 +377,4 @@ def test_the_state_without_info_is_that_of_the_rule():
     p = tree(0)
     state = with_info(paddle.adam(0.1)).init(p)
     assert isinstance(state, InfoState) and isinstance(state.inner[0], RuleState)
-    jax.tree.map(np.testing.assert_array_equal, state.inner, (paddle.adam(0.1).init(p),))
+    chex.assert_trees_all_equal(state.inner, (paddle.adam(0.1).init(p),))

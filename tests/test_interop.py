@@ -3,6 +3,7 @@
 import builtins
 import contextlib
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -33,13 +34,9 @@ def train(tx, grads=GRADS, params=PARAMS, apply=optax.apply_updates):
     return params, state
 
 
-def equal(found, want):
-    jax.tree.map(np.testing.assert_array_equal, found, want)
-
-
 def close(found, want):
     """To the last bit or two: inside a cond XLA fuses differently."""
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7), found, want)
+    chex.assert_trees_all_close(found, want, rtol=2e-6, atol=1e-7)
 
 
 # ------------------------------------------------------------------------- every rule inside optax
@@ -50,7 +47,7 @@ def test_in_chain(case):
     doubled = [jax.tree.map(lambda x: 2 * x, g) for g in GRADS]
     alone, state = train(case.make(), doubled)
     found, (_, inner) = train(optax.chain(optax.scale(2.0), case.make()))
-    equal((found, inner), (alone, state))
+    chex.assert_trees_all_equal((found, inner), (alone, state))
 
 
 @each_rule_once
@@ -62,7 +59,9 @@ def test_in_multi_transform(case):
         alone, own = train(rule, [{half: g[half]} for g in GRADS], {half: PARAMS[half]})
         inner = state.inner_states[half].inner_state
         assert float(inner.learning_rate) == float(own.learning_rate)
-        equal((found[half], jax.tree.leaves(inner)), (alone[half], jax.tree.leaves(own)))
+        chex.assert_trees_all_equal(
+            (found[half], jax.tree.leaves(inner)), (alone[half], jax.tree.leaves(own))
+        )
 
 
 @each_rule_once
@@ -77,8 +76,8 @@ def test_in_masked(case):
         tx = wrap(case.make())
         found, state = train(optax.chain(tx, optax.masked(optax.scale(-0.1), {"body": False, "head": True})))
         plain, _ = train(optax.sgd(0.1), [{"head": g["head"]} for g in GRADS], {"head": PARAMS["head"]})
-        equal((found["body"], found["head"]), (alone["body"], plain["head"]))
-        equal(jax.tree.leaves(state), jax.tree.leaves(own))
+        chex.assert_trees_all_equal((found["body"], found["head"]), (alone["body"], plain["head"]))
+        chex.assert_trees_all_equal(jax.tree.leaves(state), jax.tree.leaves(own))
 
 
 @each_rule_once
@@ -110,7 +109,7 @@ def test_every_wrapper_at_once_in_one_program():
     """Two rules by label around a clip, with accumulation and a guard, compiled once."""
     inner = optax.multi_transform({"body": paddle.lamb(0.1), "head": paddle.momentum(0.1)}, LABELS)
     steps = optax.MultiSteps(optax.chain(optax.clip_by_global_norm(1.0), optax.apply_if_finite(inner, 3)), 2)
-    update = jax.jit(steps.update)
+    update = jax.jit(chex.assert_max_traces(steps.update, n=1))
     with jax.numpy_dtype_promotion("standard"):
         found, _ = train(optax.GradientTransformation(steps.init, update))
     assert update._cache_size() == 1
@@ -124,7 +123,7 @@ def test_every_wrapper_at_once_in_one_program():
 def test_the_rate_inside_optax_is_read_and_replaced():
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.masked(paddle.adam(0.1), True))
     state = tx.init(PARAMS)
-    update = jax.jit(tx.update)
+    update = jax.jit(chex.assert_max_traces(tx.update, n=1))
     fast, state = update(GRADS[0], state, PARAMS)
     assert float(paddle.get_learning_rate(state)) == np.float32(0.1)
     first = tx.init(PARAMS)
@@ -271,11 +270,11 @@ def test_as_optax_changes_neither_state_nor_numbers():
     for tx in (paddle.adam(0.1), paddle.chain(paddle.clip_by_norm(1.0), paddle.lamb(0.1))):
         wrapped = as_optax(tx)
         assert isinstance(wrapped, optax.GradientTransformationExtraArgs)
-        equal(train(wrapped), train(tx))
+        chex.assert_trees_all_equal(train(wrapped), train(tx))
     already = as_optax(optax.sgd(0.1))
     assert isinstance(already, optax.GradientTransformationExtraArgs) and as_optax(already) is already
     updates, _ = already.update(PARAMS, already.init(PARAMS), PARAMS, value=1.0)  # which sgd does not know
-    assert jax.tree.structure(updates) == jax.tree.structure(PARAMS)
+    chex.assert_trees_all_equal_structs(updates, PARAMS)
 
 
 def test_as_optax_says_what_is_wrong(monkeypatch):
@@ -338,13 +337,13 @@ def set_rate(opt_state, rate):
 def test_nnx_optimizer(name):
     """The same as the plain loop, with the rate changed after the second step; one program."""
     with as_flax_wants_it():
-        model, traces = Regression(nnx.Rngs(0)), []
+        model = Regression(nnx.Rngs(0))
         params, make = nnx.to_pure_dict(nnx.state(model, nnx.Param)), MAKE[name]
         optimizer = nnx.Optimizer(model, make(), wrt=nnx.Param)
 
         @nnx.jit
+        @chex.assert_max_traces(n=1)
         def step(model, optimizer):
-            traces.append(1)
             optimizer.update(model, nnx.grad(squared_error)(model, X, Y))
 
         graph, _, rest = nnx.split(Regression(nnx.Rngs(0)), nnx.Param, ...)
@@ -363,7 +362,6 @@ def test_nnx_optimizer(name):
             step(model, optimizer)
             updates, state = tx.update(jax.grad(loss)(params), state, params)
             params = paddle.apply_updates(params, updates)
-        assert len(traces) == 1
         assert int(optimizer.step[...]) == 4
         close(nnx.to_pure_dict(nnx.state(model, nnx.Param)), params)
 
@@ -383,12 +381,13 @@ def test_flax_train_state(name):
         state = TrainState.create(apply_fn=apply, params=params, tx=tx)
 
         @jax.jit
+        @chex.assert_max_traces(n=2)  # the first call sees the Python number 0 as the count
         def step(state):
             return state.apply_gradients(grads=jax.grad(loss)(state.params))
 
         own = tx.init(params)
         for i in range(4):
-            if i == 2:  # the first call saw the Python number 0 as the count
+            if i == 2:
                 traces = step._cache_size()
                 state = state.replace(opt_state=paddle.set_learning_rate(state.opt_state, 0.02))
                 own = paddle.set_learning_rate(own, 0.02)

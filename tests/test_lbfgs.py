@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import golden_cases
 import jax
 import jax.numpy as jnp
@@ -55,9 +56,11 @@ def compare(case, step, params, loss, counters):
 
 def updating(tx, f):
     """One compiled call: params, state -> params, state, value before."""
+    chex.clear_trace_counter()
     f = jax.value_and_grad(f)
 
     @jax.jit
+    @chex.assert_max_traces(n=1)
     def call(params, state):
         value, grads = f(params)
         updates, state = tx.update(grads, state, params, value=value, value_and_grad=f)
@@ -327,9 +330,7 @@ def test_the_state_keeps_its_shapes_through_scan_and_chain():
         return (paddle.apply_updates(p, updates), state), value
 
     (p, state), values = jax.jit(lambda c: jax.lax.scan(body, c, length=30))((p, tx.init(p)))
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), abstract
-    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, abstract)
     assert values[-1] < 1 < values[0] and state[1].stored > 3 and state[1].rate.count == 30
 
 
@@ -420,8 +421,7 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(line_search_fn, steps):
         for name, p in params.items():
             assert np.array_equal(p.numpy(), its_params[name].numpy())
     ours, theirs = opt.state_dict(), other.state_dict()
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    assert all(map(np.array_equal, jax.tree.leaves(ours), jax.tree.leaves(theirs)))
+    chex.assert_trees_all_equal(ours, theirs)
 
 
 def test_the_state_dict_is_paddles():
@@ -466,7 +466,7 @@ def test_a_state_that_does_not_fit_changes_nothing_and_says_all_that_is_wrong():
     with pytest.raises(TypeError, match="expected a dict"):
         opt.set_state_dict([])
     after = opt.state_dict()
-    assert all(map(np.array_equal, jax.tree.leaves(before), jax.tree.leaves(after)))
+    chex.assert_trees_all_equal(before, after)
     opt.set_state_dict({}, strict=False)
     assert opt.state_dict() == {"state": {}}
 
@@ -526,7 +526,7 @@ def test_a_failing_closure_changes_nothing():
     with pytest.raises(KeyboardInterrupt):
         opt.step(failing)
     now = opt.state_dict(), paddle.values(params)
-    assert all(map(np.array_equal, jax.tree.leaves((saved, values)), jax.tree.leaves(now)))
+    chex.assert_trees_all_equal((saved, values), now)
 
 
 def test_a_frozen_parameter_stays_and_a_change_of_them_starts_afresh():

@@ -1,5 +1,6 @@
 """Float32 masters of 16-bit parameters, as a wrapper and inside the object."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +52,7 @@ def test_the_master_is_the_float32_run(case, dtype):
     q, wide = {"p": p, "wide": p.astype(jnp.float32)}, p.astype(jnp.float32)
     state, wide_state = tx.init(q), twin.init(wide)
     assert state.master["wide"] is None
-    update = jax.jit(tx.update)
+    update = jax.jit(chex.assert_max_traces(tx.update, n=1))
     for g in grads:
         updates, state = update({"p": g, "wide": g.astype(jnp.float32)}, state, q)
         q = paddle.apply_updates(q, updates)
@@ -160,7 +161,7 @@ def test_masters_that_do_not_fit_change_nothing():
             opt.set_state_dict({**good, "master_weights": masters})
     with pytest.raises(AssertionError, match="unexpected: master_weights"):
         Optimizer(1e-3, pair(), rule=rules.Adam()).set_state_dict(good)
-    jax.tree.map(np.testing.assert_array_equal, opt.state_dict(), good)
+    chex.assert_trees_all_equal(opt.state_dict(), good)
 
 
 def test_float32_parameters_need_no_masters():

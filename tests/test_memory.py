@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
@@ -129,7 +130,7 @@ def test_a_rule_is_traced_once_per_shape_and_dtype():
 def test_a_new_rate_traces_and_compiles_nothing(params):
     rule, traced = counting()
     tx = paddle.lift(rule, 0.1)
-    step = jax.jit(lambda p, s, g: tx.update(g, s, p), donate_argnums=1)
+    step = jax.jit(chex.assert_max_traces(lambda p, s, g: tx.update(g, s, p), n=1), donate_argnums=1)
     state = tx.init(params)
     opt = paddle.optimizer.Optimizer(0.1, params, rule=rule)
     for p in opt.parameters.values():

@@ -1,9 +1,10 @@
 """The functional state through orbax-checkpoint's own API: whole, without a target, in part, resharded."""
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
+from bits import bits
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import paddlejax as pj
@@ -35,9 +36,8 @@ def saved(request, tmp_path):
 
 
 def same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
+    chex.assert_trees_all_equal_shapes_and_dtypes(a, b)
+    chex.assert_trees_all_equal(bits(a), bits(b))
 
 
 def test_a_state_restored_into_a_fresh_one_goes_on_bit_for_bit(saved):
@@ -62,9 +62,7 @@ def test_without_a_target_the_names_are_keys(saved):
             for p, x in entries
         }
 
-    assert words(plain).keys() == words(named).keys()
-    for path, x in words(named).items():
-        np.testing.assert_array_equal(words(plain)[path], x)
+    chex.assert_trees_all_equal(words(plain), words(named))
 
 
 def test_a_state_moves_onto_another_sharding(saved):

@@ -4,6 +4,7 @@ import copy
 import inspect
 import pickle
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,11 +39,9 @@ def give(params, step, missing=()):
 
 
 def same(a, b, **tolerance):
-    assert a.keys() == b.keys()
-    for k in a:
-        x, y = np.asarray(a[k]), np.asarray(b[k])
-        assert (x.shape, x.dtype) == (y.shape, y.dtype), k
-        np.testing.assert_allclose(x, y, **{"rtol": 3e-7, "atol": 1e-7, **tolerance}, err_msg=k)
+    a, b = jax.tree.map(np.asarray, (a, b))
+    chex.assert_trees_all_equal_shapes_and_dtypes(a, b)
+    chex.assert_trees_all_close(a, b, **{"rtol": 3e-7, "atol": 1e-7, **tolerance})
 
 
 def same_all(a, b, **tolerance):
@@ -392,7 +391,7 @@ def test_the_functional_form():
     tree |= {"b": jnp.asarray(X[0, 3][:4], jnp.bfloat16), "n": None, "z": jnp.zeros((0, 2))}
     packed = packing.pack(tree)
     assert {k: v.shape for k, v in packed.buffers.items()} == {"bfloat16": (4,), "float32": (12,)}
-    assert jax.tree.structure(packed.unpack()) == jax.tree.structure(tree)
+    chex.assert_trees_all_equal_structs(packed.unpack(), tree)
 
     def loss(tree, x):
         return sum(jnp.sum(jnp.sin(p.astype(jnp.float32) * x)) for p in jax.tree.leaves(tree))
@@ -408,9 +407,8 @@ def test_the_functional_form():
             grads = jax.jit(jax.grad(lambda packed, x: loss(packed.unpack(), x)))(long, x)
             updates, states = jax.jit(tx.update)(grads, states, long)
             long = paddle.apply_updates(long, updates)
-        for p, q in zip(jax.tree.leaves(plain), jax.tree.leaves(long.unpack()), strict=True):
-            assert (p.shape, p.dtype) == (q.shape, q.dtype)
-            np.testing.assert_allclose(np.float32(p), np.float32(q), rtol=1e-6, atol=1e-7)
+        chex.assert_trees_all_equal_shapes_and_dtypes(plain, long.unpack())
+        chex.assert_trees_all_close(plain, long.unpack(), rtol=1e-6, atol=1e-7)
     primal, tangent = jax.jvp(lambda packed: packed.unpack()["a"][0], (packed,), (packed,))
     np.testing.assert_array_equal(primal, tangent)
     with pytest.raises(TypeError, match="at n: found a parameter of dtype int32"):

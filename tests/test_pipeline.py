@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,9 +85,7 @@ def unpipelined(tx, stages, params, steps, examples=24):
 
 
 def assert_close(found, expected, atol=1e-6):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=atol)
+    chex.assert_trees_all_close(found, expected, rtol=0, atol=atol)
 
 
 # ------------------------------------------------------------------------------------------- the schedule
@@ -378,7 +377,7 @@ def test_a_failure_reaches_the_caller_and_changes_nothing(section, micro_batch, 
     assert_close((params, state), before, 0)
     armed[0] = False
     new, _, loss = pipeline.step(params, state, batches)
-    assert np.isfinite(float(loss)) and all(np.isfinite(np.asarray(p["w"])).all() for p in new)
+    chex.assert_tree_all_finite((loss, new))
 
 
 def test_a_failure_does_not_wait_for_the_first_forwards():

@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -405,7 +406,7 @@ def test_pure_functions_agree_with_the_classes(name, stepped):
     # Absolute, so that a boundary among small rates cannot hide behind a large one.
     np.testing.assert_allclose(whole[np.array(boundaries, int)], want[boundaries], rtol=1e-5, atol=3e-7)
     np.testing.assert_array_equal(jax.jit(jax.vmap(schedule))(counts), whole)
-    one = jax.jit(lambda t: schedule(t))
+    one = jax.jit(chex.assert_max_traces(lambda t: schedule(t), n=1))
     for t in [5, *boundaries]:
         rate = one(jnp.int32(t))
         assert (rate.dtype, rate.shape) == (jnp.float32, ())
@@ -510,8 +511,8 @@ def plateau_cases():
 def test_the_plateau_pair_equals_its_class_under_jit(name):
     case = SEQUENCES[name]
     plateau = S.reduce_on_plateau(**case["kwargs"])
-    scheduler, update, state = lr.ReduceOnPlateau(**case["kwargs"]), jax.jit(plateau.update), plateau.init()
-    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    scheduler, state = lr.ReduceOnPlateau(**case["kwargs"]), plateau.init()
+    start, update = state, jax.jit(chex.assert_max_traces(plateau.update, n=1))
     for op, *args in case["calls"]:
         if op == "metric":
             scheduler.step(float(args[0]))
@@ -520,7 +521,7 @@ def test_the_plateau_pair_equals_its_class_under_jit(name):
             assert int(state.num_bad_epochs) == scheduler.num_bad_epochs
             assert int(state.cooldown_counter) == scheduler.cooldown_counter
             assert int(state.last_epoch) == scheduler.last_epoch
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == shapes
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, start)
     assert update._cache_size() == 1
 
 

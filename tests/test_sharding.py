@@ -3,6 +3,7 @@
 import functools
 
 import cases
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,7 +87,7 @@ def test_state_lies_beside_the_parameters(name, kind):
     shardings = on(mesh_of(kind, data=2, model=4), SPECS)
     params = jax.device_put(tree(0, dtype), shardings)
     wanted = state_shardings(tx, params)
-    assert jax.tree.structure(wanted) == jax.tree.structure(tx.init(params))
+    chex.assert_trees_all_equal_structs(wanted, tx.init(params))
     shapes = jax.eval_shape(lambda: tree(0, dtype))
     assert state_shardings(tx, shapes, shardings) == wanted
     state = jax.jit(tx.init, out_shardings=wanted)(params)
@@ -210,6 +211,7 @@ def test_zero1_compiles_once_and_reuses_memory(kind, caplog):
     tx = zero1(paddle.adam(0.1), mesh, "data")
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
+    @chex.assert_max_traces(n=1)
     def one_step(params, state, grads):
         updates, state = tx.update(grads, state, params)
         return paddle.apply_updates(params, updates), state

@@ -3,6 +3,7 @@
 import re
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -184,9 +185,8 @@ def test_gradients_are_those_of_jax(tables, jitted):
     np.testing.assert_allclose(aux, want_aux, rtol=1e-6)
     found = jax.tree.leaves(grads, is_leaf=lambda g: isinstance(g, SelectedRows))
     assert sum(isinstance(g, SelectedRows) for g in found) == {"user": 1, "[]": 0}.get(str(tables), 2)
-    for got, exact in zip(found, jax.tree.leaves(dense), strict=True):
-        got = got.to_dense() if isinstance(got, SelectedRows) else got
-        np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-6)
+    found = [g.to_dense() if isinstance(g, SelectedRows) else g for g in found]
+    chex.assert_trees_all_close(found, jax.tree.leaves(dense), rtol=1e-5, atol=1e-6)
 
 
 def test_a_table_that_is_not_read_has_no_rows():
@@ -312,10 +312,7 @@ def test_without_lazy_mode_it_is_dense_with_zeros_to_the_bit(tx, jitted):
     grads = [{"t": rows_of(rows, seed=i), "b": jnp.ones(2)} for i, rows in enumerate(ROWS.values())]
     dense = [{**g, "t": g["t"].to_dense()} for g in grads]
     tx = tx._replace(update=jax.jit(tx.update)) if jitted else tx
-    for got, want in zip(
-        jax.tree.leaves(steps(tx, p, grads)), jax.tree.leaves(steps(tx, p, dense)), strict=True
-    ):
-        np.testing.assert_array_equal(got, want)
+    chex.assert_trees_all_equal(steps(tx, p, grads), steps(tx, p, dense))
 
 
 def test_lazy_mode_moves_the_listed_rows_as_if_they_were_alone_and_no_other():

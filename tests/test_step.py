@@ -2,6 +2,7 @@
 
 import collections
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +27,7 @@ def test_many_are_stepped_as_each_alone(case):
     state = tx.init(params)
     together = jax.jit(tx.update)(grads, state, params)
     alone = tx.update(grads, state, params)  # without a trace, a call for each
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7), together, alone)
+    chex.assert_trees_all_close(together, alone, rtol=2e-6, atol=1e-7)
 
 
 def calls(tx, params):

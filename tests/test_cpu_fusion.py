@@ -143,15 +143,19 @@ print(jax.jit(lambda x, y: (x + y, x * y)).lower(one, one).compile().as_text())
 """
 
 
-@pytest.fixture(scope="module")
-def obeyed() -> None:
-    """Skips where XLA has no such option: there, two results that share their inputs stay two loops.
+def xla_obeys() -> bool:
+    """Whether XLA has the option: without it two results that share their inputs stay two loops.
 
     It asks XLA and not the package, whose own probe could be wrong.
     """
     text = run(PAIR, XLA_FLAGS=f"--xla_backend_extra_options={OPTION}=true")
-    if not re.search(r"= \(.*\) fusion\(", text):
-        pytest.skip(f"jaxlib {jaxlib.version.__version__} does not obey {OPTION}")
+    return re.search(r"= \(.*\) fusion\(", text) is not None
+
+
+@pytest.fixture(scope="module")
+def obeyed() -> None:
+    if not xla_obeys():
+        pytest.skip(f"jaxlib {jaxlib.version.__version__} has no option {OPTION}")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import every_rule
+from cases import each_rule_once
 from jax.ad_checkpoint import checkpoint_name
 
 import paddlejax as paddle
@@ -60,7 +60,7 @@ def train(tx, parts, compiled=False):
     return p, state
 
 
-@every_rule
+@each_rule_once
 def test_small_batches_are_one_large_batch(case):
     """k micro-batches and their mean loss, or one batch of k: to 1e-6, state included, for every rule."""
     whole, inner = train(case.make(), 1)

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from bits import bits
-from cases import drawn, every_rule
+from cases import drawn, each_rule_once
 from golden_cases import GOLDEN
 from jax.sharding import PartitionSpec
 
@@ -172,7 +171,7 @@ BAD = [math.inf, -math.inf, math.nan]
 FEW = {case.name: case for case in cases.CASES if case.name in ("adam", "lamb", "asgd")}
 
 
-@every_rule
+@each_rule_once
 def test_a_skip_leaves_every_bit(case):
     for _ in skipping(paddle.skip_nonfinite(case.make())):
         pass

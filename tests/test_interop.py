@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import each_rule_once, every_rule
+from cases import each_rule_once
 from flax import nnx
 from flax.training.train_state import TrainState
 
@@ -42,7 +42,7 @@ def close(found, want):
 # ------------------------------------------------------------------------- every rule inside optax
 
 
-@every_rule
+@each_rule_once
 def test_in_chain(case):
     doubled = [jax.tree.map(lambda x: 2 * x, g) for g in GRADS]
     alone, state = train(case.make(), doubled)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import drawn, every_rule
+from cases import drawn, each_rule_once
 
 import paddlejax as paddle
 from paddlejax import rules
@@ -43,7 +43,7 @@ def test_a_thousand_small_steps_follow_float32_rounded(capsys):
     assert optax_ > 0.9  # it stays where steps are below half a unit
 
 
-@every_rule
+@each_rule_once
 @NARROW
 def test_the_master_is_the_float32_run(case, dtype):
     p, grads = drawn(4, steps=5)

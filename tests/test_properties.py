@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import drawn, each_rule_once, every_rule
+from compiled_steps import DISTINCT
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
@@ -192,7 +193,7 @@ def test_vmap_over_parameters_and_states(case):
             np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6)
 
 
-@every_rule
+@pytest.mark.parametrize("case", DISTINCT.values(), ids=DISTINCT)
 def test_derivatives_of_an_update(case):
     """By gradient and parameter, against differences."""
     with jax.enable_x64(True):

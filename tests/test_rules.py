@@ -56,38 +56,19 @@ def test_follows_the_reference_and_compiles_once(case, x64):
 
 
 @every_rule
-@pytest.mark.parametrize("scale", [0.0, 1e-9, 1e6])
-def test_zero_tiny_and_huge_gradients(case, scale):
-    p, grads = drawn(4, steps=5)
-    grads = (grads * scale).astype(np.float32)
-    p = p.astype(np.float32)
-    q, _ = train(case.make(), {"w": jnp.asarray(p)}, [{"w": jnp.asarray(g)} for g in grads])
-    want, _ = case.expected(p, grads)
-    np.testing.assert_allclose(q["w"], want, rtol=0, atol=5e-6 * max(np.max(np.abs(want)), 1.0))
+def test_zero_tiny_and_huge_gradients(case):
+    p, drawn_ = drawn(4, steps=5)
+    p, tx = p.astype(np.float32), case.make()
+    update = jax.jit(tx.update)
+    for scale in (0.0, 1e-9, 1e6):
+        grads = (drawn_ * scale).astype(np.float32)
+        q, _ = train(tx, {"w": jnp.asarray(p)}, [{"w": jnp.asarray(g)} for g in grads], update)
+        want, _ = case.expected(p, grads)
+        tolerance = 5e-6 * max(np.max(np.abs(want)), 1.0)
+        np.testing.assert_allclose(q["w"], want, rtol=0, atol=tolerance, err_msg=str(scale))
 
 
 @each_rule_once
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
-def test_dtypes_and_structure_are_stable_in_a_scan(case, dtype):
-    params = {"m": jnp.ones((2, 3), dtype), "scalar": jnp.ones((), dtype), "empty": jnp.ones((0, 2), dtype)}
-    grads = jax.tree.map(lambda p: jnp.full((4, *p.shape), 0.5, dtype), params)
-    tx = case.make()
-
-    def step(carry, g):
-        updates, state = tx.update(g, carry[1], carry[0])
-        assert [u.dtype for u in jax.tree.leaves(updates)] == [dtype] * 3
-        return (paddle.apply_updates(carry[0], updates), state), None
-
-    start = (params, tx.init(params))
-    end, _ = jax.jit(lambda c: jax.lax.scan(step, c, grads))(start)
-    assert jax.tree.structure(end) == jax.tree.structure(start)
-    assert [(x.dtype, x.shape) for x in jax.tree.leaves(end)] == [
-        (x.dtype, x.shape) for x in jax.tree.leaves(start)
-    ]
-    assert all(s.dtype == jnp.float32 for s in jax.tree.leaves(end[1].slots))
-
-
-@every_rule
 def test_half_precision_follows_float32_rounded_at_every_step(case):
     p, grads = drawn(5, steps=3)
     narrow = lambda x: jnp.asarray(x, jnp.bfloat16)  # noqa: E731
@@ -103,7 +84,7 @@ def test_half_precision_follows_float32_rounded_at_every_step(case):
     assert q.dtype == jnp.float32
 
 
-@every_rule
+@each_rule_once
 def test_compiled_equals_uncompiled(case):
     p, grads = drawn(4, steps=4)
     p, grads = jnp.asarray(p, jnp.float32), [jnp.asarray(g, jnp.float32) for g in grads]
@@ -114,7 +95,7 @@ def test_compiled_equals_uncompiled(case):
         np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7)
 
 
-@every_rule
+@each_rule_once
 def test_abstract_init(case):
     tx, params = case.make(), {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
     abstract, real = jax.eval_shape(tx.init, params), tx.init(params)
@@ -183,7 +164,7 @@ def test_fresh_state_shares_no_memory_and_can_be_donated(case):
     jax.block_until_ready((updates, state, params, rate))
 
 
-@every_rule
+@each_rule_once
 def test_a_leaf_without_gradient_stays_as_it_is(case):
     params = {"a": jnp.array([1.0, -0.0]), "b": jnp.array([2.0])}
     tx = case.make()
@@ -209,22 +190,6 @@ def test_differentiable_through_an_update(case):
     step = 1e-2
     numeric = (after_two_steps(0.05 + step) - after_two_steps(0.05 - step)) / (2 * step)
     np.testing.assert_allclose(found, numeric, rtol=0.05, atol=0.02)
-
-
-@every_rule
-def test_converges_on_a_parabola(case):
-    rate = {"adadelta": 3.0, "lamb": 0.02, "sgd": 0.1, "lars_momentum": 0.5, "adagrad": 1.0, "ftrl": 1.0}
-    tx = case.make(rate.get(case.name, 0.05))
-    target = jnp.array([1.0, -0.5, 0.75])
-
-    def step(carry, _):
-        p, state = carry
-        updates, state = tx.update(p - target, state, p)
-        return (paddle.apply_updates(p, updates), state), jnp.sum((p - target) ** 2)
-
-    p = jnp.array([0.5, 0.5, 0.5])
-    _, losses = jax.lax.scan(step, (p, tx.init(p)), length=500)
-    assert losses[-1] < 0.1 * losses[0]
 
 
 @each_rule_once

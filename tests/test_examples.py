@@ -1,6 +1,7 @@
 """The examples run, draw what they promise, and train the same network in either style."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -46,24 +47,56 @@ def test_every_example_is_in_the_table():
     assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(QUICK)
 
 
-@pytest.mark.parametrize("script", QUICK)
-def test_example_runs_and_draws(script, tmp_path):
-    out = tmp_path / "picture.png"
-    command = [sys.executable, EXAMPLES / script, *QUICK[script], "--out", out]
-    ran = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+# One process runs several scripts, each as if from a shell in a folder of its own: JAX starts once for all.
+RUNNER = """
+import contextlib, io, json, os, runpy, sys, traceback
+import matplotlib.pyplot as plt
+examples, folder, scripts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+sys.path.insert(0, examples)
+results = {}
+for script, arguments in scripts.items():
+    os.makedirs(os.path.join(folder, script))
+    os.chdir(os.path.join(folder, script))
+    sys.argv = [os.path.join(examples, script), *arguments]
+    out, err, ended = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as stop:
+            ended = stop.code or 0
+        except BaseException:
+            ended = traceback.format_exc()
+    plt.close("all")
+    results[script] = ended, out.getvalue(), err.getvalue()
+print(json.dumps(results))
+"""
+ON_EIGHT_DEVICES = [
+    "train_dgc.py",
+    "train_pipeline.py",
+    "train_zero1.py",
+]  # they ask JAX for them at its start
+ON_ONE_DEVICE = [script for script in QUICK if script not in ON_EIGHT_DEVICES]
+
+
+@pytest.mark.parametrize("scripts", [ON_ONE_DEVICE, ON_EIGHT_DEVICES], ids=["one device", "eight devices"])
+def test_examples_run_and_draw(scripts, tmp_path):
+    name = "picture.png"
+    given = {script: [*QUICK[script], "--out", str(tmp_path / script / name)] for script in scripts}
+    command = [sys.executable, "-c", RUNNER, EXAMPLES, tmp_path, json.dumps(given)]
+    ran = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=1200)
     assert ran.returncode == 0, ran.stderr
-    assert "Warning" not in ran.stderr
-    assert out.name in ran.stdout
-    assert list(tmp_path.iterdir()) == [out]
-    picture = matplotlib.image.imread(out)
-    height, width, _ = picture.shape
-    assert height > 300 and width > 600
-    assert np.std(picture[..., :3]) > 0.02  # more than an empty canvas
+    for script, (ended, printed, warned) in json.loads(ran.stdout.splitlines()[-1]).items():
+        assert ended == 0, (script, ended, warned)
+        assert "Warning" not in warned, (script, warned)
+        assert name in printed, script
+        assert [path.name for path in (tmp_path / script).iterdir()] == [name], script
+        picture = matplotlib.image.imread(tmp_path / script / name)
+        height, width, _ = picture.shape
+        assert height > 300 and width > 600, script
+        assert np.std(picture[..., :3]) > 0.02, script  # more than an empty canvas
 
 
-@pytest.mark.parametrize(
-    "name", ["momentum", "adam", "adamw", "nadam", "lamb", "lars_momentum", "rmsprop", "ftrl"]
-)
+@pytest.mark.parametrize("name", ["momentum", "adamw", "lamb", "ftrl"])
 def test_styles_agree(train_digits, name):
     """Same batches, same start: the Paddle-style object computes what the functional loop does."""
     ours, paddles = (train_digits.train(name, style, epochs=3) for style in ("functional", "paddle"))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from bits import bits
 from cases import drawn, each_rule_once
 from golden_cases import GOLDEN
 from jax.sharding import PartitionSpec

@@ -1,8 +1,5 @@
 """The Paddle-style object: what a loop with it does, step for step."""
 
-import copy
-import pickle
-
 import chex
 import jax
 import jax.numpy as jnp

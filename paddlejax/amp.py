@@ -148,7 +148,7 @@ class GradScaler:
         if not isinstance(loss, Loss):
             if not isinstance(loss, Parameter | jax.Array | np.ndarray | np.generic):
                 number("scale's loss", loss, "a Loss, an array or a number")
-            loss = jnp.asarray(loss._value if isinstance(loss, Parameter) else loss)
+            loss = jnp.asarray(loss.peek() if isinstance(loss, Parameter) else loss)
             floating = jnp.issubdtype(loss.dtype, jnp.inexact)
             return _times(loss if floating else loss.astype(jnp.float32), self._scale)
         if not hasattr(loss, "call"):  # of a pipeline
@@ -172,8 +172,8 @@ class GradScaler:
             raise RuntimeError(
                 "unscale_: found it called twice for this optimizer, expected update() in between"
             )
-        there = [p for p in parameters if p._grad is not None and p._grad is not ZEROS]
-        grads, finite = _unscale([p._grad for p in there], self._scale)
+        there = [p for p in parameters if p.lazy_grad is not None and p.lazy_grad is not ZEROS]
+        grads, finite = _unscale([p.lazy_grad for p in there], self._scale)
         self._found_inf = self._unscaled[optimizer] = not finite
         for p, g in zip(there, grads, strict=True):
             p.grad = g
@@ -231,7 +231,7 @@ class GradScaler:
             raise TypeError(
                 f"minimize's loss: found {type(loss).__name__} with further arguments, expected {expected}"
             )
-        scaled = [p._grad for p in parameters]
+        scaled = [p.lazy_grad for p in parameters]
         if fresh := inner not in self._unscaled:
             self.unscale_(optimizer)
         pairs = [(p, p.grad) for p in parameters if p.grad is not None]
@@ -245,7 +245,7 @@ class GradScaler:
             if fresh:  # as if it had not been called
                 del self._unscaled[inner]
                 for p, g in zip(parameters, scaled, strict=True):
-                    p._grad = g
+                    p.lazy_grad = g
             raise
         self.update()
         self._unscaled.clear()
@@ -367,7 +367,7 @@ class GradScaler:
 
 
 def _parameters(method: str, optimizer: Any) -> list[Parameter]:
-    parameters = getattr(optimizer, "_parameters", None)
+    parameters = getattr(optimizer, "parameter_list", None)
     if parameters is None or not callable(getattr(optimizer, "step", None)):
         raise TypeError(f"{method}: found {optimizer!r}, expected an optimizer")
     if (workers := getattr(innermost(optimizer), "_workers", 1)) > 1:  # whose gradients it never sees

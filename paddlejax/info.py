@@ -7,11 +7,10 @@ import jax.numpy as jnp
 
 from .array_types import ArrayTree, Gradients
 from .clip import ClipGradBase
-from .lifting import GradientTransformation, Lifted, Rule, RuleState
+from .lifting import GradientTransformation, RuleState
 from .loss_scaling import LossScaleState, SkipState
 from .norms import root, squared_norm
-from .selected_rows import SelectedRows, dense
-from .step import advance, in_wide
+from .selected_rows import SelectedRows
 from .transform import chain, get_learning_rate, is_transformation
 from .trees import align, beside, compute_dtype, flatten, gradients, path_name
 
@@ -74,6 +73,7 @@ def with_info(tx: Any, *, grad_clip: Any = None, axis_name: Any = None) -> Gradi
         raise TypeError(f"with_info: grad_clip is {grad_clip!r}, expected {expected}")
     clips = chain() if clip is None else chain(clip)
     step = chain(tx)
+    adapts = getattr(tx, "adapts", lambda path: False)
 
     def init(params: ArrayTree) -> InfoState:
         paths, leaves, tree = flatten(params)
@@ -81,11 +81,15 @@ def with_info(tx: Any, *, grad_clip: Any = None, axis_name: Any = None) -> Gradi
             None if p is None else compute_dtype(path, p) for path, p in zip(paths, leaves, strict=True)
         ]
         dtype = widest(leaves)
-        ratios = [None if wide is None else jnp.zeros((), wide) for wide in dtypes]
+        names = map(path_name, paths)
+        ratios = [
+            jnp.zeros((), wide) if wide is not None and adapts(name) else None
+            for name, wide in zip(names, dtypes, strict=True)
+        ]
         info = Info(
             *(jnp.zeros((), dtype) for _ in range(3)),
             clip_factor=None if clip is None else jnp.zeros((), dtype),
-            trust_ratios=tree.unflatten(ratios) if has_trust_ratio(tx) else None,
+            trust_ratios=tree.unflatten(ratios) if any(r is not None for r in ratios) else None,
         )
         return InfoState(beside(leaves, info), (*clips.init(params), *step.init(params)))
 
@@ -108,8 +112,8 @@ def with_info(tx: Any, *, grad_clip: Any = None, axis_name: Any = None) -> Gradi
             again, _ = clips.update(apart(grads), state.inner[:-1], params, **extra)
             again = align(tree, paths, again, "clipped")
         info = measure(gs, again, us, leaves, axis_name)
-        if has_trust_ratio(tx):
-            new = trust_ratios(tx, list(map(path_name, paths)), cs, leaves, state.inner[-1], tx_state[0])
+        if state.info.trust_ratios is not None:
+            new = tx.trust_ratios(list(map(path_name, paths)), cs, leaves, state.inner[-1], tx_state[0])
             old = align(tree, paths, state.info.trust_ratios, "trust ratios")
             kept = [o if n is None else n for o, n in zip(old, new, strict=True)]
             info = info._replace(trust_ratios=tree.unflatten(kept))
@@ -182,29 +186,3 @@ def _norm(leaves: list[Any], dtype: Any, axis_name: Any) -> jax.Array:
 def widest(leaves: list[Any]) -> Any:
     """float32, or float64 beside a parameter of that."""
     return jnp.result_type(jnp.float32, *(compute_dtype((), p) for p in leaves if p is not None))
-
-
-def has_trust_ratio(tx: Any) -> bool:
-    return isinstance(tx, Lifted) and type(tx.source.rule).trust_ratio is not Rule.trust_ratio
-
-
-def trust_ratios(
-    tx: Lifted, paths: list[str], grads: list[Any], params: list[Any], before: RuleState, after: RuleState
-) -> list[Any]:
-    """The factor on the rate that a lifted rule chose for each leaf, None where it has no gradient."""
-    rule = tx.source.rule
-    columns = {name: jax.tree.leaves(slot, is_leaf=lambda x: x is None) for name, slot in after.slots.items()}
-    ratios: list[Any] = [None] * len(params)
-    for i, (path, g, p) in enumerate(zip(paths, grads, params, strict=True)):
-        if g is not None:
-            leaf, factor = tx.source.leaf(path)
-            k, _ = advance(rule, after.learning_rate, before.shared, factor)
-            slots = {name: column[i] for name, column in columns.items()}
-            ratios[i] = _trust_ratio(rule.at(leaf), dense(g), p, k, slots)
-    return ratios
-
-
-@jax.jit
-def _trust_ratio(rule: Rule, *about: Any) -> jax.Array:
-    wide = compute_dtype((), about[1])
-    return in_wide(rule, wide).trust_ratio(*in_wide(about, wide))

@@ -28,7 +28,7 @@ from jax.core import Tracer
 
 from .array_types import ArrayTree, Gradients, Init, LearningRate, Update
 from .hyper import ArgumentError, Interval, Predicate, number
-from .selected_rows import SelectedRows
+from .selected_rows import SelectedRows, dense
 from .step import advance, check_sparse, in_wide, stepped
 from .trees import align, beside, compute_dtype, flatten, gradients, path_name
 
@@ -218,6 +218,31 @@ class Lifted(GradientTransformation):
 
     def __repr__(self) -> str:
         return f"lift({self.source.rule}, {self.source.learning_rate})"
+
+    def adapts(self, path: str) -> bool:
+        """Return whether the leaf at this path has a trust ratio."""
+        return type(self.source.rule).trust_ratio is not Rule.trust_ratio
+
+    def trust_ratios(
+        self, paths: list[str], grads: list[Any], params: list[Any], before: RuleState, after: RuleState
+    ) -> list[Any]:
+        """Return the factor on the rate that a step chose for each leaf, None where it has no gradient."""
+        source = self.source
+        columns = {k: jax.tree.leaves(slot, is_leaf=lambda x: x is None) for k, slot in after.slots.items()}
+        ratios: list[Any] = [None] * len(params)
+        for i, (path, g, p) in enumerate(zip(paths, grads, params, strict=True)):
+            if g is not None:
+                leaf, factor = source.leaf(path)
+                k, _ = advance(source.rule, after.learning_rate, before.shared, factor)
+                slots = {name: column[i] for name, column in columns.items()}
+                ratios[i] = _trust_ratio(source.rule.at(leaf), dense(g), p, k, slots)
+        return ratios
+
+
+@jax.jit
+def _trust_ratio(rule: Rule, *about: Any) -> jax.Array:
+    wide = compute_dtype((), about[1])
+    return in_wide(rule, wide).trust_ratio(*in_wide(about, wide))
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,10 +45,29 @@ class Layout:
         parts = lax.split(buffer, self.sizes, axis=buffer.ndim - 1)
         return [jnp.reshape(x, (*x.shape[:-1], *s)) for x, s in zip(parts, self.shapes, strict=True)]
 
-    def part(self, buffer: np.ndarray, i: int) -> np.ndarray:
-        """A copy of one of them."""
+    # On the host these compile nothing; what they return lies on the device of what they were given.
+
+    def join_on_host(self, arrays: Sequence[jax.Array]) -> jax.Array:
+        """Return the arrays as one."""
+        return _placed(self.join(jax.device_get(list(arrays)), np), arrays[0])
+
+    def split_on_host(self, buffer: jax.Array) -> list[jax.Array]:
+        """Return a copy of each of them."""
+        host = np.asarray(buffer)
+        return [_placed(self._part(host, i), buffer) for i in range(len(self.shapes))]
+
+    def part_on_host(self, buffer: jax.Array, i: int) -> jax.Array:
+        """Return a copy of one of them."""
+        return _placed(self._part(np.asarray(buffer), i), buffer)
+
+    def _part(self, buffer: np.ndarray, i: int) -> np.ndarray:
         start, stop = self.offsets[i : i + 2]
         return np.array(buffer[..., start:stop]).reshape((*buffer.shape[:-1], *self.shapes[i]))
+
+
+def _placed(value: np.ndarray, like: jax.Array) -> jax.Array:
+    """Return a copy on the device of another array."""
+    return jax.device_put(jnp.array(value), like.sharding) if like.committed else jnp.array(value)
 
 
 @jax.tree_util.register_pytree_with_keys_class

@@ -36,7 +36,35 @@ class PathState(NamedTuple):
     rule: tuple[Any, ...]
 
 
-def per_leaf(choose: Callable[[str], LeafOptions]) -> GradientTransformation:
+class PerLeaf(GradientTransformation):
+    """What `per_leaf` returns: the pair, and how each leaf's rule adapts."""
+
+    choose: Callable[[str], LeafOptions]
+
+    def adapts(self, path: str) -> bool:
+        """Return whether the leaf at this path has a trust ratio."""
+        return hasattr(rule := self.choose(path).rule, "adapts") and rule.adapts(path)
+
+    def trust_ratios(
+        self, paths: list[str], grads: list[Any], params: list[Any], before: PathState, after: PathState
+    ) -> list[Any]:
+        """Return the factor on the rate that a step chose for each leaf, None where there is none."""
+        options: list[Any] = [self.choose(path) for path in paths]
+        for (t, members), s in zip(_stage("grad_clip", options), before.grad_clip, strict=True):
+            grads = _changed(t, members, s, grads, params)
+        for (t, members), s in zip(_stage("weight_decay", options), before.weight_decay, strict=True):
+            grads = _changed(t, members, s, grads, params)
+        ratios: list[Any] = [None] * len(params)
+        states = zip(_stage("rule", options), before.rule, after.rule, strict=True)
+        for (t, members), old, new in states:
+            if self.adapts(paths[members[0]]):
+                t = _about(t, {paths[i]: options[i] for i in members})
+                mine = t.trust_ratios(paths, _of(members, grads), params, old, new)
+                ratios = [r if m is None else m for r, m in zip(ratios, mine, strict=True)]
+        return ratios
+
+
+def per_leaf(choose: Callable[[str], LeafOptions]) -> PerLeaf:
     """Clip, decay and step every leaf as `choose(path)` says: the mechanism of all per-parameter options."""
 
     def resolve(params: Any):
@@ -89,7 +117,9 @@ def per_leaf(choose: Callable[[str], LeafOptions]) -> GradientTransformation:
             states.append(tuple(new_states))
         return tree.unflatten([still.get(i, g) for i, g in enumerate(gs)]), PathState(*states)
 
-    return GradientTransformation(init, update)
+    pair = PerLeaf(init, update)
+    pair.choose = choose
+    return pair
 
 
 def _stillness(g: Any, p: Any) -> Any:
@@ -109,8 +139,19 @@ def _stage(field: str, options: list[Any]) -> list[tuple[Any, list[int]]]:
 
 
 def _only(tree: Any, entries: list[Any], members: list[int]) -> Any:
+    return tree.unflatten(_of(members, entries))
+
+
+def _of(members: list[int], entries: list[Any]) -> list[Any]:
+    """Return the entries of these members, None in place of the others."""
     chosen = set(members)
-    return tree.unflatten([x if i in chosen else None for i, x in enumerate(entries)])
+    return [x if i in chosen else None for i, x in enumerate(entries)]
+
+
+def _changed(t: Any, members: list[int], state: Any, grads: list[Any], params: list[Any]) -> list[Any]:
+    """Return the gradients of all leaves, those of the members as a clip or decay leaves them."""
+    new, _ = t.update(_of(members, grads), state, _of(members, params))
+    return [n if i in set(members) else g for i, (g, n) in enumerate(zip(grads, new, strict=True))]
 
 
 def _about(t: Any, options: dict[str, LeafOptions]) -> Any:

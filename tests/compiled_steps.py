@@ -31,10 +31,10 @@ def functional(tx: Any, params: Any, grads: Any = None) -> Any:
 
 def of_object(opt: Any) -> Any:
     """The program behind `opt.step()`, from the plan of the step it made last."""
-    (plan,) = opt._plans.values()
-    values = [p.value for p in plan.parameters]
-    arguments = values, plan.state(opt._masters), [jnp.zeros_like(v) for v in values], plan.rate(0.1)
-    return plan.step.lower(*arguments).compile()
+    (plan,) = opt.compiled_steps
+    values = [s.share() for s in plan.stores]
+    state, grads = plan.state(opt._steps.masters), [jnp.zeros_like(v) for v in values]
+    return plan.step.lower(values, state, grads, plan.rate_dtype(0.1)).compile()
 
 
 def temp_bytes(program: Any) -> int:

@@ -366,7 +366,7 @@ def test_float16_training_of_objects_without_compiling_again():
     assert scaler.state_dict()["scale"] < 2.0**30
     after = [f._cache_size() for f in (loss_module._backward, amp._unscale, amp._next_scale)]
     assert after == programs
-    assert all(plan.step._cache_size() == 1 for plan in opt._plans.values())
+    assert all(plan.step._cache_size() == 1 for plan in opt.compiled_steps)
 
 
 # ------------------------------------------------------------------ the object
@@ -505,7 +505,7 @@ class Around:
     """The least that a wrapper around an optimizer is."""
 
     def __init__(self, inner):
-        self.inner, self._parameters, self.steps = inner, inner._parameters, 0
+        self.inner, self.parameter_list, self.steps = inner, inner.parameter_list, 0
 
     def step(self):
         self.steps += 1

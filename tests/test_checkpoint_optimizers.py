@@ -358,7 +358,7 @@ def test_junk_in_a_file_is_one_kind_of_error(change, words, styles):
     tree = {"w": jnp.ones(2)}
     state = paddle.adam(0.1).init(tree)
     opt = paddle.optimizer.Adam(lr.StepDecay(0.1, 3), parameters=tree)
-    (w,) = opt._parameters
+    (w,) = opt.parameter_list
     w.grad = jnp.ones(2)
     opt.step()
     before = opt.state_dict()
@@ -425,7 +425,7 @@ SCHEDULES = [  # a fluid schedule, the 2.x scheduler of the same rates, and whet
 
 def stepped(opt, scheduler, by_epoch, steps):
     """The rates of some steps, each followed by what moves the scheduler."""
-    (w,) = opt._parameters
+    (w,) = opt.parameter_list
     rates = []
     for _ in range(steps):
         w.grad = jnp.ones(2)

@@ -33,7 +33,7 @@ def test_every_parameter_counts_its_own_steps():
     fresh = paddle.optimizer.Adam(0.1, parameters=[a, b, c])
     fresh.set_state_dict(opt.state_dict())
     chex.assert_trees_all_equal(fresh.state_dict(), opt.state_dict())
-    assert len(fresh._cohorts) == 2  # b and c agree again
+    assert len(fresh._steps.groups) == 2  # b and c agree again
 
 
 def test_alternating_halves_compile_twice():
@@ -43,7 +43,7 @@ def test_alternating_halves_compile_twice():
         name = "wb"[i % 2]
         params[name].grad, params["bw"[i % 2]].grad = jnp.ones(params[name].shape), None
         opt.step()
-    assert [plan.step._cache_size() for plan in opt._plans.values()] == [1, 1]
+    assert [plan.step._cache_size() for plan in opt.compiled_steps] == [1, 1]
 
 
 def test_frozen_parameters_rest_and_may_wake():

@@ -355,7 +355,7 @@ def test_the_object_measures_minimize_rows_masters_and_absent_gradients():
     narrow.minimize(loss_of(narrow.parameters))
     assert narrow.get_info().parameter_norm == 6 and narrow.get_info().gradient_norm == 12
     np.testing.assert_allclose(narrow.get_info().update_norm, 0.6, rtol=1e-5)  # LAMB's: η ‖p‖
-    assert list(narrow.get_info().trust_ratios) == [p.name for p in narrow._parameters]
+    assert list(narrow.get_info().trust_ratios) == [p.name for p in narrow.parameter_list]
 
 
 def test_off_the_object_runs_the_program_it_always_did():

@@ -24,11 +24,14 @@ import paddlejax as paddle
 from paddlejax.distributed.dgc_optimizer import COUNTER
 from paddlejax.fluid import dygraph
 from paddlejax.optimizer import lr
-from paddlejax.optimizer.cohorts import Cohort, read_state_dict
+from paddlejax.optimizer.cohorts import read_state_dict
+from paddlejax.optimizer.compiled import CompiledStep
+from paddlejax.optimizer.group import StepGroup
 from paddlejax.optimizer.loss import Loss
 from paddlejax.optimizer.optimizer import Optimizer
 from paddlejax.optimizer.packing import Buffer
-from paddlejax.optimizer.plan import Plan, whole
+from paddlejax.optimizer.store import Store
+from paddlejax.optimizer.transaction import run_atomically
 
 PACKAGE = str(Path(paddle.__file__).parent)
 CHECKED = {
@@ -228,7 +231,7 @@ def test_a_step_happens_as_a_whole_or_not_at_all(options, act):
         m.check()
     assert m.taken == 2
     method = getattr(type(m.opt), act.__name__)
-    places = everywhere(lambda: act(m), m.check, [method, whole, Plan.keep])
+    places = everywhere(lambda: act(m), m.check, [method, run_atomically, CompiledStep.keep])
     assert 2 < m.taken < places  # some came too late to keep the step from happening, others did not
     act(m)
     m.advance()
@@ -246,18 +249,25 @@ def test_a_schedule_that_counts_steps_counts_those_that_happened(act):
         m.check()
         assert schedule.step_num == m.taken
 
-    everywhere(lambda: act(m), check, [getattr(type(m.opt), act.__name__), whole, Plan.keep])
+    everywhere(lambda: act(m), check, [getattr(type(m.opt), act.__name__), run_atomically, CompiledStep.keep])
 
 
-FIRST = ["Cohort.__init__", "Cohort.split", "Plan.__init__", "Plan.arrange", "Plan.given", "take"]
+FIRST = [
+    "StepGroup.__init__",
+    "StepGroup.split",
+    "CompiledStep.__init__",
+    "CompiledStep.arrange",
+    "CompiledStep.rate",
+    "take",
+]
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["apart", "packed"])
 @pytest.mark.parametrize("place", FIRST)
 def test_a_step_that_would_have_split_or_begun_a_state(place, packed, monkeypatch):
     """Interrupted while the programs are made: the state is as before, and the same steps lead on."""
-    owner, name = place.split(".") if "." in place else ("Buffer" if packed else "Parameter", place)
-    cls = {c.__name__: c for c in (Cohort, Plan, Buffer, paddle.Parameter)}[owner]
+    owner, name = place.split(".") if "." in place else ("Buffer" if packed else "Store", place)
+    cls = {c.__name__: c for c in (StepGroup, CompiledStep, Buffer, Store)}[owner]
     m = Adam(packed=packed)
     for missing in ([], ["b"]):
         m.parameters["w"].value  # noqa: B018  so that it has to be copied
@@ -268,7 +278,7 @@ def test_a_step_that_would_have_split_or_begun_a_state(place, packed, monkeypatc
                 raise KeyboardInterrupt
 
             patch.setattr(cls, name, stop)
-            if place != "Cohort.split" or missing:  # nothing to split at first
+            if place != "StepGroup.split" or missing:  # nothing to split at first
                 with pytest.raises(KeyboardInterrupt):
                     m.step(missing)
         assert m.opt.state_dict().keys() == before.keys() and m.agrees()
@@ -340,7 +350,7 @@ def test_an_average_takes_a_value_in_as_a_whole_or_not_at_all(kind):
         with average.apply():
             np.testing.assert_allclose(p.numpy(), 1, rtol=1e-5)
 
-    everywhere(average.update, check, [type(average).update, whole])
+    everywhere(average.update, check, [type(average).update, run_atomically])
 
 
 def plateau():
@@ -393,7 +403,7 @@ def test_a_compressed_step_happens_as_a_whole_or_not_at_all():
         opt.minimize(mean(w, jnp.ones((8, 3))))
 
     act()
-    places = everywhere(act, check, [type(opt).minimize, whole])
+    places = everywhere(act, check, [type(opt).minimize, run_atomically])
     assert 1 < taken() < places
     act()
     check()

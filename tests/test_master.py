@@ -124,7 +124,7 @@ def test_the_object_keeps_masters_under_paddles_names():
     assert master.dtype == jnp.float32 and params[0].dtype == jnp.bfloat16
     np.testing.assert_allclose(master, np.full(3, 1 - 3e-3), rtol=1e-6)
     np.testing.assert_array_equal(params[0].numpy(), np.asarray(master.astype(jnp.bfloat16)))
-    assert next(iter(opt._plans.values())).step._cache_size() == 1
+    assert next(iter(opt.compiled_steps)).step._cache_size() == 1
 
 
 def test_masters_are_saved_and_restored():

@@ -140,6 +140,6 @@ def test_a_new_rate_traces_and_compiles_nothing(params):
         _, state = step(params, paddle.set_learning_rate(state, 0.1 / (i + 1)), params)
         opt.set_lr(0.1 / (i + 1))
         opt.step()
-        (plan,) = opt._plans.values()
+        (plan,) = opt.compiled_steps
         seen.append((len(traced), step._cache_size(), plan.step._cache_size(), _step._cache_size()))
     assert seen[0] == seen[1] == seen[2] and seen[0][:3] == (len(SHAPES), 1, 1)

@@ -77,7 +77,7 @@ def test_one_program_whatever_the_rate(name):
         opt.set_lr(0.1 / (i + 1))
         opt.step()
         opt.clear_grad()
-    (plan,) = opt._plans.values()
+    (plan,) = opt.compiled_steps
     assert plan.step._cache_size() == 1 and plan.minimize._cache_size() == 1
 
 
@@ -98,7 +98,7 @@ def test_a_scheduler_never_compiles_again():
         rates.append(opt.get_lr())
         scheduler.step()
     np.testing.assert_allclose(rates, 0.1 * 0.95 ** np.arange(100), rtol=1e-12)
-    (plan,) = opt._plans.values()
+    (plan,) = opt.compiled_steps
     assert plan.minimize._cache_size() == 1
 
 
@@ -107,7 +107,7 @@ def test_parameters_and_slots_are_donated_but_what_was_handed_out_survives():
     params = paddle.parameters(given)
     opt = paddle.optimizer.Adam(0.1, parameters=params)
     opt.minimize(mse(params, X, Y))
-    before, moment = params["w"]._value, opt._cohorts[0].state.slots["moment1"][0]
+    before, moment = params["w"].peek(), opt._steps.groups[0].state.slots["moment1"][0]
     kept = params["b"].value
     snapshot, copies = np.array(kept), opt.state_dict()
     numbers = {k: np.array(v) for k, v in copies.items()}

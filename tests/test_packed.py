@@ -13,8 +13,8 @@ import pytest
 
 import paddlejax as paddle
 from paddlejax import packing
+from paddlejax.optimizer.compiled import OWN
 from paddlejax.optimizer.packing import LARGEST, Buffer
-from paddlejax.optimizer.plan import OWN
 
 SHAPES = [(3, 2), (2,), (), (5,), (2, 2, 2), (2,), (3, 2)]
 X = np.random.default_rng(0).normal(size=(6, len(SHAPES), 24)).astype(np.float32)
@@ -45,7 +45,7 @@ def same(a, b, **tolerance):
 
 
 def same_all(a, b, **tolerance):
-    values = ({p.name: p.numpy() for p in opt._parameters} for opt in (a, b))
+    values = ({p.name: p.numpy() for p in opt.parameter_list} for opt in (a, b))
     same(*values, **tolerance)
     same(flat(a.state_dict()), flat(b.state_dict()), **tolerance)
 
@@ -57,7 +57,7 @@ def flat(entries):
 
 
 def buffers(opt):
-    return [b for plan in opt._plans.values() for b in plan.parameters if isinstance(b, Buffer)]
+    return [b for plan in opt.compiled_steps for b in plan.stores if isinstance(b, Buffer)]
 
 
 ARGUMENTS = {"Momentum": {"momentum": 0.9}, "LarsMomentum": {"momentum": 0.9}, "ASGD": {"batch_num": 3}}
@@ -118,30 +118,30 @@ def test_steps_are_the_same_and_take_fewer_arrays(name):
     exact = {} if name in ("NAdam", "RAdam") else {"rtol": 0, "atol": 0}  # XLA rounds their scalars once less
     for step, missing in enumerate([(6,), (6,), (2,)]):
         for opt in (a, b):
-            opt._parameters[6].stop_gradient = step < 2
-            give(opt._parameters, step, missing)
+            opt.parameter_list[6].stop_gradient = step < 2
+            give(opt.parameter_list, step, missing)
             opt.step()
         same_all(a, b, **exact)
     assert bool(buffers(a)) is not any(word in name for word in BY_TENSOR) and not buffers(b)
-    packed, plain = list(a._plans.values())[-1], list(b._plans.values())[-1]
-    count, alone = (sum(p is not None for p in plan.parameters) for plan in (packed, plain))
+    packed, plain = list(a.compiled_steps)[-1], list(b.compiled_steps)[-1]
+    count, alone = (sum(p is not None for p in plan.stores) for plan in (packed, plain))
     assert alone == 6 and (count < 6 or any(word in name for word in BY_TENSOR))
     for plan, n in ((packed, count), (plain, alone)):
-        slots = len(plan.cohorts[0].stored[1])
+        slots = len(plan.groups[0].stored[1])
         assert len(jax.tree.leaves([stored for _, stored in plan.state(None)])) == n * slots
 
 
 def test_a_step_of_many_takes_few_arrays():
     a, b = pair("Adam")
     for opt in (a, b):
-        give(opt._parameters, 0)
+        give(opt.parameter_list, 0)
         opt.step()
     taken = []
     for opt in (a, b):
-        (plan,) = opt._plans.values()
-        values = [p.take() for p in plan.parameters]
-        grads = [p.grad for p in opt._parameters]
-        lowered = plan.step.lower(values, plan.state(None), grads, plan.rate(0.1))
+        (plan,) = opt.compiled_steps
+        values = plan.values()
+        grads = [p.grad for p in opt.parameter_list]
+        lowered = plan.step.lower(values, plan.state(None), grads, plan.rate_dtype(0.1))
         taken.append(len(jax.tree.leaves(lowered.args_info)))
         donated = sum(info.donated for info in jax.tree.leaves(lowered.args_info))
         assert donated == taken[-1] - len(SHAPES) - 1
@@ -154,7 +154,7 @@ def test_one_norm_of_all():
     a, b = pair("SGD", grad_clip=clip, options={"p3": {"need_clip": False}})
     for step in range(3):
         for opt in (a, b):
-            give(opt._parameters, step)
+            give(opt.parameter_list, step)
             opt.step()
     same_all(a, b)  # the sum of squares is taken in another order
     assert [len(x.parameters) for x in buffers(a)] == [6]
@@ -164,10 +164,10 @@ def test_one_norm_of_all():
 def test_saved_and_loaded_midway_across(name):
     for save, load in ((0, 1), (1, 0)):
         whole, half, rest = pair(name), pair(name), pair(name)
-        run = lambda opt, steps: [(give(opt._parameters, s), opt.step()) for s in steps]  # noqa: E731
+        run = lambda opt, steps: [(give(opt.parameter_list, s), opt.step()) for s in steps]  # noqa: E731
         run(whole[1], range(4))
         run(half[save], range(2))
-        for p, q in zip(rest[load]._parameters, half[save]._parameters, strict=True):
+        for p, q in zip(rest[load].parameter_list, half[save].parameter_list, strict=True):
             p.set_value(q)
         rest[load].set_state_dict(half[save].state_dict())
         run(rest[load], range(2, 4))
@@ -186,7 +186,7 @@ def test_losses(how):
     for step in range(4):
         values = []
         for opt in (a, b):
-            params, x = opt._parameters, jnp.float32(step + 1)
+            params, x = opt.parameter_list, jnp.float32(step + 1)
             if how == "plain function":
                 opt.minimize(lambda ps, x=x: loss_of.function(ps, x))
             else:
@@ -202,26 +202,26 @@ def test_losses(how):
             opt._learning_rate.step()
         assert how == "plain function" or values[0] == pytest.approx(values[1], rel=1e-5)
     same_all(a, b)
-    (plan,) = a._plans.values()
+    (plan,) = a.compiled_steps
     assert plan.step._cache_size() + plan.minimize._cache_size() == 1
     before = paddle.optimizer.loss._backward._cache_size()
-    loss_of(a._parameters, jnp.float32(1)).backward()
+    loss_of(a.parameter_list, jnp.float32(1)).backward()
     a.step()
-    loss_of(a._parameters, jnp.float32(1)).backward()
+    loss_of(a.parameter_list, jnp.float32(1)).backward()
     assert paddle.optimizer.loss._backward._cache_size() <= before + 1
 
 
 def test_a_loss_that_came_too_late_says_so():
     a, _ = pair("SGD")
-    give(a._parameters, 0)
+    give(a.parameter_list, 0)
     a.step()
-    loss = loss_of(a._parameters, jnp.float32(1))
-    late = loss_of(a._parameters, jnp.float32(1))
-    a._parameters[0].set_value(a._parameters[0] * 2)  # the others' values are not gone
+    loss = loss_of(a.parameter_list, jnp.float32(1))
+    late = loss_of(a.parameter_list, jnp.float32(1))
+    a.parameter_list[0].set_value(a.parameter_list[0] * 2)  # the others' values are not gone
     assert not late.is_current() and np.isfinite(float(loss))
     a.step()
     assert float(late) == float(loss)  # the old buffer is there as long as the loss is
-    late = loss_of(a._parameters, jnp.float32(1))
+    late = loss_of(a.parameter_list, jnp.float32(1))
     a.step()
     with pytest.raises(RuntimeError, match="built before a step moved its parameters"):
         late.backward()
@@ -230,14 +230,14 @@ def test_a_loss_that_came_too_late_says_so():
 def test_values_may_be_read_kept_and_set():
     a, b = pair("Adam")
     for opt in (a, b):
-        give(opt._parameters, 0)
+        give(opt.parameter_list, 0)
         opt.step()
-    p, q = a._parameters[0], b._parameters[0]
-    kept, shown = p.value, paddle.values(a._parameters)
+    p, q = a.parameter_list[0], b.parameter_list[0]
+    kept, shown = p.value, paddle.values(a.parameter_list)
     before = np.array(kept)
     for opt in (a, b):
-        opt._parameters[3].set_value(np.arange(5))
-        opt._parameters[2].value = 0.5
+        opt.parameter_list[3].set_value(np.arange(5))
+        opt.parameter_list[2].value = 0.5
         opt.step()
     np.testing.assert_array_equal(kept, before)
     np.testing.assert_array_equal(shown[0], before)
@@ -252,7 +252,7 @@ def test_a_parameter_of_two_optimizers():
     others = [paddle.optimizer.SGD(0.1, x[:4], packed=k) for x, k in ((ps, True), (qs, False))]
     for step in range(4):
         for first, other in zip(firsts, others, strict=True):
-            give(first._parameters, step)
+            give(first.parameter_list, step)
             first.step()
             other.step()
     same_all(*firsts)
@@ -288,7 +288,7 @@ def test_a_scaler_steps_and_skips_it():
     for opt in (a, b):
         scaler = paddle.amp.GradScaler(init_loss_scaling=8.0, decr_every_n_nan_or_inf=1)
         for step in range(4):
-            scaled = scaler.scale(loss_of(opt._parameters, jnp.float32(jnp.inf if step == 1 else step)))
+            scaled = scaler.scale(loss_of(opt.parameter_list, jnp.float32(jnp.inf if step == 1 else step)))
             scaler.minimize(opt, scaled)
             opt.clear_grad()
         assert scaler.total_skips == 1
@@ -298,17 +298,18 @@ def test_a_scaler_steps_and_skips_it():
 def test_copies_lie_by_themselves():
     a, b = pair("Adam")
     for opt in (a, b):
-        give(opt._parameters, 0)
+        give(opt.parameter_list, 0)
         opt.step()
     twin = copy.deepcopy(a)
-    for p in pickle.loads(pickle.dumps(a._parameters)):
-        np.testing.assert_array_equal(p.numpy(), next(q for q in a._parameters if q.name == p.name).numpy())
+    for p in pickle.loads(pickle.dumps(a.parameter_list)):
+        same = next(q for q in a.parameter_list if q.name == p.name)
+        np.testing.assert_array_equal(p.numpy(), same.numpy())
     for opt in (a, b, twin):
-        give(opt._parameters, 1)
+        give(opt.parameter_list, 1)
         opt.step()
     same_all(a, b)
     same_all(twin, b)
-    assert twin._parameters[0] is not a._parameters[0]
+    assert twin.parameter_list[0] is not a.parameter_list[0]
 
 
 def test_who_stays_alone():
@@ -335,7 +336,7 @@ def test_who_stays_alone():
 def test_a_clip_by_norm_keeps_tensors_apart():
     a, b = pair("SGD", grad_clip=paddle.nn.ClipGradByNorm(0.1))
     for opt in (a, b):
-        give(opt._parameters, 0)
+        give(opt.parameter_list, 0)
         opt.step()
     same_all(a, b)
     assert not buffers(a)
@@ -343,7 +344,7 @@ def test_a_clip_by_norm_keeps_tensors_apart():
     a, b = pair("fluid.AdamOptimizer")
     for opt in (a, b):
         for given in (clip, norm, clip):
-            opt.minimize(loss_of(opt._parameters, jnp.float32(1)), grad_clip=given)
+            opt.minimize(loss_of(opt.parameter_list, jnp.float32(1)), grad_clip=given)
             opt.clear_gradients()
     same_all(a, b)
 
@@ -351,18 +352,18 @@ def test_a_clip_by_norm_keeps_tensors_apart():
 def test_gradients_of_several_dtypes_and_a_failing_step():
     a, b = pair("Adam")
     for opt in (a, b):
-        give(opt._parameters, 0)
-        opt._parameters[1].grad = opt._parameters[1].grad.astype(jnp.float16)
+        give(opt.parameter_list, 0)
+        opt.parameter_list[1].grad = opt.parameter_list[1].grad.astype(jnp.float16)
         opt.step()
     same_all(a, b)
     plan = a._ready[OWN]
-    state, values = a.state_dict(), [p.numpy() for p in a._parameters]
+    state, values = a.state_dict(), [p.numpy() for p in a.parameter_list]
     step, plan.step = plan.step, lambda *_: 1 / 0
     with pytest.raises(ZeroDivisionError):
         a.step()
     plan.step = step
     same(a.state_dict(), state, rtol=0, atol=0)
-    for p, value in zip(a._parameters, values, strict=True):
+    for p, value in zip(a.parameter_list, values, strict=True):
         np.testing.assert_array_equal(p.numpy(), value)
     a.step(), b.step()
     same_all(a, b)

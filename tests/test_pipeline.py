@@ -503,7 +503,7 @@ def test_object_equals_the_object_without_a_pipeline():
     state, expected = pipeline.state_dict(), alone.state_dict()
     assert state.pop("LR_Scheduler")["last_epoch"] == 5
     assert_close(state, expected)
-    for p, q in zip(ours._parameters, alone._parameters, strict=True):
+    for p, q in zip(ours.parameter_list, alone.parameter_list, strict=True):
         assert_close(p.value, q.value)
 
 
@@ -531,10 +531,10 @@ def test_backward_accumulates_and_a_failure_leaves_all_as_it_was():
     loss.backward()
     with pytest.raises(RuntimeError, match="ran already"):
         loss.backward()
-    once = [np.asarray(p.grad) for p in pipeline._update.optimizer._parameters]
+    once = [np.asarray(p.grad) for p in pipeline._update.optimizer.parameter_list]
     with pytest.raises(TypeError):
         pipeline.loss(X.astype(np.float32), Y).backward()  # ids must be integers
-    assert_close([p.grad for p in pipeline.inner_optimizer._parameters], once, 0)
+    assert_close([p.grad for p in pipeline.inner_optimizer.parameter_list], once, 0)
     assert pipeline.state_dict() == {}
     pipeline.minimize(loss)
     assert pipeline.state_dict()
@@ -636,7 +636,7 @@ def test_placed_sends_only_scalars():
     on = [jax.device_put(tree, DEVICES[s]) for s, tree in enumerate(network(4)[1])]
     placed = Placed(tx.update, DEVICES[0])
     placed(on, tx.init(on), on)
-    (plan,) = placed._plans.values()
+    (plan,) = placed.compiled_steps
     taken = [v for program in plan.programs for v in program.inputs if v.home not in (program.device, None)]
     assert taken and not any(v.is_array for v in taken)
 

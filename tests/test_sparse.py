@@ -13,6 +13,7 @@ from cases import CASES
 
 import paddlejax as paddle
 from paddlejax import SelectedRows, sparse
+from paddlejax.optimizer.compiled import OWN
 
 HEIGHT = 7
 # name -> rows; 7 and -1 are padding
@@ -677,10 +678,9 @@ def test_minimize_makes_nothing_of_the_size_of_the_table():
     params = {"t": paddle.Parameter(jnp.ones(BIG), "t", sparse=True), "w": paddle.Parameter(jnp.ones(BIG[1]))}
     opt = paddle.optimizer.Adam(0.1, parameters=params, lazy_mode=True)
     loss = paddle.loss(plain_lookup)(params, jnp.arange(64))
-    plan = opt._plan((True, True), paddle.optimizer.plan.OWN)
-    values = [p.take() for p in plan.parameters]
-    state, rate = plan.state(None), plan.rate(0.1)
-    places = tuple(plan.place[p] for p in loss.parameters)
+    plan = opt._compiled((True, True), OWN)
+    values, places = plan.values(), plan.places(loss.parameters)
+    state, rate = plan.state(None), plan.rate_dtype(0.1)
     lowered = plan.minimize.lower(loss.call, places, values, state, [], loss.fixed, rate)
     memory = lowered.compile().memory_analysis()
     assert memory.temp_size_in_bytes < BIG_BYTES / 20
@@ -692,7 +692,7 @@ def test_a_new_batch_of_the_same_size_compiles_nothing():
     by_minimize(opt, params, 0)
     opt.clear_grad()
     with warnings.catch_warnings(), jax.log_compiles():
-        plan = next(iter(opt._plans.values()))
+        plan = next(iter(opt.compiled_steps))
         before = plan.minimize._cache_size()
         by_minimize(opt, params, 1)
         assert plan.minimize._cache_size() == before

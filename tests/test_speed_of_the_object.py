@@ -15,14 +15,14 @@ def made(n, shape=(4,)):
 
 def stepped(n, rate=0.1, **options):
     opt = paddle.optimizer.Adam(rate, parameters=made(n), **options)
-    for p in opt._parameters:
+    for p in opt.parameter_list:
         p.grad = jnp.ones(p.shape)
     opt.step()
     return opt
 
 
 def the_plan(opt):
-    (plan,) = opt._plans.values()
+    (plan,) = opt.compiled_steps
     return plan
 
 
@@ -63,8 +63,8 @@ class Counted:
 def test_the_step_takes_nothing_it_does_not_need():
     """p, g, two moments each, two beta powers and the rate; neither a count nor the rate of the state."""
     plan = the_plan(stepped(5))
-    values = [p.take() for p in plan.parameters]
-    lowered = plan.step.lower(values, plan.state(None), values, plan.rate(0.1))
+    values = plan.values()
+    lowered = plan.step.lower(values, plan.state(None), values, plan.rate_dtype(0.1))
     infos = jax.tree.leaves(lowered.args_info)
     assert len(infos) == 4 * 5 + 2 + 1 and sum(i.donated for i in infos) == 3 * 5 + 2
     memory = lowered.compile().memory_analysis()
@@ -112,7 +112,7 @@ def test_many_arrays_compile_by_the_cheaper_pipeline(monkeypatch):
     assert ("_step", None) in given
     monkeypatch.setattr(plans, "fast_compile", lambda: None)
     plain = stepped(30)
-    for p, q in zip(many._parameters, plain._parameters, strict=True):
+    for p, q in zip(many.parameter_list, plain.parameter_list, strict=True):
         np.testing.assert_array_equal(p.numpy(), q.numpy())
 
 

@@ -106,7 +106,7 @@ def save_optimizer(
     given = checked_names(names)
     if _is_object(source, "save_optimizer", "state_dict() is for paddlejax.save"):
         _no_functional_arguments(params=params, name=name, schedule=schedule)
-        ours = [p.name for p in source._parameters]
+        ours = [p.name for p in source.parameter_list]
         entries, extra = dict(source.state_dict()), {}
     else:
         state = State(source, params, name)
@@ -150,11 +150,11 @@ def _load_object(
 ) -> None:
     place_of(entries, whole=False)  # raises if it is none
     optimizer = innermost(target)
-    rules = [rule.source.rule for rule in getattr(optimizer, "_rules", ())]
+    rules = getattr(optimizer, "rules", ())
     accumulators = list(dict.fromkeys(k for rule in rules for k in (*rule.slots, *rule.shared())))
     own = getattr(optimizer, "_name", None)
     theirs = owners(entries, [*(f"{own}_{k}" for k in accumulators if own), *accumulators])
-    parameters = {p.name: p.shape for p in target._parameters}
+    parameters = {p.name: p.shape for p in target.parameter_list}
     given = chosen(names, extra, parameters)
     if names is not None:
         check_needed(given, theirs)
@@ -171,6 +171,5 @@ def _load_object(
 
 def _without_correction(optimizer: Optimizer, entries: dict[Any, Any]) -> None:
     """1.8.5's Lamb in a Lamb that corrects the bias."""
-    rules = [rule.source.rule for rule in optimizer._rules]
-    pairs = zip(optimizer._owners(), rules, strict=True)
+    pairs = zip(optimizer.owners(), optimizer.rules, strict=True)
     free_powers(entries, {o: r.shared() for o, r in pairs if isinstance(r, Lamb) and r.bias_correction})

@@ -13,12 +13,13 @@ from ..clip import ClipGradByNorm
 from ..hyper import ArgumentError
 from ..lifting import RuleState
 from ..optimizer.arguments import ParametersError, check_program, has_groups
+from ..optimizer.compiled import OWN
 from ..optimizer.entries import Entries, counter
 from ..optimizer.loss import Call, Loss
 from ..optimizer.lr import Rate
 from ..optimizer.optimizer import Optimizer, Pairs
 from ..optimizer.parameter import ZEROS, Parameter
-from ..optimizer.plan import OWN, whole
+from ..optimizer.transaction import run_atomically
 from ..regularizer import as_regularizer
 from ..transform import apply_updates, set_learning_rate
 from ..trees import path_name
@@ -102,7 +103,7 @@ class DGCMomentumOptimizer(Optimizer):
             local_grad_clip_norm = _limit(grad_clip, local_grad_clip_norm, num_trainers)
             clipped = [o.grad_clip is not None for o in self._options]
         else:
-            clipped = [p.need_clip for p in self._parameters]
+            clipped = [p.need_clip for p in self.parameter_list]
         self.mesh = mesh_of_workers(mesh, axis_name, num_trainers)
         self.axis_name = axis_name
         self._workers = 1 if self.mesh is None else self.mesh.shape[axis_name]
@@ -159,11 +160,11 @@ class DGCMomentumOptimizer(Optimizer):
             raise RuntimeError(
                 "minimize: found a loss built before its parameters changed; call its function again"
             )
-        chosen = self._selected("parameter_list", parameter_list, self._parameters)
+        chosen = self._selected("parameter_list", parameter_list, self.parameter_list)
         excluded = self._selected("no_grad_set", no_grad_set, [])
         mine = {p for p in loss.parameters if p in chosen and p not in excluded}
         self._run(self.mesh, loss, mine)
-        return [], [(p, None) for p in self._parameters if p in mine]
+        return [], [(p, None) for p in self.parameter_list if p in mine]
 
     def backward(  # type: ignore[override]
         self,
@@ -201,16 +202,16 @@ class DGCMomentumOptimizer(Optimizer):
         rate = self._rate_for_step()
         if all(g is None for g in grads):
             return self._stepped()
-        grads = [p.grad if g is ZEROS else g for p, g in zip(self._parameters, grads, strict=True)]
-        values = [p.take() for p in self._parameters]
+        grads = [p.grad if g is ZEROS else g for p, g in zip(self.parameter_list, grads, strict=True)]
+        values = [p.store.take() for p in self.parameter_list]
 
         def store(done: tuple[list[Any], RuleState]) -> None:
             values, self._state = done
-            for p, value in zip(self._parameters, values, strict=True):
-                p.put(value)
+            for p, value in zip(self.parameter_list, values, strict=True):
+                p.store.put(value)
             self._stepped()
 
-        whole(self._compiled_update, (values, self._state_for(values), grads, rate), store)
+        run_atomically(self._compiled_update, (values, self._state_for(values), grads, rate), store)
 
     def _update(self, values: list[Any], state: RuleState, grads: list[Any], rate: Any) -> Any:
         updates, state = self._tx.update(grads, set_learning_rate(state, rate), values)
@@ -220,25 +221,25 @@ class DGCMomentumOptimizer(Optimizer):
         """Forward, backward, exchange and update of all workers as one program."""
         rate = self._rate_for_step()
         fixed, split = self._split(mesh, loss)
-        for p in self._parameters:
-            if not is_on_mesh(p._value, mesh):
-                p.put(on_mesh(p.take(), mesh, self.axis_name))
-        everyone = list(dict.fromkeys([*self._parameters, *loss.parameters]))
-        trained = {i: p.take() for i, p in enumerate(everyone) if p in mine}
+        for p in self.parameter_list:
+            if not is_on_mesh(p.peek(), mesh):
+                p.store.put(on_mesh(p.store.take(), mesh, self.axis_name))
+        everyone = list(dict.fromkeys([*self.parameter_list, *loss.parameters]))
+        trained = {i: p.store.take() for i, p in enumerate(everyone) if p in mine}
         # Frozen ones are not donated: `fixed` has the same arrays.
-        kept = {i: p._value for i, p in enumerate(everyone) if p not in mine}
+        kept = {i: p.peek() for i, p in enumerate(everyone) if p not in mine}
         kept = jax.tree.map(lambda x: placed(x, NamedSharding(mesh, PartitionSpec())), kept)
-        state = self._state_for([p._value for p in self._parameters])
+        state = self._state_for([p.peek() for p in self.parameter_list])
         static = Program(mesh, loss.call, tuple(everyone.index(p) for p in loss.parameters), split)
 
         def store(done: tuple[Arrays, RuleState, Any]) -> None:
             trained, self._state, result = done
             for i, value in trained.items():
-                everyone[i].put(value)
+                everyone[i].store.put(value)
             loss.settle(result)
             self._stepped()
 
-        whole(self._compiled_step, (static, trained, state, kept, fixed, rate), store)
+        run_atomically(self._compiled_step, (static, trained, state, kept, fixed, rate), store)
 
     def _step(
         self, static: "Program", trained: Arrays, state: RuleState, kept: Arrays, fixed: list[Any], rate: Any
@@ -252,7 +253,7 @@ class DGCMomentumOptimizer(Optimizer):
                 return static.call([given[i] for i in static.places], fixed)
 
             (loss, aux), grads = local_grads(of, axis, has_aux=True)(trained)
-            count = len(self._parameters)
+            count = len(self.parameter_list)
             values = [{**kept, **trained}[i] for i in range(count)]
             values, state = self._update(values, state, [grads.get(i) for i in range(count)], rate)
             aux = jax.tree.map(lambda x: jnp.asarray(x)[None], aux)
@@ -270,7 +271,7 @@ class DGCMomentumOptimizer(Optimizer):
 
     def _split(self, mesh: Mesh, loss: Loss) -> tuple[list[Any], tuple[bool, ...]]:
         """What the loss is given beside Parameters: the batch split over the workers, all else whole."""
-        frozen = {id(p._value) for p in self._parameters}
+        frozen = {id(p.peek()) for p in self.parameter_list}
         arguments = loss.call.tree.unflatten(range(len(loss.call.places)))
         paths, _ = jax.tree_util.tree_flatten_with_path(arguments)
         names = [path_name(path[1:]) for path, i in paths if loss.call.places[i][0] == "fixed"]
@@ -307,7 +308,7 @@ class DGCMomentumOptimizer(Optimizer):
         entries: dict[str, Any] = {}
         if self._state is not None:
             for name in (U, V):
-                owned = zip(self._owners(), self._state.slots[name], strict=True)
+                owned = zip(self.owners(), self._state.slots[name], strict=True)
                 entries |= {f"{owner}_{name}_0": _whole(x) for owner, x in owned if x is not None}
             entries[COUNTER] = counter(self._state.count)
         return {**entries, **super().state_dict()}
@@ -330,13 +331,13 @@ class DGCMomentumOptimizer(Optimizer):
 
     def _read(self, entries: Entries, strict: bool) -> RuleState | None:
         """The state that the entries describe; None if the problems say why there is none."""
-        values = [p._value for p in self._parameters]
+        values = [p.peek() for p in self.parameter_list]
         shapes = {
             re.sub(r"_\d+$", "", k): jnp.shape(x) for k, x in entries.rest.items() if isinstance(k, str)
         }
         state = self._tx.init(values)
         slots: dict[str, list[Any]] = {U: [], V: []}
-        for owner, p, u, v in zip(self._owners(), values, state.slots[U], state.slots[V], strict=True):
+        for owner, p, u, v in zip(self.owners(), values, state.slots[U], state.slots[V], strict=True):
             keys = [f"{owner}_{name}_0" for name in (U, V)]
             shape = shapes.get(keys[0][:-2], p.shape)
             # else of one worker, which keeps no v

@@ -222,13 +222,15 @@ class PipelineOptimizer:
             loss.backward()
         self._update.step()
         return [], [
-            (p, p.grad) for p in self.inner_optimizer._parameters if p.trainable and p._grad is not None
+            (p, p.grad)
+            for p in self.inner_optimizer.parameter_list
+            if p.trainable and p.lazy_grad is not None
         ]
 
     def _backward(self, micro_batches: list[Any]) -> jax.Array:
         """Gradients of all stages into every Parameter's `.grad`, all or none; the mean loss."""
         trees = self.inner_optimizer.parameters
-        done = self._pass([jax.tree.map(lambda p: p._value, tree) for tree in trees], micro_batches)
+        done = self._pass([jax.tree.map(lambda p: p.peek(), tree) for tree in trees], micro_batches)
         for tree, sums in zip(trees, done.grads, strict=True):
             for p, total in zip(jax.tree.leaves(tree), sums, strict=True):
                 if p.trainable:
@@ -244,10 +246,10 @@ class PipelineOptimizer:
                 f"optimizer: its parameters are {found}, expected a list of {self._stages} trees, one for "
                 "each stage"
             )
-        check_stage_params("optimizer", [jax.tree.map(lambda p: p._value, t) for t in given], self._stages)
+        check_stage_params("optimizer", [jax.tree.map(lambda p: p.peek(), t) for t in given], self._stages)
         for tree, (device, *_) in zip(given, self._places, strict=True):
             for p in jax.tree.leaves(tree):
-                p.put(put(p.take(), device))
+                p.store.put(put(p.store.take(), device))
 
     # ------------------------------------------------------------------ both
 

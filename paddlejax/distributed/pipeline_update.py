@@ -1,15 +1,15 @@
 """The update of parameters that live on the places of a pipeline's stages: by a transformation, or by a
 Paddle-style optimizer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..hyper import ArgumentError
+from ..optimizer.compiled import CompiledStep
 from ..optimizer.optimizer import Optimizer
-from ..optimizer.plan import OWN, Plan
 from ..transform import apply_updates, chain
 from .pipeline_processes import homes_of_state
 from .placed import Placed
@@ -109,21 +109,19 @@ class ObjectUpdate:
 
     def __init__(self, optimizer: Optimizer, first: Any):
         self.optimizer, self.first = optimizer, first
-        self._placed: dict[Plan, Placed] = {}
 
     def step(self) -> None:
         """Update every Parameter that has a gradient."""
-        opt = self.optimizer
-        grads = [None if p.stop_gradient else p.grad for p in opt._parameters]
-        rate = opt._rate_for_step()
-        with opt._whole_step():
-            plan = opt._plan(tuple(g is not None for g in grads), OWN)
-            if plan is None:
-                return
-            alive = set(opt._plans.values())
-            self._placed = {p: placed for p, placed in self._placed.items() if p in alive}
-            placed = self._placed.setdefault(plan, Placed(plan._step, self.first))
-            values, state = [p._value for p in plan.parameters], plan.state(opt._masters)
-            ordered = [grads[i] for i in plan.order]
-            values, state = put_like(placed(values, state, ordered, plan.rate(rate)), (values, state))
-            plan.store(values, state, opt._masters)
+        optimizer = self.optimizer
+        optimizer.apply(
+            [None if p.stop_gradient else p.grad for p in optimizer.parameter_list], self._program
+        )
+
+    def _program(self, compiled: CompiledStep) -> Callable[..., Any]:
+        """Return the function of the compiled step, run where its arrays are."""
+        placed = compiled.elsewhere.setdefault(self, Placed(compiled.update, self.first))
+
+        def run(values: Any, state: Any, grads: Any, rate: Any) -> Any:
+            return put_like(placed(values, state, grads, rate), (values, state))
+
+        return run

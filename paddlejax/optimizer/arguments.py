@@ -96,7 +96,7 @@ def check_distinct(argument: str, parameters: list[Parameter]) -> None:
         if names.setdefault(p.name, p) is not p:
             raise ValueError(f"{argument}: two different Parameters are named {p.name}")
         if p.trainable:
-            compute_dtype((jax.tree_util.GetAttrKey(p.name),), p._value)
+            compute_dtype((jax.tree_util.GetAttrKey(p.name),), p.peek())
     if len(names) < len(parameters):
         twice = next(name for name in names if sum(p.name == name for p in parameters) > 1)
         raise ValueError(f"{argument}: {twice} appears more than once")

@@ -18,7 +18,7 @@ from ..trees import compute_dtype
 from .arguments import check_distinct, checked_name, read_parameters
 from .entries import Entries, counter
 from .parameter import Parameter
-from .plan import whole
+from .transaction import run_atomically
 
 
 class ParameterAverage:
@@ -34,7 +34,7 @@ class ParameterAverage:
         self.parameters, groups = read_parameters(self._argument, parameters)
         members = [p for group, _ in groups for p in group]
         check_distinct(self._argument, members)
-        self._parameters: list[Parameter] = [
+        self.parameter_list: list[Parameter] = [
             p for p in members if p.do_model_average is not False and jnp.issubdtype(p.dtype, jnp.floating)
         ]
         self._saved: dict[Parameter, jax.Array] | None = None  # what averages stand in for
@@ -55,9 +55,9 @@ class ParameterAverage:
                 "apply(): found another apply() in force, expected its with block to be left, or restore()"
             )
         averages = self._averages()
-        self._saved = {p: p.take() for p in averages}
+        self._saved = {p: p.store.take() for p in averages}
         for p, average in averages.items():
-            p.put(average)
+            p.store.put(average)
         self._inside = True
         try:
             yield
@@ -71,7 +71,7 @@ class ParameterAverage:
         if self._saved is None:
             raise RuntimeError("restore(): found nothing to restore, expected apply() before it")
         for p, value in self._saved.items():
-            p.put(value)
+            p.store.put(value)
         self._saved = None
 
     def _values(self, members: Sequence[int] | None = None) -> list[jax.Array]:
@@ -80,8 +80,8 @@ class ParameterAverage:
                 f"{type(self).__name__}: found an update between apply() and restore(), when these hold "
                 "averages; expected it outside"
             )
-        mine = self._parameters
-        return [p._value for p in (mine if members is None else [mine[i] for i in members])]
+        mine = self.parameter_list
+        return [p.peek() for p in (mine if members is None else [mine[i] for i in members])]
 
     def _in_place_of(self, members: Sequence[Parameter], averages: Sequence[Any]) -> dict[Parameter, Any]:
         return {p: a.astype(p.dtype) for p, a in zip(members, averages, strict=True)}
@@ -149,15 +149,15 @@ class ExponentialMovingAverage(ParameterAverage):
         def store(state: MovingAverageState) -> None:
             self._state, self._count = state, count
 
-        whole(_decayed, (values, self._state, self._decay, steps), store)
+        run_atomically(_decayed, (values, self._state, self._decay, steps), store)
 
     def _averages(self) -> dict[Parameter, jax.Array]:
-        return self._in_place_of(self._parameters, _decayed_value(self._state))
+        return self._in_place_of(self.parameter_list, _decayed_value(self._state))
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the averages under `<name><parameter>_ema_0`, with Paddle's counter and rate."""
         entries: dict[str, Any] = {
-            self._key(p): jnp.copy(e) for p, e in zip(self._parameters, self._state.ema, strict=True)
+            self._key(p): jnp.copy(e) for p, e in zip(self.parameter_list, self._state.ema, strict=True)
         }
         entries["@EMA_STEP_COUNTER@"] = counter(self._count)
         entries["scheduled_ema_decay_rate"] = jnp.copy(self._state.decay).reshape(1)
@@ -168,7 +168,7 @@ class ExponentialMovingAverage(ParameterAverage):
         entries, state = Entries(state_dict), self._state
         ema = [
             entries.take(self._key(p), p.shape, e.dtype)
-            for p, e in zip(self._parameters, state.ema, strict=True)
+            for p, e in zip(self.parameter_list, state.ema, strict=True)
         ]
         count = entries.scalar("@EMA_STEP_COUNTER@")
         decay = entries.take("scheduled_ema_decay_rate", (1,), state.decay.dtype)
@@ -238,7 +238,7 @@ class ModelAverage(ParameterAverage):
     def step(self) -> None:
         """Take the parameters as they are now into the average."""
         self._values([])
-        present = [self._takes_part(p) for p in self._parameters]
+        present = [self._takes_part(p) for p in self.parameter_list]
         self._cohorts = [part for cohort in self._cohorts for part in cohort.split(present)]
         known = {i for cohort in self._cohorts for i in cohort.members}
         fresh = [i for i, here in enumerate(present) if here and i not in known]
@@ -247,7 +247,7 @@ class ModelAverage(ParameterAverage):
         for cohort in self._cohorts:
             if present[cohort.members[0]]:
                 given = self._values(cohort.members), cohort.state, *self._window
-                whole(_windowed, given, functools.partial(setattr, cohort, "state"))
+                run_atomically(_windowed, given, functools.partial(setattr, cohort, "state"))
 
     update = step
 
@@ -258,14 +258,14 @@ class ModelAverage(ParameterAverage):
         self.step()
 
     def _takes_part(self, p: Parameter) -> bool:
-        return p.trainable and p._grad is not None
+        return p.trainable and p.lazy_grad is not None
 
     def _averages(self) -> dict[Parameter, jax.Array]:
         if not self._cohorts:
             raise RuntimeError(f"{type(self).__name__}: found no averages, expected step() before apply()")
         averages: dict[Parameter, jax.Array] = {}
         for cohort in self._cohorts:
-            members = [self._parameters[i] for i in cohort.members]
+            members = [self.parameter_list[i] for i in cohort.members]
             averages |= self._in_place_of(members, _windowed_value(cohort.state))
         return averages
 
@@ -279,8 +279,8 @@ class ModelAverage(ParameterAverage):
         rows: dict[str, dict[int, Any]] = {name: {} for name in (*ModelAverageState._fields, "restore")}
         known = {i for cohort in self._cohorts for i in cohort.members}
         others = [
-            _Cohort([i], self._average.init([p._value]))
-            for i, p in enumerate(self._parameters)
+            _Cohort([i], self._average.init([p.peek()]))
+            for i, p in enumerate(self.parameter_list)
             if i not in known
         ]
         for cohort in (*self._cohorts, *others):
@@ -288,10 +288,12 @@ class ModelAverage(ParameterAverage):
                 copies = map(jnp.copy, x) if isinstance(x, list) else (counter(x) for _ in cohort.members)
                 rows[field] |= dict(zip(cohort.members, copies, strict=True))
         saved = self._saved or {}
-        for i, p in enumerate(self._parameters):
-            rows["restore"][i] = jnp.copy(saved[p]) if p in saved else jnp.zeros_like(p._value)
+        for i, p in enumerate(self.parameter_list):
+            rows["restore"][i] = jnp.copy(saved[p]) if p in saved else jnp.zeros_like(p.peek())
         return {
-            self._key(p, field): row[i] for field, row in rows.items() for i, p in enumerate(self._parameters)
+            self._key(p, field): row[i]
+            for field, row in rows.items()
+            for i, p in enumerate(self.parameter_list)
         }
 
     def set_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -303,9 +305,9 @@ class ModelAverage(ParameterAverage):
         if not entries.rest and not self._cohorts:
             return
         groups: dict[tuple[Any, ...], list[tuple[int, list[Any]]]] = {}
-        for i, p in enumerate(self._parameters):
+        for i, p in enumerate(self.parameter_list):
             fields = ModelAverageState._fields
-            wide = compute_dtype((), p._value)
+            wide = compute_dtype((), p.peek())
             sums = [entries.take(self._key(p, field), p.shape, wide) for field in fields[:3]]
             counts = tuple(entries.scalar(self._key(p, field)) for field in fields[3:])
             entries.take(self._key(p, "restore"), p.shape, p.dtype, required=False)

@@ -62,9 +62,9 @@ class LBFGS(Optimizer):
             Method(max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn)
         )
         super().__init__(learning_rate, parameters, None, None, name)
-        if not self._parameters:
+        if not self.parameter_list:
             raise IndexError("parameters: found none, expected at least one Parameter")
-        for p, own in zip(self._parameters, self._options, strict=True):
+        for p, own in zip(self.parameter_list, self._options, strict=True):
             extras = {"weight decay": own.weight_decay, "gradient clip": own.grad_clip}
             wrong = [f"a {what}" for what, given in extras.items() if given is not None]
             wrong += ["a learning_rate factor"] if own.learning_rate != 1 else []
@@ -88,7 +88,7 @@ class LBFGS(Optimizer):
         state = state._replace(  # type: ignore[union-attr]
             rate=state.rate._replace(count=state.rate.count + 1, learning_rate=rate)  # type: ignore[union-attr]
         )
-        before = [p.take() for p in trained]
+        before = [p.store.take() for p in trained]
         try:
             first = result = _evaluated(closure, trained)
             call, values = _absorb(
@@ -96,15 +96,15 @@ class LBFGS(Optimizer):
             )
             while not call.done:
                 for p, x in zip(trained, values, strict=True):
-                    p.put(x)
+                    p.store.put(x)
                 result = _evaluated(closure, trained)
                 call, values = _absorb(self._method, call, *result[1:], layout=layout)
         except BaseException:
             for p, x in zip(trained, before, strict=True):
-                p.put(jnp.copy(x))
+                p.store.put(jnp.copy(x))
             raise
         for p, x in zip(trained, values, strict=True):
-            p.put(x)
+            p.store.put(x)
         self._state, self._trained = call.state, trained
         return first[0]
 
@@ -117,9 +117,9 @@ class LBFGS(Optimizer):
         return self.minimize()
 
     def _laid_out(self) -> tuple[list[Parameter], Layout]:
-        trained = [p for p in self._parameters if p.trainable]
+        trained = [p for p in self.parameter_list if p.trainable]
         paths = [(jax.tree_util.GetAttrKey(p.name),) for p in trained]
-        return trained, Layout.of(paths, [p._value for p in trained])
+        return trained, Layout.of(paths, [p.peek() for p in trained])
 
     # ------------------------------------------------------------------ state
 
@@ -175,7 +175,7 @@ def _evaluated(closure: Callable[[], Any], trained: list[Parameter]) -> tuple[An
     if not isinstance(value, float | np.floating | np.ndarray | jax.Array):
         found = f"found {type(loss).__name__}, expected the loss, a Loss or a number"
         raise TypeError(f"LBFGS's closure: {found}")
-    return loss, value, [None if p._grad is ZEROS else p._grad for p in trained]
+    return loss, value, [None if p.lazy_grad is ZEROS else p.lazy_grad for p in trained]
 
 
 def _written(state: LBFGSState | None) -> dict[str, Any]:

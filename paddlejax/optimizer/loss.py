@@ -12,8 +12,8 @@ import numpy as np
 from ..hyper import ArgumentError
 from ..sparse import value_and_grads
 from ..trees import compute_dtype
-from .packing import Trained, Where
 from .parameter import Parameter, inside_loss
+from .store import Values, Where
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def backward_of(function: Callable[[Any], Any], parameters: Any) -> None:
     """Gradients of a function of the whole tree, not compiled here: it may be a new one every time."""
     leaves, tree = jax.tree.flatten(parameters)
     trained = [i for i, p in enumerate(leaves) if isinstance(p, Parameter) and p.trainable]
-    values = [p._value if isinstance(p, Parameter) else p for p in leaves]
+    values = [p.peek() if isinstance(p, Parameter) else p for p in leaves]
 
     def of(trained_values: list[jax.Array]) -> tuple[jax.Array, None]:
         replaced = dict(zip(trained, trained_values, strict=True))
@@ -102,7 +102,7 @@ class Loss:
 
     def __init__(self, call: Call, parameters: list[Parameter], fixed: list[Any]):
         self.call, self.parameters, self.fixed = call, parameters, fixed
-        self.trained: Any = Trained.of(parameters)
+        self.trained: Any = Values.of([p.store for p in parameters])
         self.ran_backward = False
         self._result: Any = None
 
@@ -128,15 +128,15 @@ class Loss:
         """Keep the value, and these gradients in place of what is there; twice is as good as once."""
         self.settle(result)
         for p, g in zip(self.parameters, grads, strict=True):
-            p._grad = g
+            p.lazy_grad = g
 
     def settle(self, result: Any) -> None:
         """Backward has run, wherever: keep the value and let go of what it was computed from."""
         self._result, self.ran_backward = result, True
-        self.trained, self.fixed = Trained([], None), []
+        self.trained, self.fixed = Values([], None), []
 
     def is_current(self) -> bool:
-        return self.trained.is_still(self.parameters)
+        return self.trained.are_still([p.store for p in self.parameters])
 
     def _run(self, compiled: Any) -> Any:
         given = (*self.trained.arrays, *self.fixed)
@@ -200,7 +200,7 @@ class LossFunction:
         sorts = self._sorts.get(types) or self._sorts.setdefault(types, _sorted(leaves))
         mine = [leaves[i] for i in sorts.parameters]
         static = tuple([leaves[i] for i in sorts.static])
-        traits = tuple([p.stop_gradient for p in mine]), tuple([p._traits for p in mine])
+        traits = tuple([p.stop_gradient for p in mine]), tuple([p.traits for p in mine])
         ties = None if len(set(mine)) == len(mine) else tuple(map(mine.index, mine))
         key = tree, types, traits, ties, static
         try:
@@ -215,7 +215,7 @@ class LossFunction:
             recipe = self._recipes[key] = self._recipe(leaves, tree, sorts)
         fixed = [leaves[i] for i in recipe.fixed]
         if True in traits[0]:
-            fixed = [x._value if isinstance(x, Parameter) else x for x in fixed]
+            fixed = [x.peek() if isinstance(x, Parameter) else x for x in fixed]
         return Loss(recipe.call, [leaves[i] for i in recipe.trained], fixed)
 
     def _recipe(self, leaves: list[Any], tree: Any, sorts: "_Sorts") -> "_Recipe":
@@ -228,7 +228,7 @@ class LossFunction:
                 places.append(("static", leaf))
             elif isinstance(leaf, Parameter) and leaf.trainable:
                 if not leaf.is_real:
-                    compute_dtype((jax.tree_util.GetAttrKey(leaf.name),), leaf._value)  # says what is wrong
+                    compute_dtype((jax.tree_util.GetAttrKey(leaf.name),), leaf.peek())  # says what is wrong
                 if leaf not in trained:
                     trained[leaf] = len(at)
                     at.append(i)

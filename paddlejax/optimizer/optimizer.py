@@ -1,9 +1,8 @@
 """The Paddle-style object: a cell around the functional chain with parameters, gradients, state and rate."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +24,31 @@ from .arguments import (
     read_parameters,
     selected,
 )
-from .cohorts import Cohort, owners_of, read_masters, read_state_dict, regroup, state_dict
+from .cohorts import owners_of, read_masters, read_state_dict, state_dict
+from .compiled import OWN, CompiledStep
+from .group import StepGroup, regroup
 from .loss import Loss, LossFunction, backward_of
 from .lr import LambdaDecay, LRScheduler, Rate
 from .measured import Measured
 from .parameter import ZEROS, Parameter
-from .plan import OWN, Plan, whole
+from .transaction import run_atomically
 
 Pairs = list[tuple[Parameter, jax.Array | None]]
+
+
+class Steps(NamedTuple):
+    """What a step changes beside the values of Parameters; it is replaced as a whole, in one assignment."""
+
+    groups: list[StepGroup]
+    masters: dict[int, jax.Array] | None  # float32, by position; None if there are to be none
+    present: tuple[bool, ...] | None = None  # per Parameter whether the steps reach it now
+    active: tuple[StepGroup, ...] = ()  # the groups that are present
+    ready: dict[Any, CompiledStep | None] = {}  # by clip, the programs for those that are present
+    compiled: dict[Any, CompiledStep] = {}  # by clip and groups, all programs there are
+
+    def afresh(self, **changes: Any) -> "Steps":
+        """Return these without any program; the next step makes its own."""
+        return Steps(self.groups, self.masters, None, (), {}, {})._replace(**changes)
 
 
 class Optimizer(Measured):
@@ -76,43 +92,43 @@ class Optimizer(Measured):
             "grad_clip": checked_clip("grad_clip", grad_clip),
         }
         self.parameters, groups = read_parameters(self._argument, parameters)
-        self._parameters: list[Parameter] = [p for members, _ in groups for p in members]
-        check_distinct(self._argument, self._parameters)
-        self._position = {p: i for i, p in enumerate(self._parameters)}
+        self.parameter_list: list[Parameter] = [p for members, _ in groups for p in members]
+        check_distinct(self._argument, self.parameter_list)
+        self._position = {p: i for i, p in enumerate(self.parameter_list)}
         base = lift(rule or Rule(), 0.0)
         self._options = [o for members, own in groups for o in options_of(members, base, own, general)]
         self._rules: list[Lifted] = [o.rule for o in self._options]
-        for p, r in zip(self._parameters, self._rules, strict=True):
+        for p, r in zip(self.parameter_list, self._rules, strict=True):
             if p.sparse and r.source.rule.sparse is None:
                 found = f"Parameter {p.name} has sparse=True, and {type(self).__name__} takes no SelectedRows"
                 raise TypeError(f"{self._argument}: {found}; expected sparse=False")
-        self._cohorts: list[Cohort] = []
-        self._active: tuple[Cohort, ...] = ()  # those that the steps reach now
-        self._present: tuple[bool, ...] | None = None
-        self._plans: dict[Any, Plan] = {}
-        self._ready: dict[Any, Plan | None] = {}  # by clip, for the parameters that are present
         if not isinstance(masters, bool):
             raise TypeError(f"multi_precision: found {masters!r}, expected True or False")
-        self._masters: dict[int, jax.Array] | None = {} if masters else None  # float32, by position
+        self._steps = Steps([], {} if masters else None).afresh()
         if not isinstance(packed, bool):
             raise TypeError(f"packed: found {packed!r}, expected True or False")
-        narrow = {i for i, p in enumerate(self._parameters) if masters and is_narrow(p._value)}
-        self._apart: set[int] | None = narrow if packed else None  # who must not lie in a common buffer
+        self._packing: Any = None
+        if packed:
+            from .packing import Packing  # only those who ask for it import it
+
+            self._packing = Packing(
+                i for i, p in enumerate(self.parameter_list) if masters and is_narrow(p.peek())
+            )
 
     def __repr__(self) -> str:
         rate = self._learning_rate
         rate = rate if isinstance(rate, float) else type(rate).__name__
-        return f"{type(self).__name__}(learning_rate={rate}, {len(self._parameters)} parameters)"
+        return f"{type(self).__name__}(learning_rate={rate}, {len(self.parameter_list)} parameters)"
 
     def describe(self) -> str:
         """A table of what every parameter gets: factor on the rate, decay, clip and rule."""
-        options = {p.name: o for p, o in zip(self._parameters, self._options, strict=True)}
-        frozen = {p.name: options[p.name]._replace(frozen=p.stop_gradient) for p in self._parameters}
-        return describe_leaves({p.name: p._value for p in self._parameters}, frozen.__getitem__)
+        options = {p.name: o for p, o in zip(self.parameter_list, self._options, strict=True)}
+        frozen = {p.name: options[p.name]._replace(frozen=p.stop_gradient) for p in self.parameter_list}
+        return describe_leaves({p.name: p.peek() for p in self.parameter_list}, frozen.__getitem__)
 
     def step(self) -> None:
         """Update every parameter that has a gradient, from its `.grad`."""
-        self._apply([None if p.stop_gradient else p._grad for p in self._parameters])
+        self._apply([None if p.stop_gradient else p.lazy_grad for p in self.parameter_list])
 
     def minimize(
         self, loss: Any, startup_program: None = None, parameters: Any = None, no_grad_set: Any = None
@@ -132,7 +148,7 @@ class Optimizer(Measured):
             check_program(startup_program)
             self._run_fused(loss, grad_clip)
             mine = set(loss.parameters)
-            return [(p, p.grad) for p in self._parameters if p in mine]
+            return [(p, p.grad) for p in self.parameter_list if p in mine]
         pairs = self.backward(loss, startup_program, chosen, excluded)
         self._apply(self._aligned(pairs), grad_clip)
         return pairs
@@ -149,7 +165,7 @@ class Optimizer(Measured):
         check_program(startup_program)
         if callbacks is not None:
             raise TypeError("callbacks: found something, expected None; there is no program to append to")
-        chosen = self._selected("parameters", parameters, self._parameters)
+        chosen = self._selected("parameters", parameters, self.parameter_list)
         excluded = self._selected("no_grad_set", no_grad_set, [])
         if isinstance(loss, Loss):
             if not loss.ran_backward:
@@ -164,8 +180,8 @@ class Optimizer(Measured):
         else:
             expected = "a loss of a @paddle.loss function, or a function of the parameters"
             raise ArgumentError(f"loss: found {type(loss).__name__}, expected {expected}")
-        wanted = [p for p in self._parameters if p in chosen and p not in excluded and p.trainable]
-        return [(p, p.grad) for p in wanted if p._grad is not None]
+        wanted = [p for p in self.parameter_list if p in chosen and p not in excluded and p.trainable]
+        return [(p, p.grad) for p in wanted if p.lazy_grad is not None]
 
     def apply_gradients(self, params_grads: Iterable[tuple[Parameter, Any]]) -> list[Any]:
         """The second half of `minimize`: update exactly these parameters with these gradients; `[]`."""
@@ -181,7 +197,7 @@ class Optimizer(Measured):
 
     def clear_grad(self, set_to_zero: bool = True) -> None:
         """Zero every gradient there is (a step would still move what has momentum), or drop them."""
-        for p in self._parameters:
+        for p in self.parameter_list:
             if not p.stop_gradient:
                 p.clear_grad(set_to_zero)
 
@@ -189,59 +205,53 @@ class Optimizer(Measured):
 
     def _aligned(self, params_grads: Iterable[tuple[Parameter, Any]]) -> list[Any]:
         pairs = checked_pairs(params_grads, self._position)
-        return [pairs.get(p) for p in self._parameters]
+        return [pairs.get(p) for p in self.parameter_list]
 
     def _selected(self, argument: str, chosen: Any, default: Iterable[Parameter]) -> set[Parameter]:
-        return set(default) if chosen is None else selected(argument, chosen, self._parameters)
+        return set(default) if chosen is None else selected(argument, chosen, self.parameter_list)
 
     def _apply(self, grads: list[Any], grad_clip: Any = OWN) -> None:
         """Run the compiled step over the parameters that have a gradient."""
+        self.apply(grads, lambda compiled: compiled.step, grad_clip)
+
+    def apply(
+        self, grads: list[Any], program_of: Callable[[CompiledStep], Any], grad_clip: Any = OWN
+    ) -> None:
+        """Step with these gradients, one or None per Parameter, as a whole or not at all.
+
+        `program_of` says how the step is run: `CompiledStep.step`, or another way to run its `update`.
+        """
         kinds = set(map(type, grads))
         if SelectedRows in kinds:
             self._check_rows(grads)
         if type(ZEROS) in kinds:
-            grads = [p.grad if g is ZEROS else g for p, g in zip(self._parameters, grads, strict=True)]
+            grads = [p.grad if g is ZEROS else g for p, g in zip(self.parameter_list, grads, strict=True)]
         rate = self._rate_for_step()
-        before = self._now()
+        before = self._steps
         try:
-            plan = self._plan(tuple([g is not None for g in grads]), grad_clip)
-            if plan is None:
+            compiled = self._compiled(tuple([g is not None for g in grads]), grad_clip)
+            if compiled is None:
                 return self._stepped()
-            arguments = plan.taken(grads, plan.given(rate, type(self._learning_rate) is float), self._masters)
+            masters = self._steps.masters
+            given = compiled.rate(rate, type(self._learning_rate) is float)
+            arguments = compiled.values(), compiled.state(masters), compiled.gradients(grads), given
         except BaseException:
-            self._restore(before)
+            self._steps = before
             raise
 
         def store(done: tuple[Any, Any]) -> None:
-            plan.keep(*done, self._masters)
+            self._info = compiled.keep(*done, masters)
             self._stepped()
 
-        whole(plan.step, arguments, store, lambda: self._restore(before))
+        run_atomically(program_of(compiled), arguments, store, lambda: setattr(self, "_steps", before))
 
     def _check_rows(self, grads: list[Any]) -> None:
-        for i, (p, r, g) in enumerate(zip(self._parameters, self._rules, grads, strict=True)):
+        for i, (p, r, g) in enumerate(zip(self.parameter_list, self._rules, grads, strict=True)):
             if isinstance(g, SelectedRows):
                 check_sparse(r.source.rule, f"Parameter {p.name}")
-                if self._apart is not None and i not in self._apart:
-                    self._apart.add(i)
-                    self._plans, self._ready = {}, {}
-
-    @contextmanager
-    def _whole_step(self) -> Iterator[None]:
-        """Whatever fails inside leaves the state as it was, and the schedule where it was."""
-        before = self._now()
-        try:
-            yield
-        except BaseException:
-            self._restore(before)
-            raise
-        self._stepped()
-
-    def _now(self) -> tuple[Any, ...]:
-        return self._cohorts, self._active, self._present, self._plans, self._ready, self._masters
-
-    def _restore(self, before: tuple[Any, ...]) -> None:
-        self._cohorts, self._active, self._present, self._plans, self._ready, self._masters = before
+                if self._packing is not None and i not in self._packing.apart:
+                    self._packing.apart.add(i)
+                    self._steps = self._steps.afresh()
 
     def _stepped(self) -> None:
         """A step was taken, with the rate of `_rate_for_step()`."""
@@ -251,59 +261,66 @@ class Optimizer(Measured):
         if loss.ran_backward or not loss.is_current():
             return False
         mine = set(loss.parameters)
-        if any([p.stop_gradient or p._grad is not None and p._grad is not ZEROS for p in mine]):
+        if any([p.stop_gradient or p.lazy_grad is not None and p.lazy_grad is not ZEROS for p in mine]):
             return False
-        return all([p in mine or p._grad is None or p.stop_gradient for p in self._parameters])
+        return all([p in mine or p.lazy_grad is None or p.stop_gradient for p in self.parameter_list])
 
     def _run_fused(self, loss: Loss, grad_clip: Any) -> None:
         mine = set(loss.parameters)
         rate = self._rate_for_step()
-        before = self._now()
+        before = self._steps
         try:
-            plan = self._plan(tuple([p in mine for p in self._parameters]), grad_clip)
-            if plan is None:
+            compiled = self._compiled(tuple([p in mine for p in self.parameter_list]), grad_clip)
+            if compiled is None:
                 loss.backward()
                 return self._stepped()
-            values = [p.take() for p in plan.parameters]
-            places = plan.places(loss.parameters)
-            others = [p._value for p, place in zip(loss.parameters, places, strict=True) if place is None]
-            given = plan.given(rate, type(self._learning_rate) is float)
-            arguments = loss.call, places, values, plan.state(self._masters), others, loss.fixed, given
+            masters = self._steps.masters
+            values = compiled.values()
+            places = compiled.places(loss.parameters)
+            others = [p.peek() for p, place in zip(loss.parameters, places, strict=True) if place is None]
+            given = compiled.rate(rate, type(self._learning_rate) is float)
+            arguments = loss.call, places, values, compiled.state(masters), others, loss.fixed, given
         except BaseException:
-            self._restore(before)
+            self._steps = before
             raise
 
         def store(done: tuple[Any, Any, Any, list[Any]]) -> None:
-            values, state, result, gs = done
-            plan.keep(values, state, self._masters)
-            loss.take(result, gs)
+            values, state, result, grads = done
+            self._info = compiled.keep(values, state, masters)
+            loss.take(result, grads)
             self._stepped()
 
-        whole(plan.minimize, arguments, store, lambda: self._restore(before))
+        run_atomically(compiled.minimize, arguments, store, lambda: setattr(self, "_steps", before))
 
-    def _plan(self, present: tuple[bool, ...], grad_clip: Any) -> "Plan | None":
-        """The compiled programs for the parameters that take part in this step."""
-        if present != self._present:
-            self._cohorts = regroup(self._cohorts, self._rules, self._parameters, present)
-            self._active = tuple(c for c in self._cohorts if present[c.members[0]])
-            self._present, self._ready = present, {}
-            self._start_masters(present)
-        if grad_clip not in self._ready:
-            key = grad_clip, *((id(c.rule), *c.members) for c in self._active)
-            if self._active and key not in self._plans:
-                about = self._options, self._parameters, grad_clip, self._masters is not None, self._apart
-                self._plans[key] = self._new_plan(self._active, *about)
-            self._ready[grad_clip] = self._plans[key] if self._active else None
-        plan = self._ready[grad_clip]
-        if plan is not None:
-            plan.arrange(self._active)
-        return plan
+    def _compiled(self, present: tuple[bool, ...], grad_clip: Any) -> CompiledStep | None:
+        """Return the programs for the parameters that take part in this step; None if there are none."""
+        if present != self._steps.present:
+            self._regroup(present)
+        steps = self._steps
+        if grad_clip not in steps.ready:
+            key = grad_clip, *((id(g.rule), *g.members) for g in steps.active)
+            if steps.active and key not in steps.compiled:
+                about = self._options, self.parameter_list, grad_clip
+                steps.compiled[key] = CompiledStep(
+                    steps.active, *about, steps.masters is not None, self._measures, self._packing
+                )
+            steps.ready[grad_clip] = steps.compiled[key] if steps.active else None
+        compiled = steps.ready[grad_clip]
+        if compiled is not None:
+            compiled.arrange(steps.active)
+        return compiled
 
-    def _start_masters(self, present: tuple[bool, ...]) -> None:
-        if self._masters is not None:
-            new = {i for i in range(len(present)) if present[i] and i not in self._masters}
-            narrow = {i: p._value for i, p in enumerate(self._parameters) if i in new and is_narrow(p._value)}
-            self._masters = self._masters | {i: jnp.array(p, jnp.float32) for i, p in narrow.items()}
+    def _regroup(self, present: tuple[bool, ...]) -> None:
+        """Make groups, and masters, for a step that reaches other parameters than the last one did."""
+        steps = self._steps
+        groups = regroup(steps.groups, self._rules, self.parameter_list, present)
+        active = tuple(g for g in groups if present[g.members[0]])
+        masters = steps.masters
+        if masters is not None:
+            new = [i for i, here in enumerate(present) if here and i not in masters]
+            narrow = {i: p for i in new if is_narrow(p := self.parameter_list[i].peek())}
+            masters = masters | {i: jnp.array(p, jnp.float32) for i, p in narrow.items()}
+        self._steps = Steps(groups, masters, present, active, {}, steps.compiled)
 
     # ------------------------------------------------------------------ learning rate
 
@@ -343,10 +360,10 @@ class Optimizer(Measured):
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of all accumulators under Paddle's names, and `LR_Scheduler`; empty before any step."""
-        entries = state_dict(self._cohorts, self._parameters, self._owners())
-        if self._masters:
-            masters = self._masters.items()
-            entries["master_weights"] = {self._parameters[i].name: jnp.copy(m) for i, m in masters}
+        entries = state_dict(self._steps.groups, self.parameter_list, self.owners())
+        if self._steps.masters:
+            masters = self._steps.masters.items()
+            entries["master_weights"] = {self.parameter_list[i].name: jnp.copy(m) for i, m in masters}
         if not isinstance(self._learning_rate, float):
             entries["LR_Scheduler"] = self._learning_rate.state_dict()
         return entries
@@ -362,12 +379,12 @@ class Optimizer(Measured):
         entries = dict(state_dict)
         problems: list[str] = []
         schedule = self._taken_schedule(entries, problems)
-        cohorts, masters, owners = self._cohorts, self._masters, self._owners()
-        if entries or self._cohorts or problems:
+        groups, masters, owners = self._steps.groups, self._steps.masters, self.owners()
+        if entries or groups or problems:
             if masters is not None:
                 given = entries.pop("master_weights", {})
-                masters = read_masters(given, self._parameters, strict, problems)
-            cohorts = read_state_dict(entries, self._rules, self._parameters, owners, strict, problems)
+                masters = read_masters(given, self.parameter_list, strict, problems)
+            groups = read_state_dict(entries, self._rules, self.parameter_list, owners, strict, problems)
         if schedule is not None:
             before = copy.deepcopy(vars(self._learning_rate))
             try:
@@ -376,11 +393,32 @@ class Optimizer(Measured):
             except Exception:
                 vars(self._learning_rate).update(before)
                 raise
-        self._cohorts, self._masters = cohorts, masters
-        self._present, self._plans, self._ready = None, {}, {}
+        self._steps = self._steps.afresh(groups=groups, masters=masters)
 
-    def _owners(self) -> list[str]:
-        return owners_of(self._parameters, self._masters is not None, self._name)
+    @property
+    def compiled_steps(self) -> list[CompiledStep]:
+        """The programs that this optimizer has made and still knows, oldest first."""
+        return list(self._steps.compiled.values())
+
+    @property
+    def rules(self) -> list[Rule]:
+        """The update rule of every Parameter."""
+        return [r.source.rule for r in self._rules]
+
+    def owners(self) -> list[str]:
+        """Return per Parameter what its accumulators are filed under."""
+        return owners_of(self.parameter_list, self._steps.masters is not None, self._name)
+
+    @property
+    def masters(self) -> dict[Parameter, jax.Array] | None:
+        """The float32 masters of narrow parameters; None if the optimizer keeps none."""
+        masters = self._steps.masters
+        return None if masters is None else {self.parameter_list[i]: m for i, m in masters.items()}
+
+    def set_masters(self, masters: Mapping[Parameter, jax.Array]) -> None:
+        """Replace some of the masters by arrays that nobody else holds."""
+        if self._steps.masters is not None:
+            self._steps.masters.update({self._position[p]: m for p, m in masters.items()})
 
     load_state_dict = set_state_dict
     set_dict = set_state_dict

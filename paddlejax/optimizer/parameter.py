@@ -16,6 +16,7 @@ from ..hyper import number
 from ..regularizer import as_regularizer
 from ..selected_rows import SelectedRows
 from ..trees import flatten, path_name
+from .store import Store
 
 _counter = itertools.count()
 _inside = threading.local()  # .loss: the name of the loss function that is being traced, if any
@@ -119,20 +120,17 @@ class Parameter:
         if not isinstance(sparse, bool):
             raise TypeError(f"Parameter's sparse: found {sparse!r}, expected True or False")
         number("Parameter's learning_rate", attr.learning_rate)
-        # The value, its own or last read out of the buffer where it lies among others'.
-        self._array: Any = _array(value, f"the value of Parameter {self.name}")
-        self._home: Any = None  # that buffer
-        self._part = 0  # which part of it
-        self._donatable = True  # nobody else holds the array
-        self._shape, self._dtype = self._array.shape, self._array.dtype
+        array = _array(value, f"the value of Parameter {self.name}")
+        self.store = Store(array)
+        self._shape, self._dtype = array.shape, array.dtype
         if sparse and self.ndim < 1:
             raise ValueError(
                 f"Parameter {self.name}: found a scalar with sparse=True, expected a table of rows"
             )
-        self._grad: Any = None
+        self.lazy_grad: Any = None  # the gradient, or ZEROS
         self.is_real = jnp.issubdtype(self.dtype, jnp.floating)
         # What a loss has to know beside stop_gradient: None if it is nothing special.
-        self._traits = (self.is_real, self.name) if sparse or not self.is_real else None
+        self.traits = (self.is_real, self.name) if sparse or not self.is_real else None
         self._learning_rate, self._need_clip = float(attr.learning_rate), attr.need_clip
         self._sparse = sparse
         self._regularizer = as_regularizer(f"Parameter {self.name}'s regularizer", attr.regularizer)
@@ -167,15 +165,11 @@ class Parameter:
     def value(self) -> jax.Array:
         """The array as it is now; it stays valid after later steps, which leave it as it was."""
         self._check_outside()
-        self._donatable = False
-        return self._value
+        return self.store.share()
 
-    @property
-    def _value(self) -> jax.Array:
-        """The array, for those who do not keep it."""
-        if self._array is None:
-            self._array = self._home.read(self, self._part)
-        return self._array
+    def peek(self) -> jax.Array:
+        """Return the array to a reader that does not keep it: the next step may take its memory."""
+        return self.store.peek()
 
     def _check_outside(self) -> None:
         name = getattr(_inside, "loss", None)
@@ -199,19 +193,19 @@ class Parameter:
         if jnp.iscomplexobj(new) and not jnp.issubdtype(self.dtype, jnp.complexfloating):
             found = f"found a value of dtype {new.dtype}, expected what {self.dtype} can hold"
             raise TypeError(f"Parameter {self.name}: {found}")
-        self.put(new.astype(self.dtype))
+        self.store.put(new.astype(self.dtype))
 
     @property
     def grad(self) -> Any:
         """The gradient: an array or a SelectedRows; None if there was none, zeros after `clear_grad()`."""
-        if self._grad is ZEROS:
-            packed = self._home is not None  # then the value would have to be cut out
-            self._grad = jnp.zeros(self.shape, self.dtype) if packed else jnp.zeros_like(self._value)
-        return self._grad
+        if self.lazy_grad is ZEROS:
+            packed = self.store.buffer is not None  # then the value would have to be cut out
+            self.lazy_grad = jnp.zeros(self.shape, self.dtype) if packed else jnp.zeros_like(self.peek())
+        return self.lazy_grad
 
     @grad.setter
     def grad(self, grad: Any) -> None:
-        self._grad = None if grad is None else self.check_gradient(grad)
+        self.lazy_grad = None if grad is None else self.check_gradient(grad)
 
     def check_gradient(self, grad: Any) -> Any:
         """The gradient as an array or rows, or an error if it cannot be one of this parameter."""
@@ -231,44 +225,21 @@ class Parameter:
 
     def accumulate(self, grad: Any) -> None:
         """Add a gradient to what is there, as every `backward()` does."""
-        self._grad = self.accumulated(grad)
+        self.lazy_grad = self.accumulated(grad)
 
     def accumulated(self, grad: Any) -> Any:
-        return grad if self._grad is None or self._grad is ZEROS else self._grad + grad
+        return grad if self.lazy_grad is None or self.lazy_grad is ZEROS else self.lazy_grad + grad
 
     def clear_grad(self, set_to_zero: bool = True) -> None:
         """Zero the gradient if there is one; drop a SelectedRows, and with set_to_zero=False any other."""
-        stays = set_to_zero and self._grad is not None and not isinstance(self._grad, SelectedRows)
-        self._grad = ZEROS if stays else None
+        stays = set_to_zero and self.lazy_grad is not None and not isinstance(self.lazy_grad, SelectedRows)
+        self.lazy_grad = ZEROS if stays else None
 
     clear_gradient = clear_grad
 
-    def take(self) -> jax.Array:
-        """The array to donate: a copy if somebody else holds the current one."""
-        if not self._donatable:
-            self.put(jnp.copy(self._value))
-        return self._array
-
-    def put(self, value: jax.Array) -> None:
-        """The result of a step, which nobody else holds."""
-        if self._home is not None:
-            self._home.left()
-        self._home, self._part, self._array, self._donatable = None, 0, value, True
-
-    def move(self, home: Any, part: int = 0) -> None:
-        """From now on the value lies in this buffer."""
-        if self._home is not None and self._home is not home:
-            self._home.left()
-        self._home, self._part, self._array, self._donatable = home, part, None, False
-
-    def forget(self, home: Any) -> None:
-        """What was read out of this buffer is not the value any more."""
-        if self._home is home:
-            self._array = None
-
     def __getstate__(self) -> dict[str, Any]:
-        """A copy lies by itself."""
-        return {**vars(self), "_array": self._value, "_home": None, "_part": 0, "_donatable": False}
+        """A copy lies by itself; it has the same array, which from then on neither may donate."""
+        return {**vars(self), "store": Store(self.store.share(), owned=False)}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -287,10 +258,10 @@ class Parameter:
         return math.prod(self._shape)
 
     def numpy(self) -> np.ndarray:
-        return np.array(self._value)
+        return np.array(self.peek())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self._value, dtype)
+        return np.array(self.peek(), dtype)
 
     def __jax_array__(self) -> jax.Array:
         return self.value
@@ -302,11 +273,11 @@ class Parameter:
         return iter(self.value)
 
     def __len__(self) -> int:
-        return len(self._value)
+        return len(self.peek())
 
     def item(self) -> Any:
         """The one element of the value, as a Python number."""
-        return self._value.item()
+        return self.peek().item()
 
     def __float__(self) -> float:
         return float(self.item())
@@ -333,8 +304,8 @@ def _delegate(name: str, swap: bool) -> Any:
 
     def method(self: Parameter, other: Any) -> Any:
         self._check_outside()
-        other = other._value if isinstance(other, Parameter) else other
-        return apply(other, self._value) if swap else apply(self._value, other)
+        other = other.peek() if isinstance(other, Parameter) else other
+        return apply(other, self.peek()) if swap else apply(self.peek(), other)
 
     return method
 
@@ -346,8 +317,8 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ipow"):
     setattr(Parameter, f"__{_name}__", _refuse_in_place)
 for _name in ("lt", "le", "gt", "ge"):
     setattr(Parameter, f"__{_name}__", _delegate(_name, swap=False))
-Parameter.__neg__ = lambda self: -self._value  # type: ignore[attr-defined]
-Parameter.__abs__ = lambda self: abs(self._value)  # type: ignore[attr-defined]
+Parameter.__neg__ = lambda self: -self.peek()  # type: ignore[attr-defined]
+Parameter.__abs__ = lambda self: abs(self.peek())  # type: ignore[attr-defined]
 
 
 def values(tree: Any) -> Any:

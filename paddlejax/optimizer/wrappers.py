@@ -41,8 +41,9 @@ class Wrapper:
         return f"{type(self).__name__}({self.inner_optimizer!r})"
 
     @property
-    def _parameters(self) -> list[Parameter]:
-        return self.inner_optimizer._parameters
+    def parameter_list(self) -> list[Parameter]:
+        """The Parameters of the innermost optimizer, in its order."""
+        return self.inner_optimizer.parameter_list
 
     def step(self, *closure: Any) -> Any:
         """One step from the parameters' `.grad`, or with the closure that the inner optimizer wants."""
@@ -130,7 +131,7 @@ class LookAhead(Wrapper):
         """The inner optimizer's step, then at every k-th the way back towards the slow weights."""
         self._before()
         result = super().step(*closure)
-        self._after([p for p in self._parameters if p.trainable and p._grad is not None])
+        self._after([p for p in self.parameter_list if p.trainable and p.lazy_grad is not None])
         return result
 
     def minimize(
@@ -152,36 +153,34 @@ class LookAhead(Wrapper):
 
     def _before(self) -> None:
         if self._slow_from_the_start:
-            self._start_slow(set(self._parameters))
+            self._start_slow(set(self.parameter_list))
 
     def _after(self, moved: list[Parameter]) -> None:
         self._count += 1
         if not self._slow_from_the_start:
             self._start_slow(set(moved) if self._count == 1 else set())
         if self._count % self.k == 0 and moved:
-            base, masters = innermost(self), self._masters()
-            fast = [jnp.asarray(masters.get(p, p._value), self._dtype(p)) for p in moved]
+            masters = self._masters()
+            fast = [jnp.asarray(masters.get(p, p.peek()), self._dtype(p)) for p in moved]
             slow = [self._slow[p] for p in moved]
             for p, value in zip(moved, _synced(fast, slow, self.alpha), strict=True):
                 self._slow[p] = value
                 # Copies: the next step donates what is p's and its master's.
                 if p in masters:
-                    base._masters[base._position[p]] = jnp.copy(value)
-                p.put(jnp.array(value, p.dtype))
+                    innermost(self).set_masters({p: jnp.copy(value)})
+                p.store.put(jnp.array(value, p.dtype))
 
     def _start_slow(self, led: set[Parameter]) -> None:
         """Slow weights for the parameters that have none: where they stand if they are `led`, else zeros."""
-        new = [p for p in self._parameters if p.trainable and p not in self._slow]
+        new = [p for p in self.parameter_list if p.trainable and p not in self._slow]
         masters = self._masters() if new else {}
         for p in new:
-            start = masters.get(p, p._value) if p in led else jnp.zeros_like(p._value)
+            start = masters.get(p, p.peek()) if p in led else jnp.zeros_like(p.peek())
             self._slow[p] = jnp.array(start, self._dtype(p))
 
     def _masters(self) -> dict[Parameter, jax.Array]:
         """What the inner optimizer moves in place of 16-bit parameters, if it keeps masters."""
-        base = innermost(self)
-        masters = getattr(base, "_masters", None) or {}
-        return {base._parameters[i]: m for i, m in masters.items()}
+        return getattr(innermost(self), "masters", None) or {}
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's, the slow weights and the counter."""
@@ -200,15 +199,15 @@ class LookAhead(Wrapper):
             p: entries.take(
                 self._key(p), p.shape, self._dtype(p), required=strict and p.trainable and count > 0
             )
-            for p in self._parameters
+            for p in self.parameter_list
         }
         raise_if(entries.problems)
         super().set_state_dict(entries.rest, strict)
         self._count, self._slow = count, {p: s for p, s in slow.items() if s is not None}
 
     def _dtype(self, p: Parameter) -> Any:
-        kept = getattr(innermost(self), "_masters", None) is not None
-        return jnp.float32 if kept and is_narrow(p._value) else p.dtype
+        kept = getattr(innermost(self), "masters", None) is not None
+        return jnp.float32 if kept and is_narrow(p.peek()) else p.dtype
 
     def _key(self, p: Parameter) -> str:
         return "_".join([p.name, *([self._name] if self._name else []), "slow", "0"])
@@ -242,7 +241,7 @@ class GradientMergeOptimizer(Wrapper):
             return super().step(*closure)
         if closure:
             raise TypeError("GradientMergeOptimizer's step: found a closure, expected none")
-        self._gather([(p, p.grad) for p in self._parameters if p.trainable and p._grad is not None])
+        self._gather([(p, p.grad) for p in self.parameter_list if p.trainable and p.lazy_grad is not None])
 
     def minimize(
         self, loss: Any, startup_program: None = None, *args: Any, **kwargs: Any
@@ -258,7 +257,7 @@ class GradientMergeOptimizer(Wrapper):
         """Gather exactly these gradients."""
         if self.k_steps == 1:
             return super().apply_gradients(params_grads)
-        self._gather(list(checked_pairs(params_grads, self._parameters).items()))
+        self._gather(list(checked_pairs(params_grads, self.parameter_list).items()))
         return []
 
     def _gather(self, pairs: Pairs) -> None:
@@ -270,7 +269,7 @@ class GradientMergeOptimizer(Wrapper):
             self._sums |= dict(zip([p for p, _ in old], added, strict=True))
         for p, g in pairs:
             if p not in sums:
-                self._sums[p] = jnp.array(g, compute_dtype((), p._value))
+                self._sums[p] = jnp.array(g, compute_dtype((), p.peek()))
         self._count += 1
         if self._count == self.k_steps:
             merged = _merge(list(self._sums.values()), self.k_steps, self.avg)
@@ -295,8 +294,8 @@ class GradientMergeOptimizer(Wrapper):
         entries = Entries(state_dict)
         count = entries.scalar("gradient_merge_step", required=False) or 0
         sums = {
-            p: entries.take(self._key(p), p.shape, compute_dtype((), p._value), required=False)
-            for p in self._parameters
+            p: entries.take(self._key(p), p.shape, compute_dtype((), p.peek()), required=False)
+            for p in self.parameter_list
             if entries.has(self._key(p))
         }
         if sums and not count:  # without sums a count stands where no parameter had a gradient

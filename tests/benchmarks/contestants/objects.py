@@ -61,7 +61,7 @@ class Object:
 
     def wait(self) -> None:
         # One result of the program, and no hold on it: the next step would copy what `.value` gave away.
-        jax.block_until_ready(self.first._value)
+        jax.block_until_ready(self.first.peek())
 
     def set_rate(self, rate: float) -> None:
         self.optimizer.set_lr(rate)

@@ -13,7 +13,7 @@ import pytest
 
 import paddlejax as paddle
 from paddlejax import packing
-from paddlejax.optimizer.compiled import OWN
+from paddlejax.optimizer.optimizer import OWN
 from paddlejax.optimizer.packing import LARGEST, Buffer
 
 SHAPES = [(3, 2), (2,), (), (5,), (2, 2, 2), (2,), (3, 2)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import paddlejax as paddle
-from paddlejax.optimizer import plan as plans
+from paddlejax.optimizer import compiled as compiled_module
 
 
 def made(n, shape=(4,)):
@@ -102,27 +102,27 @@ def test_many_arrays_compile_by_the_cheaper_pipeline(monkeypatch):
         given.append((getattr(function, "__name__", ""), options.get("compiler_options")))
         return jit(function, **options)
 
-    monkeypatch.setattr(plans.jax, "jit", spy)
+    monkeypatch.setattr(compiled_module.jax, "jit", spy)
     cheap = {"xla_cpu_opt_preset": "CPU_OPT_PRESET_FAST_COMPILE"}
-    assert plans.fast_compile() == cheap
+    assert compiled_module.fast_compile() == cheap
     many = stepped(30)
     assert ("_step", cheap) in given and ("_minimize", None) in given
     given.clear()
     stepped(3)
     assert ("_step", None) in given
-    monkeypatch.setattr(plans, "fast_compile", lambda: None)
+    monkeypatch.setattr(compiled_module, "fast_compile", lambda: None)
     plain = stepped(30)
     for p, q in zip(many.parameter_list, plain.parameter_list, strict=True):
         np.testing.assert_array_equal(p.numpy(), q.numpy())
 
 
 def test_an_option_that_is_not_there_is_not_passed(monkeypatch):
-    plans.fast_compile.cache_clear()
-    monkeypatch.setattr(plans, "PRESET", {"xla_cpu_no_such_option": "x"})
+    compiled_module.fast_compile.cache_clear()
+    monkeypatch.setattr(compiled_module, "PRESET", {"xla_cpu_no_such_option": "x"})
     try:
-        assert plans.fast_compile() is None
+        assert compiled_module.fast_compile() is None
     finally:
-        plans.fast_compile.cache_clear()
-    monkeypatch.setattr(plans.jax, "default_backend", lambda: "gpu")
-    assert plans.fast_compile() is None
-    plans.fast_compile.cache_clear()
+        compiled_module.fast_compile.cache_clear()
+    monkeypatch.setattr(compiled_module.jax, "default_backend", lambda: "gpu")
+    assert compiled_module.fast_compile() is None
+    compiled_module.fast_compile.cache_clear()

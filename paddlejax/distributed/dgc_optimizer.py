@@ -13,12 +13,13 @@ from ..clip import ClipGradByNorm
 from ..hyper import ArgumentError
 from ..lifting import RuleState
 from ..optimizer.arguments import ParametersError, check_program, has_groups
-from ..optimizer.compiled import OWN
+from ..optimizer.compiled import CompiledStep
 from ..optimizer.entries import Entries, counter
 from ..optimizer.loss import Call, Loss
 from ..optimizer.lr import Rate
 from ..optimizer.optimizer import Optimizer, Pairs
-from ..optimizer.parameter import ZEROS, Parameter
+from ..optimizer.parameter import Parameter
+from ..optimizer.parts import Given
 from ..optimizer.transaction import run_atomically
 from ..regularizer import as_regularizer
 from ..transform import apply_updates, set_learning_rate
@@ -119,8 +120,7 @@ class DGCMomentumOptimizer(Optimizer):
             options=lambda path: self._options[int(path)],
             clips=lambda path: clipped[int(path)],
         )
-        self._state: RuleState | None = None
-        self._compiled_update = jax.jit(self._update, donate_argnums=(0, 1))
+        self.state: RuleState | None = None
         self._compiled_step = jax.jit(self._step, static_argnums=0, donate_argnums=(1, 2))
 
     # ------------------------------------------------------------------ one step
@@ -151,6 +151,11 @@ class DGCMomentumOptimizer(Optimizer):
                 "loss: found one that GradScaler scaled, expected the unscaled; use dgc_momentum inside "
                 "dynamic_loss_scale(..., axis_name=...)"
             )
+        if self.layers:
+            raise RuntimeError(
+                f"minimize: found a wrapper around {self._workers} workers, expected none: the "
+                "wrapper would see no gradient"
+            )
         if loss.ran_backward:
             raise RuntimeError(
                 "minimize: found a loss whose backward ran, expected one that did not: "
@@ -163,7 +168,7 @@ class DGCMomentumOptimizer(Optimizer):
         chosen = self._selected("parameter_list", parameter_list, self.parameter_list)
         excluded = self._selected("no_grad_set", no_grad_set, [])
         mine = {p for p in loss.parameters if p in chosen and p not in excluded}
-        self._run(self.mesh, loss, mine)
+        self._run_workers(self.mesh, loss, mine)
         return [], [(p, None) for p in self.parameter_list if p in mine]
 
     def backward(  # type: ignore[override]
@@ -198,26 +203,23 @@ class DGCMomentumOptimizer(Optimizer):
     def _fuses(self, loss: Loss) -> bool:
         return False  # one worker: backward, then _apply
 
-    def _apply(self, grads: list[Any], grad_clip: Any = OWN) -> None:
-        rate = self._rate_for_step()
-        if all(g is None for g in grads):
-            return self._stepped()
-        grads = [p.grad if g is ZEROS else g for p, g in zip(self.parameter_list, grads, strict=True)]
-        values = [p.store.take() for p in self.parameter_list]
+    def _compiled(self, present: tuple[bool, ...], grad_clip: Any) -> CompiledStep | None:
+        layers = self.layers
+        reached = any(present) or any(part.joins(i) for part in layers for i in range(len(present)))
+        if not reached or any(part.waits for part in layers):
+            return super()._compiled(present, grad_clip)
+        programs = self._steps.compiled
+        if layers not in programs:
+            programs[layers] = CompiledStep(_Compressed(self), self.parameter_list, layers)
+        return programs[layers]
 
-        def store(done: tuple[list[Any], RuleState]) -> None:
-            values, self._state = done
-            for p, value in zip(self.parameter_list, values, strict=True):
-                p.store.put(value)
-            self._stepped()
+    def update(
+        self, values: list[Any], state: RuleState, grads: list[Any], rate: Any
+    ) -> tuple[Any, RuleState]:
+        """Inside a program: return what to add to the values, and the new state."""
+        return self._tx.update(grads, set_learning_rate(state, rate), values)
 
-        run_atomically(self._compiled_update, (values, self._state_for(values), grads, rate), store)
-
-    def _update(self, values: list[Any], state: RuleState, grads: list[Any], rate: Any) -> Any:
-        updates, state = self._tx.update(grads, set_learning_rate(state, rate), values)
-        return apply_updates(values, updates), state
-
-    def _run(self, mesh: Mesh, loss: Loss, mine: set[Parameter]) -> None:
+    def _run_workers(self, mesh: Mesh, loss: Loss, mine: set[Parameter]) -> None:
         """Forward, backward, exchange and update of all workers as one program."""
         rate = self._rate_for_step()
         fixed, split = self._split(mesh, loss)
@@ -229,11 +231,11 @@ class DGCMomentumOptimizer(Optimizer):
         # Frozen ones are not donated: `fixed` has the same arrays.
         kept = {i: p.peek() for i, p in enumerate(everyone) if p not in mine}
         kept = jax.tree.map(lambda x: placed(x, NamedSharding(mesh, PartitionSpec())), kept)
-        state = self._state_for([p.peek() for p in self.parameter_list])
+        state = self.state_for([p.peek() for p in self.parameter_list])
         static = Program(mesh, loss.call, tuple(everyone.index(p) for p in loss.parameters), split)
 
         def store(done: tuple[Arrays, RuleState, Any]) -> None:
-            trained, self._state, result = done
+            trained, self.state, result = done
             for i, value in trained.items():
                 everyone[i].store.put(value)
             loss.settle(result)
@@ -255,7 +257,8 @@ class DGCMomentumOptimizer(Optimizer):
             (loss, aux), grads = local_grads(of, axis, has_aux=True)(trained)
             count = len(self.parameter_list)
             values = [{**kept, **trained}[i] for i in range(count)]
-            values, state = self._update(values, state, [grads.get(i) for i in range(count)], rate)
+            updates, state = self.update(values, state, [grads.get(i) for i in range(count)], rate)
+            values = apply_updates(values, updates)
             aux = jax.tree.map(lambda x: jnp.asarray(x)[None], aux)
             return {i: values[i] for i in trained}, state, (jax.lax.pmean(loss, axis), aux)
 
@@ -288,14 +291,14 @@ class DGCMomentumOptimizer(Optimizer):
         about = zip(names, loss.fixed, split, strict=True)
         return [parts[f"argument {n}"] if s else placed(x, everywhere) for n, x, s in about], split
 
-    def _state_for(self, values: list[Any]) -> RuleState:
-        if self._state is None:
+    def state_for(self, values: list[Any]) -> RuleState:
+        if self.state is None:
             return (
                 self._tx.init(values)
                 if self.mesh is None
                 else init_on_mesh(self._tx, values, self.mesh, self.axis_name)
             )
-        return self._state
+        return self.state
 
     # ------------------------------------------------------------------ state
 
@@ -306,11 +309,11 @@ class DGCMomentumOptimizer(Optimizer):
         With workers in several processes all must call it, and each gets the entries of all workers.
         """
         entries: dict[str, Any] = {}
-        if self._state is not None:
+        if self.state is not None:
             for name in (U, V):
-                owned = zip(self.owners(), self._state.slots[name], strict=True)
+                owned = zip(self.owners(), self.state.slots[name], strict=True)
                 entries |= {f"{owner}_{name}_0": _whole(x) for owner, x in owned if x is not None}
-            entries[COUNTER] = counter(self._state.count)
+            entries[COUNTER] = counter(self.state.count)
         return {**entries, **super().state_dict()}
 
     def set_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
@@ -324,10 +327,10 @@ class DGCMomentumOptimizer(Optimizer):
         self._taken_schedule(rest, problems)
         entries = Entries(rest)
         entries.problems += problems
-        state = self._read(entries, strict) if rest or self._state is not None else None
+        state = self._read(entries, strict) if rest or self.state is not None else None
         entries.close()
         super().set_state_dict({k: x for k, x in state_dict.items() if k not in rest}, strict)
-        self._state = state
+        self.state = state
 
     def _read(self, entries: Entries, strict: bool) -> RuleState | None:
         """The state that the entries describe; None if the problems say why there is none."""
@@ -374,6 +377,25 @@ class DGCMomentumOptimizer(Optimizer):
 
     load_state_dict = set_state_dict
     set_dict = set_state_dict
+
+
+class _Compressed(Given):
+    """The base of a step on one worker: it sees all Parameters at once, with a gradient or without."""
+
+    def __init__(self, optimizer: DGCMomentumOptimizer):
+        def update(grads: Any, state: RuleState, values: list[Any], *, rate: Any) -> tuple[Any, RuleState]:
+            return optimizer.update(values, state, grads, rate)
+
+        super().__init__(range(len(optimizer.parameter_list)), optimizer.parameter_list, update)
+        self._optimizer = optimizer
+
+    def state(self) -> RuleState:
+        """Return u, v and the count, which the step donates."""
+        return self._optimizer.state_for([s.peek() for s in self.stores])
+
+    def keep(self, state: RuleState) -> None:
+        """Store them."""
+        self._optimizer.state = state
 
 
 class Program(NamedTuple):

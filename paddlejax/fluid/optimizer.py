@@ -13,8 +13,7 @@ from .. import distributed, pages, rules
 from ..distributed import PipelineOptimizer as PipelineOptimizer
 from ..lifting import Rule
 from ..optimizer.arguments import checked_clip
-from ..optimizer.compiled import OWN
-from ..optimizer.optimizer import Optimizer
+from ..optimizer.optimizer import OWN, Optimizer
 from ..regularizer import as_regularizer
 from .dygraph import LearningRateDecay, LearningRateEpochDecay
 from .wrappers import *  # noqa: F403

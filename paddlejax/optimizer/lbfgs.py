@@ -11,6 +11,7 @@ import numpy as np
 
 from ..quasi_newton import Call, Layout, LBFGSState, Method, absorb, begin, checked, proposed
 from .cohorts import raise_if
+from .compiled import CompiledStep
 from .loss import Loss
 from .lr import Rate
 from .optimizer import Optimizer
@@ -103,8 +104,14 @@ class LBFGS(Optimizer):
             for p, x in zip(trained, before, strict=True):
                 p.store.put(jnp.copy(x))
             raise
-        for p, x in zip(trained, values, strict=True):
-            p.store.put(x)
+        if self.layers:  # a wrapper goes on from the values before, and from what this step would add to them
+            moves = dict(zip(trained, _moves(before, values), strict=True))
+            for p, x in zip(trained, before, strict=True):
+                p.store.put(jnp.copy(x))
+            self.apply([moves.get(p) for p in self.parameter_list], lambda compiled: compiled.step)
+        else:
+            for p, x in zip(trained, values, strict=True):
+                p.store.put(x)
         self._state, self._trained = call.state, trained
         return first[0]
 
@@ -115,6 +122,9 @@ class LBFGS(Optimizer):
     def apply_gradients(self, params_grads: Any) -> Any:
         """Not there: one gradient is not enough."""
         return self.minimize()
+
+    def _compiled(self, present: tuple[bool, ...], grad_clip: Any) -> CompiledStep | None:
+        return self._compiled_given(present)
 
     def _laid_out(self) -> tuple[list[Parameter], Layout]:
         trained = [p for p in self.parameter_list if p.trainable]
@@ -164,6 +174,11 @@ def _absorb(
 ) -> tuple[Call, list[Any]]:
     call = absorb(method, call, layout.value(value), layout.join(grads))
     return call, layout.split(proposed(call))
+
+
+@jax.jit
+def _moves(before: list[Any], after: list[Any]) -> list[Any]:
+    return jax.tree.map(jnp.subtract, after, before)
 
 
 def _evaluated(closure: Callable[[], Any], trained: list[Parameter]) -> tuple[Any, Any, list[Any]]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ..hyper import ArgumentError, number
 from ..lifting import Lifted, Rule, lift
-from ..paths import describe_leaves
+from ..paths import LeafOptions, describe_leaves
 from ..regularizer import as_regularizer
 from ..selected_rows import SelectedRows
 from ..step import check_sparse
@@ -25,15 +25,17 @@ from .arguments import (
     selected,
 )
 from .cohorts import owners_of, read_masters, read_state_dict, state_dict
-from .compiled import OWN, CompiledStep
+from .compiled import CompiledStep
 from .group import StepGroup, regroup
 from .loss import Loss, LossFunction, backward_of
 from .lr import LambdaDecay, LRScheduler, Rate
 from .measured import Measured
 from .parameter import ZEROS, Parameter
+from .parts import Given, Masters, Part, Rules, leave, stay
 from .transaction import run_atomically
 
 Pairs = list[tuple[Parameter, jax.Array | None]]
+OWN: Any = object()  # "the optimizer's own", where None already means something
 
 
 class Steps(NamedTuple):
@@ -43,8 +45,10 @@ class Steps(NamedTuple):
     masters: dict[int, jax.Array] | None  # float32, by position; None if there are to be none
     present: tuple[bool, ...] | None = None  # per Parameter whether the steps reach it now
     active: tuple[StepGroup, ...] = ()  # the groups that are present
-    ready: dict[Any, CompiledStep | None] = {}  # by clip, the programs for those that are present
-    compiled: dict[Any, CompiledStep] = {}  # by clip and groups, all programs there are
+    ready: dict[
+        Any, CompiledStep | None
+    ] = {}  # by clip and wrappers, the programs for those that are present
+    compiled: dict[Any, CompiledStep] = {}  # by these and groups, all programs there are
 
     def afresh(self, **changes: Any) -> "Steps":
         """Return these without any program; the next step makes its own."""
@@ -72,6 +76,7 @@ class Optimizer(Measured):
     """
 
     _argument = "parameters"  # how the constructor calls them
+    layers: tuple[Part, ...] = ()  # what wrappers add to the step that is being made, innermost first
 
     def __init__(
         self,
@@ -222,26 +227,50 @@ class Optimizer(Measured):
         `program_of` says how the step is run: `CompiledStep.step`, or another way to run its `update`.
         """
         kinds = set(map(type, grads))
-        if SelectedRows in kinds:
+        if SelectedRows in kinds and not any([part.takes_rows() for part in self.layers]):
             self._check_rows(grads)
         if type(ZEROS) in kinds:
             grads = [p.grad if g is ZEROS else g for p, g in zip(self.parameter_list, grads, strict=True)]
-        rate = self._rate_for_step()
+
+        def arguments(compiled: CompiledStep, rate: Any) -> tuple[Any, ...]:
+            return compiled.values(), compiled.state(), compiled.gradients(grads), rate
+
+        self._run(tuple([g is not None for g in grads]), grad_clip, program_of, arguments)
+
+    def _run(
+        self,
+        present: tuple[bool, ...],
+        grad_clip: Any,
+        program_of: Callable[[CompiledStep], Any],
+        arguments_of: Callable[[CompiledStep, Any], tuple[Any, ...]],
+        also_store: Callable[..., None] = lambda: None,
+    ) -> None:
+        """Run a program of the step that reaches these parameters, and store what it returns; or neither.
+
+        It returns (values, state, ...); `also_store` is given the rest.
+        """
+        waits = any([part.waits for part in self.layers])
+        rate = 0.0 if waits else self._rate_for_step()
         before = self._steps
         try:
-            compiled = self._compiled(tuple([g is not None for g in grads]), grad_clip)
+            compiled = self._compiled(present, grad_clip)
             if compiled is None:
-                return self._stepped()
-            masters = self._steps.masters
-            given = compiled.rate(rate, type(self._learning_rate) is float)
-            arguments = compiled.values(), compiled.state(masters), compiled.gradients(grads), given
+                also_store()
+                for part in self.layers:
+                    part.idle()
+                return None if waits else self._stepped()
+            arguments = arguments_of(compiled, compiled.rate(rate, type(self._learning_rate) is float))
         except BaseException:
             self._steps = before
             raise
 
-        def store(done: tuple[Any, Any]) -> None:
-            self._info = compiled.keep(*done, masters)
-            self._stepped()
+        def store(done: tuple[Any, ...]) -> None:
+            values, state, *rest = done
+            info = compiled.keep(values, state)
+            also_store(*rest)
+            if not waits:
+                self._info = info
+                self._stepped()
 
         run_atomically(program_of(compiled), arguments, store, lambda: setattr(self, "_steps", before))
 
@@ -267,48 +296,69 @@ class Optimizer(Measured):
 
     def _run_fused(self, loss: Loss, grad_clip: Any) -> None:
         mine = set(loss.parameters)
-        rate = self._rate_for_step()
-        before = self._steps
-        try:
-            compiled = self._compiled(tuple([p in mine for p in self.parameter_list]), grad_clip)
-            if compiled is None:
-                loss.backward()
-                return self._stepped()
-            masters = self._steps.masters
-            values = compiled.values()
-            places = compiled.places(loss.parameters)
+        present = tuple([p in mine for p in self.parameter_list])
+        if not any(present):  # none of the loss's parameters is this optimizer's
+            loss.backward()
+
+        def arguments(compiled: CompiledStep, rate: Any) -> tuple[Any, ...]:
+            values, places = compiled.values(), compiled.places(loss.parameters)
             others = [p.peek() for p, place in zip(loss.parameters, places, strict=True) if place is None]
-            given = compiled.rate(rate, type(self._learning_rate) is float)
-            arguments = loss.call, places, values, compiled.state(masters), others, loss.fixed, given
-        except BaseException:
-            self._steps = before
-            raise
+            return loss.call, places, values, compiled.state(), others, loss.fixed, rate
 
-        def store(done: tuple[Any, Any, Any, list[Any]]) -> None:
-            values, state, result, grads = done
-            self._info = compiled.keep(values, state, masters)
-            loss.take(result, grads)
-            self._stepped()
+        def store(*results: Any) -> None:
+            if results:
+                loss.take(*results)
 
-        run_atomically(compiled.minimize, arguments, store, lambda: setattr(self, "_steps", before))
+        self._run(present, grad_clip, lambda compiled: compiled.minimize, arguments, store)
 
     def _compiled(self, present: tuple[bool, ...], grad_clip: Any) -> CompiledStep | None:
         """Return the programs for the parameters that take part in this step; None if there are none."""
+        layers = self.layers
+        if layers:
+            joins = [any([part.joins(i) for part in layers]) for i in range(len(present))]
+            present = tuple([here or joined for here, joined in zip(present, joins, strict=True)])
+            if any([part.waits for part in layers]):
+                return self._compiled_given(present, stay if len(layers) > 1 else leave)
         if present != self._steps.present:
             self._regroup(present)
         steps = self._steps
-        if grad_clip not in steps.ready:
-            key = grad_clip, *((id(g.rule), *g.members) for g in steps.active)
+        asked = grad_clip, layers
+        if asked not in steps.ready:
+            key = (*asked, *((id(g.rule), *g.members) for g in steps.active))
             if steps.active and key not in steps.compiled:
-                about = self._options, self.parameter_list, grad_clip
-                steps.compiled[key] = CompiledStep(
-                    steps.active, *about, steps.masters is not None, self._measures, self._packing
-                )
-            steps.ready[grad_clip] = steps.compiled[key] if steps.active else None
-        compiled = steps.ready[grad_clip]
+                options = self._options_under(grad_clip)
+                packing = None if layers else self._packing  # a wrapper's state lies Parameter by Parameter
+                base = Rules(steps.active, options, self.parameter_list, self._measures, packing)
+                steps.compiled[key] = CompiledStep(base, self.parameter_list, self._parts())
+            steps.ready[asked] = steps.compiled[key] if steps.active else None
+        compiled = steps.ready[asked]
         if compiled is not None:
-            compiled.arrange(steps.active)
+            compiled.base.arrange(steps.active)
         return compiled
+
+    def _compiled_given(self, present: tuple[bool, ...], update: Any = None) -> CompiledStep | None:
+        """Return the programs of a step that moves parameters by what it is given, or by `update`."""
+        positions = [i for i, here in enumerate(present) if here]
+        key = update, self.layers, *positions
+        if positions and key not in self._steps.compiled:
+            base = Given(positions, self.parameter_list, update)
+            parts = self.layers if len(self.layers) == 1 else self._parts()
+            self._steps.compiled[key] = CompiledStep(base, self.parameter_list, parts)
+        return self._steps.compiled.get(key)
+
+    def _parts(self) -> tuple[Any, ...]:
+        """Return what goes around the base of a step, innermost first."""
+        if self._steps.masters is None:
+            return self.layers
+        return *self.layers, Masters(lambda: self._steps.masters or {})
+
+    def _options_under(self, grad_clip: Any) -> list[LeafOptions]:
+        """Return what each parameter gets, with this clip in place of its own."""
+        if grad_clip is OWN:
+            return self._options
+        clip = grad_clip.transformation()
+        pairs = zip(self.parameter_list, self._options, strict=True)
+        return [o._replace(grad_clip=clip if grad_clip.selects(p) else None) for p, o in pairs]
 
     def _regroup(self, present: tuple[bool, ...]) -> None:
         """Make groups, and masters, for a step that reaches other parameters than the last one did."""

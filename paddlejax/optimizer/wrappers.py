@@ -1,7 +1,7 @@
 """Optimizers around an optimizer, as Paddle has them: lookahead, gradient accumulation, recomputation."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,11 +11,12 @@ import numpy as np
 from .. import pages
 from ..accumulate import add, check_accumulation, merge
 from ..array_types import Numeric
-from ..average import check_lookahead, interpolate, lookahead
+from ..average import LookaheadState, check_lookahead, lookahead
 from ..hyper import ArgumentError
+from ..lifting import GradientTransformation
 from ..selected_rows import dense
 from ..trees import compute_dtype, is_narrow
-from .arguments import check_program, checked_name, checked_pairs
+from .arguments import check_program, checked_name
 from .cohorts import raise_if
 from .entries import Entries
 from .loss import Loss
@@ -39,6 +40,18 @@ class Wrapper:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.inner_optimizer!r})"
+
+    _part: Any = None  # what it adds to a step of the innermost optimizer
+
+    def _within(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the inner optimizer; the step that it makes has this wrapper's part in it."""
+        base = innermost(self)
+        outer = base.layers
+        base.layers = (self._part, *outer)
+        try:
+            return method(*args, **kwargs)
+        finally:
+            base.layers = outer
 
     @property
     def parameter_list(self) -> list[Parameter]:
@@ -93,13 +106,53 @@ def is_optimizer(x: Any) -> bool:
     return isinstance(x, Optimizer | Wrapper)
 
 
-@jax.jit
-def _synced(values: list[jax.Array], slow: list[jax.Array], alpha: Any) -> list[jax.Array]:
-    return [interpolate(p, s, alpha) for p, s in zip(values, slow, strict=True)]
+class _Lookahead:
+    """`lookahead` in the step of an object: the number of steps, and slow weights by position."""
 
+    waits = False
 
-_add = jax.jit(add)  # not donated: a step that fails leaves the sums as they were
-_merge = jax.jit(merge, static_argnums=(1, 2))
+    def __init__(self, optimizer: Any, alpha: float, k: int, slow_start: str):
+        self._optimizer, self._arguments, self._slow_start = optimizer, (alpha, k), slow_start
+        self.count: Any = np.zeros((), np.int32)
+        self.slow: dict[int, jax.Array] = {}
+
+    def joins(self, i: int) -> bool:
+        return False
+
+    def takes_rows(self) -> bool:
+        return False
+
+    def idle(self) -> None:
+        """Count a step in which no Parameter has a gradient."""
+        self.count, self.slow = self.count + np.ones((), np.int32), self._started()
+
+    def around(self, tx: Any) -> Any:
+        return lookahead(tx, *self._arguments, slow_start=self._slow_start)
+
+    def state(self, positions: Sequence[int], inner: Any) -> LookaheadState:
+        slow = self._started()
+        return LookaheadState(self.count, [slow[i] for i in positions], inner)
+
+    def keep(self, positions: Sequence[int], state: LookaheadState) -> Any:
+        new = zip(positions, state.slow, strict=True)
+        self.count, self.slow = state.count, self._started() | dict(new)
+        return state.inner
+
+    def dtype(self, p: Parameter) -> Any:
+        """Return the dtype of a slow weight: float32 where the optimizer moves a master."""
+        return jnp.float32 if self._optimizer.masters is not None and is_narrow(p.peek()) else p.dtype
+
+    def _started(self) -> dict[int, jax.Array]:
+        """Return the slow weights of all trainable Parameters; new ones as `lookahead` starts them."""
+        new = [
+            (i, p) for i, p in enumerate(self._optimizer.parameter_list) if p.trainable and i not in self.slow
+        ]
+        if not new:
+            return self.slow
+        if self._slow_start == "first_step":
+            return self.slow | {i: jnp.zeros_like(p.peek(), self.dtype(p)) for i, p in new}
+        masters = self._optimizer.masters or {}
+        return self.slow | {i: jnp.array(masters.get(p, p.peek()), self.dtype(p)) for i, p in new}
 
 
 @pages.of(lookahead)
@@ -124,70 +177,30 @@ class LookAhead(Wrapper):
         check_lookahead(type(self).__name__, inner_optimizer, alpha, k, is_optimizer(inner_optimizer))
         super().__init__(inner_optimizer)
         self.alpha, self.k, self._name = float(alpha), k, checked_name(name)
-        self._count = 0
-        self._slow: dict[Parameter, jax.Array] = {}
+        slow_start = "initial" if self._slow_from_the_start else "first_step"
+        self._part = _Lookahead(innermost(self), self.alpha, k, slow_start)
 
     def step(self, *closure: Any) -> Any:
-        """The inner optimizer's step, then at every k-th the way back towards the slow weights."""
-        self._before()
-        result = super().step(*closure)
-        self._after([p for p in self.parameter_list if p.trainable and p.lazy_grad is not None])
-        return result
+        """The inner optimizer's step, and at every k-th the way back towards the slow weights."""
+        return self._within(self.inner_optimizer.step, *closure)
 
     def minimize(
         self, loss: Any, startup_program: None = None, *args: Any, **kwargs: Any
     ) -> tuple[list[Any], Pairs]:
         """Backward and step; what the inner optimizer returns."""
-        self._before()
-        result = super().minimize(loss, startup_program, *args, **kwargs)
-        self._after([p for p, g in result[1] if g is not None])
-        return result
+        return self._within(self.inner_optimizer.minimize, loss, startup_program, *args, **kwargs)
 
     def apply_gradients(self, params_grads: Iterable[tuple[Parameter, Any]]) -> list[Any]:
         """One step with exactly these gradients."""
-        pairs = list(params_grads) if isinstance(params_grads, Iterable) else params_grads
-        self._before()
-        result = super().apply_gradients(pairs)
-        self._after([p for p, g in pairs if g is not None and p.trainable])
-        return result
-
-    def _before(self) -> None:
-        if self._slow_from_the_start:
-            self._start_slow(set(self.parameter_list))
-
-    def _after(self, moved: list[Parameter]) -> None:
-        self._count += 1
-        if not self._slow_from_the_start:
-            self._start_slow(set(moved) if self._count == 1 else set())
-        if self._count % self.k == 0 and moved:
-            masters = self._masters()
-            fast = [jnp.asarray(masters.get(p, p.peek()), self._dtype(p)) for p in moved]
-            slow = [self._slow[p] for p in moved]
-            for p, value in zip(moved, _synced(fast, slow, self.alpha), strict=True):
-                self._slow[p] = value
-                # Copies: the next step donates what is p's and its master's.
-                if p in masters:
-                    innermost(self).set_masters({p: jnp.copy(value)})
-                p.store.put(jnp.array(value, p.dtype))
-
-    def _start_slow(self, led: set[Parameter]) -> None:
-        """Slow weights for the parameters that have none: where they stand if they are `led`, else zeros."""
-        new = [p for p in self.parameter_list if p.trainable and p not in self._slow]
-        masters = self._masters() if new else {}
-        for p in new:
-            start = masters.get(p, p.peek()) if p in led else jnp.zeros_like(p.peek())
-            self._slow[p] = jnp.array(start, self._dtype(p))
-
-    def _masters(self) -> dict[Parameter, jax.Array]:
-        """What the inner optimizer moves in place of 16-bit parameters, if it keeps masters."""
-        return getattr(innermost(self), "masters", None) or {}
+        return self._within(self.inner_optimizer.apply_gradients, params_grads)
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's, the slow weights and the counter."""
-        if not self._count:
+        count = int(self._part.count)
+        if not count:
             return super().state_dict()
-        slow = {self._key(p): jnp.copy(s) for p, s in self._slow.items()}
-        return {**super().state_dict(), **slow, self._counter: np.array([self._count], np.int32)}
+        slow = {self._key(self.parameter_list[i]): jnp.copy(s) for i, s in self._part.slow.items()}
+        return {**super().state_dict(), **slow, self._counter: np.array([count], np.int32)}
 
     def set_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
         """Take over what `state_dict()` returned, or raise an error that tells what does not fit, and change
@@ -196,21 +209,76 @@ class LookAhead(Wrapper):
         stepped = any(key not in ("LR_Scheduler", "global_step") for key in entries.rest)
         count = entries.scalar(self._counter, required=strict and stepped) or 0
         slow = {
-            p: entries.take(
-                self._key(p), p.shape, self._dtype(p), required=strict and p.trainable and count > 0
+            i: entries.take(
+                self._key(p), p.shape, self._part.dtype(p), required=strict and p.trainable and count > 0
             )
-            for p in self.parameter_list
+            for i, p in enumerate(self.parameter_list)
         }
         raise_if(entries.problems)
         super().set_state_dict(entries.rest, strict)
-        self._count, self._slow = count, {p: s for p, s in slow.items() if s is not None}
-
-    def _dtype(self, p: Parameter) -> Any:
-        kept = getattr(innermost(self), "masters", None) is not None
-        return jnp.float32 if kept and is_narrow(p.peek()) else p.dtype
+        self._part.count = jnp.array(count, jnp.int32)
+        self._part.slow = {i: s for i, s in slow.items() if s is not None}
 
     def _key(self, p: Parameter) -> str:
         return "_".join([p.name, *([self._name] if self._name else []), "slow", "0"])
+
+
+class _Merge:
+    """The sums of gradients between two steps of an object, by position, and how many each is of.
+
+    The number is known on the host. So a step that only gathers is a program of its own, which touches no
+    parameter and no accumulator.
+    """
+
+    def __init__(self, optimizer: Any, k: int, avg: bool):
+        self._optimizer, self._k, self._avg = optimizer, k, avg
+        self.count = 0
+        self.sums: dict[int, jax.Array] = {}
+        self._now = 0  # the number after the step that is being made
+
+    @property
+    def waits(self) -> bool:
+        return self.count + 1 < self._k
+
+    def joins(self, i: int) -> bool:
+        """Whoever had a gradient in one of the calls takes part in the step."""
+        return not self.waits and i in self.sums
+
+    def takes_rows(self) -> bool:
+        return True
+
+    def idle(self) -> None:
+        """Count a call without any gradient."""
+        self.count = (self.count + 1) % self._k
+
+    def around(self, tx: Any) -> Any:
+        waits = self.waits
+
+        def update(grads: list[Any], state: Any, params: list[Any], **extra: Any) -> tuple[Any, Any]:
+            sums, inner = state
+            sums = [_plus(s, g, p) for s, g, p in zip(sums, grads, params, strict=True)]
+            given = sums if waits else merge(sums, self._k, self._avg)
+            updates, inner = tx.update(given, inner, params, **extra)
+            return updates, (sums if waits else [], inner)
+
+        return GradientTransformation(tx.init, update)
+
+    def state(self, positions: Sequence[int], inner: Any) -> Any:
+        self._now = (self.count + 1) % self._k
+        return [self.sums.get(i) for i in positions], inner
+
+    def keep(self, positions: Sequence[int], state: Any) -> Any:
+        new, inner = state
+        self.sums = self.sums | dict(zip(positions, new, strict=True)) if new else {}
+        self.count = self._now
+        return inner
+
+
+def _plus(total: Any, g: Any, p: Any) -> Any:
+    """The sum with another gradient, in float32 or wider; either may be missing."""
+    if g is None:
+        return total
+    return jnp.asarray(dense(g), compute_dtype((), p)) if total is None else add([total], [dense(g)])[0]
 
 
 class GradientMergeOptimizer(Wrapper):
@@ -232,61 +300,34 @@ class GradientMergeOptimizer(Wrapper):
         check_accumulation(what, inner_optimizer, k_steps, avg, is_optimizer(inner_optimizer), "k_steps")
         super().__init__(inner_optimizer)
         self.k_steps, self.avg = k_steps, avg
-        self._count = 0
-        self._sums: dict[Parameter, jax.Array] = {}
+        self._part = _Merge(innermost(self), k_steps, avg)
+
+    def _gathering(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs) if self.k_steps == 1 else self._within(method, *args, **kwargs)
 
     def step(self, *closure: Any) -> Any:
         """Gather every parameter's `.grad`; at every k-th call the inner optimizer steps."""
-        if self.k_steps == 1:
-            return super().step(*closure)
-        if closure:
+        if self.k_steps > 1 and closure:
             raise TypeError("GradientMergeOptimizer's step: found a closure, expected none")
-        self._gather([(p, p.grad) for p in self.parameter_list if p.trainable and p.lazy_grad is not None])
+        return self._gathering(self.inner_optimizer.step, *closure)
 
     def minimize(
         self, loss: Any, startup_program: None = None, *args: Any, **kwargs: Any
     ) -> tuple[list[Any], Pairs]:
         """Backward and gather; `([], pairs)` with the gradients of this call."""
-        if self.k_steps == 1:
-            return super().minimize(loss, startup_program, *args, **kwargs)
-        pairs = self.inner_optimizer.backward(loss, startup_program, *args, **kwargs)
-        self._gather(pairs)
-        return [], pairs
+        return self._gathering(self.inner_optimizer.minimize, loss, startup_program, *args, **kwargs)
 
     def apply_gradients(self, params_grads: Iterable[tuple[Parameter, Any]]) -> list[Any]:
         """Gather exactly these gradients."""
-        if self.k_steps == 1:
-            return super().apply_gradients(params_grads)
-        self._gather(list(checked_pairs(params_grads, self.parameter_list).items()))
-        return []
-
-    def _gather(self, pairs: Pairs) -> None:
-        sums = dict(self._sums)
-        pairs = [(p, dense(g)) for p, g in pairs]
-        old = [(p, g) for p, g in pairs if p in sums]
-        if old:
-            added = _add([sums[p] for p, _ in old], [g for _, g in old])
-            self._sums |= dict(zip([p for p, _ in old], added, strict=True))
-        for p, g in pairs:
-            if p not in sums:
-                self._sums[p] = jnp.array(g, compute_dtype((), p.peek()))
-        self._count += 1
-        if self._count == self.k_steps:
-            merged = _merge(list(self._sums.values()), self.k_steps, self.avg)
-            whole = list(zip(self._sums, merged, strict=True))
-            try:
-                self.inner_optimizer.apply_gradients(whole)
-            except BaseException:  # as if it had not been called
-                self._count, self._sums = self._count - 1, sums
-                raise
-            self._count, self._sums = 0, {}
+        return self._gathering(self.inner_optimizer.apply_gradients, params_grads)
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's, and between steps the sums and the counter."""
-        if not self._count:
+        count = self._part.count
+        if not count:
             return super().state_dict()
-        sums = {self._key(p): jnp.copy(s) for p, s in self._sums.items()}
-        return {**super().state_dict(), **sums, "gradient_merge_step": np.array([self._count], np.int32)}
+        sums = {self._key(self.parameter_list[i]): jnp.copy(s) for i, s in self._part.sums.items()}
+        return {**super().state_dict(), **sums, "gradient_merge_step": np.array([count], np.int32)}
 
     def set_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
         """Take over what `state_dict()` returned, or raise an error that tells what does not fit, and change
@@ -294,8 +335,8 @@ class GradientMergeOptimizer(Wrapper):
         entries = Entries(state_dict)
         count = entries.scalar("gradient_merge_step", required=False) or 0
         sums = {
-            p: entries.take(self._key(p), p.shape, compute_dtype((), p.peek()), required=False)
-            for p in self.parameter_list
+            i: entries.take(self._key(p), p.shape, compute_dtype((), p.peek()), required=False)
+            for i, p in enumerate(self.parameter_list)
             if entries.has(self._key(p))
         }
         if sums and not count:  # without sums a count stands where no parameter had a gradient
@@ -306,7 +347,7 @@ class GradientMergeOptimizer(Wrapper):
             entries.problems.append(f"gradient_merge_step is {count}, expected less than {self.k_steps}")
         raise_if(entries.problems)
         super().set_state_dict(entries.rest, strict)
-        self._count, self._sums = count, {p: s for p, s in sums.items() if s is not None}
+        self._part.count, self._part.sums = count, {i: s for i, s in sums.items() if s is not None}
 
     def _key(self, p: Parameter) -> str:
         return f"{p.name}@GRAD@GradientMerge"

@@ -1,0 +1,242 @@
+"""What the step of an optimizer object is made of: a base, and parts around it.
+
+The base moves the Parameters: `Rules`, by their update rules, or `Given`, by what it is told. A part is one
+functional wrapper, with its state kept Parameter by Parameter: `Masters` is `with_master_weights`, and a
+wrapper object such as LookAhead brings its own. `compiled.CompiledStep` nests their transformations, as the
+functional wrappers would, and makes one program of all.
+
+Both answer to the same three:
+
+    around / tx     the transformation; a part's is made around the transformation inside
+    state           its state for the arrays that the step moves; a part puts the inner state into its own
+    keep            store the state that the program returned; a part returns the inner state
+
+`state` changes nothing that can be seen: a step that does not happen leaves no trace. `keep` only assigns,
+and twice is as good as once.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..info import Info, InfoState, with_info
+from ..lifting import GradientTransformation, RuleState, lift
+from ..master import MasterState, with_master_weights
+from ..paths import LeafOptions, PathState, per_leaf
+from ..transform import identity
+from ..trees import compute_dtype
+from .group import Blocks, StepGroup
+from .parameter import Parameter
+
+
+class Part(Protocol):
+    """A functional wrapper in the step of an optimizer object; see the module."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether the next step ends here and does not reach what is inside."""
+        ...
+
+    def joins(self, i: int) -> bool:
+        """Return whether this Parameter takes part in the next step though it may have no gradient."""
+        ...
+
+    def takes_rows(self) -> bool:
+        """Return whether it makes a SelectedRows gradient dense, so that the rule inside need not take it."""
+        ...
+
+    def idle(self) -> None:
+        """Note a step in which no Parameter takes part."""
+
+    def around(self, tx: GradientTransformation) -> GradientTransformation: ...
+
+    def state(self, positions: Sequence[int], inner: Any) -> Any: ...
+
+    def keep(self, positions: Sequence[int], state: Any) -> Any: ...
+
+
+class Masters:
+    """`with_master_weights` in an object: float32 masters of narrow Parameters, by position."""
+
+    waits = False
+
+    def __init__(self, masters: Callable[[], dict[int, jax.Array]]):
+        self.masters = masters  # returns the dict that is in force
+
+    def joins(self, i: int) -> bool:
+        return False
+
+    def takes_rows(self) -> bool:
+        return False
+
+    def idle(self) -> None:
+        """No master moves."""
+
+    def around(self, tx: GradientTransformation) -> GradientTransformation:
+        return with_master_weights(tx)
+
+    def state(self, positions: Sequence[int], inner: Any) -> MasterState:
+        return MasterState([self.masters().get(i) for i in positions], inner)
+
+    def keep(self, positions: Sequence[int], state: MasterState) -> Any:
+        new = zip(positions, state.master, strict=True)
+        self.masters().update({i: m for i, m in new if m is not None})
+        return state.inner
+
+
+class Given:
+    """A base that moves Parameters by what stands in place of their gradients, or not at all."""
+
+    def __init__(self, positions: Sequence[int], parameters: Sequence[Parameter], update: Any = None):
+        self.order = self.first = list(positions)
+        self.stores: list[Any] = [parameters[i].store for i in positions]
+        self.layouts: list[Any] = [None] * len(self.stores)
+        self.names = [parameters[i].name for i in positions]
+        self.elements, self.arrays = sum(parameters[i].size for i in positions), 2 * len(self.stores)
+        self.rate_dtype = _rate_dtype(positions, parameters)
+        self.tx = GradientTransformation(lambda values: (), update) if update else identity()
+
+    def arrange(self, groups: Sequence[StepGroup]) -> None:
+        """There is nothing to arrange."""
+
+    def state(self) -> Any:
+        return ()
+
+    def keep(self, state: Any) -> None:
+        return None
+
+
+def stay(grads: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+    """Move nothing, by adding -0.0: it is the one number that leaves every other as it is, -0.0 included."""
+    return [jnp.full_like(p, -0.0) for p in params], state
+
+
+def leave(grads: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+    """Move nothing and touch nothing."""
+    return [None for _ in params], state
+
+
+class Rules:
+    """A base that clips, decays and steps every Parameter as its options and its group's rule say.
+
+    Its transformation is `per_leaf`, inside `with_info` if it `measures`. The values are lists: one array per
+    Store, or per buffer if there is a `packing`. The stored state is a pair (shared, slots) per group.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[StepGroup],
+        options: Sequence[LeafOptions],
+        parameters: Sequence[Parameter],
+        measures: bool = False,
+        packing: Any = None,
+    ):
+        self.groups = groups
+        self._blocks: list[Blocks | None] = [
+            packing and packing.blocks(g, options, parameters) for g in groups
+        ]
+        by_group: list[Blocks] = [
+            blocks or tuple((i,) for i in g.members) for g, blocks in zip(groups, self._blocks, strict=True)
+        ]
+        every = [block for blocks in by_group for block in blocks]
+        self.order = [i for block in every for i in block]  # positions of the Parameters, as gradients come
+        self.first = [block[0] for block in every]  # of each array the position of its first Parameter
+        self.names = [parameters[i].name for i in self.first]
+        self.stores: list[Any] = [
+            parameters[block[0]].store if len(block) == 1 else packing.buffer([parameters[i] for i in block])
+            for block in every
+        ]
+        self.layouts: list[Any] = [getattr(s, "layout", None) for s in self.stores]
+        self.elements = sum(parameters[i].size for i in self.order)
+        slots = (len(blocks) * (1 + len(g.stored[1])) for g, blocks in zip(groups, by_group, strict=True))
+        self.arrays = len(self.order) + sum(slots)
+        self.rate_dtype = _rate_dtype(self.order, parameters)
+        ends = np.cumsum([0, *map(len, by_group)]).tolist()
+        self._spans = [slice(*ends[i : i + 2]) for i in range(len(groups))]
+        self._rate_dtypes = [g.start[1].dtype for g in groups]
+        # Groups may share a rule, but not its state: each gets a rule object of its own.
+        rules = [lift(g.rule.source.rule, 0.0) for g in groups]
+        of_array = [r for r, blocks in zip(rules, by_group, strict=True) for _ in blocks]
+        self._options = [options[i]._replace(rule=r) for i, r in zip(self.first, of_array, strict=True)]
+        self._measures = measures
+        update = self._measured() if measures else self._plain()
+        self.tx = GradientTransformation(lambda values: self.state(), update)
+
+    def arrange(self, groups: Sequence[StepGroup]) -> None:
+        """Step these groups, of the same members; bring their state into the form that the program takes."""
+        self.groups = groups
+        for g, blocks, span in zip(groups, self._blocks, self._spans, strict=True):
+            if g.blocks is not blocks:
+                g.arrange(blocks, self.layouts[span])
+
+    def state(self) -> list[Any]:
+        return [g.stored for g in self.groups]
+
+    def keep(self, state: Any) -> Info | None:
+        """Store the state; return the Info if the base measures."""
+        info, states = state if self._measures else (None, state)
+        for g, new in zip(self.groups, states, strict=True):
+            g.stored = new
+        if info is not None:
+            pairs = zip(self.names, info.trust_ratios, strict=True)
+            ratios = {name: ratio for name, ratio in pairs if ratio is not None}
+            info = info._replace(trust_ratios=ratios or None)
+        return info
+
+    # ------------------------------------------------------------------ inside the program
+
+    def _plain(self) -> Any:
+        tx, stages = self._per_leaf(), self._per_leaf(rule=None)
+
+        def update(grads: Any, stored: list[Any], values: list[Any], *, rate: Any) -> tuple[Any, list[Any]]:
+            state = stages.init(values)._replace(rule=self._rule_states(stored, rate))
+            updates, state = tx.update(grads, state, values)
+            return updates, self._stored(state)
+
+        return update
+
+    def _measured(self) -> Any:
+        """The same with an Info beside the state."""
+        clips = any(o.grad_clip is not None for o in self._options)
+        clip, tx = self._per_leaf(rule=None, weight_decay=None), self._per_leaf(grad_clip=None)
+        stages = self._per_leaf(rule=None, grad_clip=None)
+        both = with_info(tx, grad_clip=clip if clips else None)
+
+        def update(grads: Any, stored: list[Any], values: list[Any], *, rate: Any) -> Any:
+            inner = stages.init(values)._replace(rule=self._rule_states(stored, rate))
+            before = Info(0, 0, 0, trust_ratios=[None] * len(values))
+            state = InfoState(before, (*([clip.init(values)] if clips else []), inner))
+            updates, state = both.update(grads, state, values)
+            info = state.info._replace(learning_rate=jnp.asarray(rate, self.rate_dtype))
+            return updates, (info, self._stored(state.inner[-1]))
+
+        return update
+
+    def _per_leaf(self, **changes: Any) -> GradientTransformation:
+        """Return `per_leaf` of the options, of all leaves with these changes."""
+        options = [o._replace(**changes) for o in self._options]
+        return per_leaf(lambda path: options[int(path)])
+
+    def _rule_states(self, stored: list[Any], rate: Any) -> tuple[RuleState, ...]:
+        """Return the state of each group's rule: slots in a list over all leaves, None at those of others."""
+        states = []
+        for (shared, slots), span, dtype in zip(stored, self._spans, self._rate_dtypes, strict=True):
+            before, after = [None] * span.start, [None] * (len(self.stores) - span.stop)
+            slots = {name: [*before, *slot, *after] for name, slot in slots.items()}
+            states.append(RuleState(jnp.zeros((), jnp.int32), jnp.asarray(rate, dtype), shared, slots))
+        return tuple(states)
+
+    def _stored(self, state: PathState) -> list[Any]:
+        return [
+            (s.shared, {name: slot[span] for name, slot in s.slots.items()})
+            for s, span in zip(state.rule, self._spans, strict=True)
+        ]
+
+
+def _rate_dtype(positions: Sequence[int], parameters: Sequence[Parameter]) -> Any:
+    """Return the dtype of the rate: float64 beside a float64 Parameter, else float32."""
+    wide = {compute_dtype((), parameters[i].peek()) for i in positions}
+    return np.float64 if np.float64 in wide else np.float32

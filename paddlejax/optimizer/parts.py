@@ -97,7 +97,7 @@ class Given:
         self.names = [parameters[i].name for i in positions]
         self.elements, self.arrays = sum(parameters[i].size for i in positions), 2 * len(self.stores)
         self.rate_dtype = _rate_dtype(positions, parameters)
-        self.tx = GradientTransformation(lambda values: (), update) if update else identity()
+        self.tx = GradientTransformation(lambda params: (), update) if update else identity()
 
     def arrange(self, groups: Sequence[StepGroup]) -> None:
         """There is nothing to arrange."""
@@ -109,12 +109,12 @@ class Given:
         return None
 
 
-def stay(grads: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+def stay(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
     """Move nothing, by adding -0.0: it is the one number that leaves every other as it is, -0.0 included."""
     return [jnp.full_like(p, -0.0) for p in params], state
 
 
-def leave(grads: Any, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
+def leave(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
     """Move nothing and touch nothing."""
     return [None for _ in params], state
 
@@ -163,7 +163,7 @@ class Rules:
         self._options = [options[i]._replace(rule=r) for i, r in zip(self.first, of_array, strict=True)]
         self._measures = measures
         update = self._measured() if measures else self._plain()
-        self.tx = GradientTransformation(lambda values: self.state(), update)
+        self.tx = GradientTransformation(lambda params: self.state(), update)
 
     def arrange(self, groups: Sequence[StepGroup]) -> None:
         """Step these groups, of the same members; bring their state into the form that the program takes."""
@@ -191,9 +191,9 @@ class Rules:
     def _plain(self) -> Any:
         tx, stages = self._per_leaf(), self._per_leaf(rule=None)
 
-        def update(grads: Any, stored: list[Any], values: list[Any], *, rate: Any) -> tuple[Any, list[Any]]:
-            state = stages.init(values)._replace(rule=self._rule_states(stored, rate))
-            updates, state = tx.update(grads, state, values)
+        def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, list[Any]]:
+            state = stages.init(params)._replace(rule=self._rule_states(state, **extra))
+            updates, state = tx.update(grads, state, params)
             return updates, self._stored(state)
 
         return update
@@ -205,12 +205,12 @@ class Rules:
         stages = self._per_leaf(rule=None, grad_clip=None)
         both = with_info(tx, grad_clip=clip if clips else None)
 
-        def update(grads: Any, stored: list[Any], values: list[Any], *, rate: Any) -> Any:
-            inner = stages.init(values)._replace(rule=self._rule_states(stored, rate))
-            before = Info(0, 0, 0, trust_ratios=[None] * len(values))
-            state = InfoState(before, (*([clip.init(values)] if clips else []), inner))
-            updates, state = both.update(grads, state, values)
-            info = state.info._replace(learning_rate=jnp.asarray(rate, self.rate_dtype))
+        def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+            inner = stages.init(params)._replace(rule=self._rule_states(state, **extra))
+            before = Info(0, 0, 0, trust_ratios=[None] * len(self.stores))
+            state = InfoState(before, (*([clip.init(params)] if clips else []), inner))
+            updates, state = both.update(grads, state, params)
+            info = state.info._replace(learning_rate=jnp.asarray(extra["rate"], self.rate_dtype))
             return updates, (info, self._stored(state.inner[-1]))
 
         return update

@@ -254,7 +254,7 @@ class _Merge:
     def around(self, tx: Any) -> Any:
         waits = self.waits
 
-        def update(grads: list[Any], state: Any, params: list[Any], **extra: Any) -> tuple[Any, Any]:
+        def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
             sums, inner = state
             sums = [_plus(s, g, p) for s, g, p in zip(sums, grads, params, strict=True)]
             given = sums if waits else merge(sums, self._k, self._avg)

@@ -33,8 +33,8 @@ def of_object(opt: Any) -> Any:
     """The program behind `opt.step()`, from the plan of the step it made last."""
     (plan,) = opt.compiled_steps
     values = [s.share() for s in plan.stores]
-    state, grads = plan.state(opt._steps.masters), [jnp.zeros_like(v) for v in values]
-    return plan.step.lower(values, state, grads, plan.rate_dtype(0.1)).compile()
+    state, grads = plan.state(), [jnp.zeros_like(v) for v in values]
+    return plan.step.lower(values, state, grads, plan.base.rate_dtype(0.1)).compile()
 
 
 def temp_bytes(program: Any) -> int:

@@ -84,7 +84,7 @@ def test_with_k_1_nothing_is_added():
     opt = incubate.GradientMergeOptimizer(paddle.optimizer.SGD(0.5, params), 1)
     opt.minimize(lambda p: jnp.sum(p[0]))
     assert params[0].numpy().tolist() == [0.5, 0.5]
-    assert opt._sums == {} and opt.state_dict() == opt.inner_optimizer.state_dict()
+    assert opt._part.sums == {} and opt.state_dict() == opt.inner_optimizer.state_dict()
 
 
 def test_between_steps_nothing_moves():

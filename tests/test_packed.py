@@ -101,7 +101,7 @@ def test_the_table_has_every_class():
 @pytest.mark.parametrize("name", AS_IN_2X)
 def test_every_class_takes_the_keyword(name):
     a, b = pair(name)
-    assert a._apart is not None and b._apart is None
+    assert a._packing is not None and b._packing is None
 
 
 @every_class
@@ -127,8 +127,8 @@ def test_steps_are_the_same_and_take_fewer_arrays(name):
     count, alone = (sum(p is not None for p in plan.stores) for plan in (packed, plain))
     assert alone == 6 and (count < 6 or any(word in name for word in BY_TENSOR))
     for plan, n in ((packed, count), (plain, alone)):
-        slots = len(plan.groups[0].stored[1])
-        assert len(jax.tree.leaves([stored for _, stored in plan.state(None)])) == n * slots
+        slots = len(plan.base.groups[0].stored[1])
+        assert len(jax.tree.leaves([stored for _, stored in plan.state()])) == n * slots
 
 
 def test_a_step_of_many_takes_few_arrays():
@@ -141,7 +141,7 @@ def test_a_step_of_many_takes_few_arrays():
         (plan,) = opt.compiled_steps
         values = plan.values()
         grads = [p.grad for p in opt.parameter_list]
-        lowered = plan.step.lower(values, plan.state(None), grads, plan.rate_dtype(0.1))
+        lowered = plan.step.lower(values, plan.state(), grads, plan.base.rate_dtype(0.1))
         taken.append(len(jax.tree.leaves(lowered.args_info)))
         donated = sum(info.donated for info in jax.tree.leaves(lowered.args_info))
         assert donated == taken[-1] - len(SHAPES) - 1
@@ -157,7 +157,7 @@ def test_one_norm_of_all():
             give(opt.parameter_list, step)
             opt.step()
     same_all(a, b)  # the sum of squares is taken in another order
-    assert [len(x.parameters) for x in buffers(a)] == [6]
+    assert [len(x.stores) for x in buffers(a)] == [6]
 
 
 @pytest.mark.parametrize("name", ["Adam", "ASGD"])
@@ -328,7 +328,9 @@ def test_who_stays_alone():
                 p.grad = rows if i == 4 or i == 5 and step > 0 else jnp.ones(p.shape, p.dtype)
             opt.step()
         both.append(opt)
-        blocks = [[p.name for p in b.parameters] for b in buffers(opt)]
+        blocks = [
+            [next(p.name for p in opt.parameter_list if p.store is s) for s in b.stores] for b in buffers(opt)
+        ]
         assert blocks == ([["p0", "p1"]] if packed else [])
     same_all(*both)
 
@@ -356,7 +358,7 @@ def test_gradients_of_several_dtypes_and_a_failing_step():
         opt.parameter_list[1].grad = opt.parameter_list[1].grad.astype(jnp.float16)
         opt.step()
     same_all(a, b)
-    plan = a._ready[OWN]
+    plan = a._steps.ready[OWN, ()]
     state, values = a.state_dict(), [p.numpy() for p in a.parameter_list]
     step, plan.step = plan.step, lambda *_: 1 / 0
     with pytest.raises(ZeroDivisionError):

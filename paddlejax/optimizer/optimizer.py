@@ -249,14 +249,15 @@ class Optimizer(Measured):
 
         It returns (values, state, ...); `also_store` is given the rest.
         """
-        waits = any([part.waits for part in self.layers])
+        layers = self._reached()
+        waits = bool(layers) and layers[0].waits
         rate = 0.0 if waits else self._rate_for_step()
         before = self._steps
         try:
             compiled = self._compiled(present, grad_clip)
             if compiled is None:
                 also_store()
-                for part in self.layers:
+                for part in layers:
                     part.idle()
                 return None if waits else self._stepped()
             arguments = arguments_of(compiled, compiled.rate(rate, type(self._learning_rate) is float))
@@ -313,11 +314,11 @@ class Optimizer(Measured):
 
     def _compiled(self, present: tuple[bool, ...], grad_clip: Any) -> CompiledStep | None:
         """Return the programs for the parameters that take part in this step; None if there are none."""
-        layers = self.layers
+        layers = self._reached()
         if layers:
             joins = [any([part.joins(i) for part in layers]) for i in range(len(present))]
             present = tuple([here or joined for here, joined in zip(present, joins, strict=True)])
-            if any([part.waits for part in layers]):
+            if layers[0].waits:
                 return self._compiled_given(present, stay if len(layers) > 1 else leave)
         if present != self._steps.present:
             self._regroup(present)
@@ -339,18 +340,23 @@ class Optimizer(Measured):
     def _compiled_given(self, present: tuple[bool, ...], update: Any = None) -> CompiledStep | None:
         """Return the programs of a step that moves parameters by what it is given, or by `update`."""
         positions = [i for i, here in enumerate(present) if here]
-        key = update, self.layers, *positions
+        key = update, self._reached(), *positions
         if positions and key not in self._steps.compiled:
             base = Given(positions, self.parameter_list, update)
-            parts = self.layers if len(self.layers) == 1 else self._parts()
+            parts = self._parts() if len(self._reached()) > 1 else self._reached()
             self._steps.compiled[key] = CompiledStep(base, self.parameter_list, parts)
         return self._steps.compiled.get(key)
+
+    def _reached(self) -> tuple[Part, ...]:
+        """Return the wrappers' parts in this step; what is inside one that waits is not reached."""
+        waiting = [i for i, part in enumerate(self.layers) if part.waits]
+        return self.layers[waiting[-1] :] if waiting else self.layers
 
     def _parts(self) -> tuple[Any, ...]:
         """Return what goes around the base of a step, innermost first."""
         if self._steps.masters is None:
-            return self.layers
-        return *self.layers, Masters(lambda: self._steps.masters or {})
+            return self._reached()
+        return *self._reached(), Masters(lambda: self._steps.masters or {})
 
     def _options_under(self, grad_clip: Any) -> list[LeafOptions]:
         """Return what each parameter gets, with this clip in place of its own."""

@@ -234,7 +234,7 @@ class _Merge:
         self._optimizer, self._k, self._avg = optimizer, k, avg
         self.count = 0
         self.sums: dict[int, jax.Array] = {}
-        self._now = 0  # the number after the step that is being made
+        self._zeros: dict[int, jax.Array] = {}  # the memory of earlier sums, which the next ones take
 
     @property
     def waits(self) -> bool:
@@ -259,18 +259,23 @@ class _Merge:
             sums = [_plus(s, g, p) for s, g, p in zip(sums, grads, params, strict=True)]
             given = sums if waits else merge(sums, self._k, self._avg)
             updates, inner = tx.update(given, inner, params, **extra)
-            return updates, (sums if waits else [], inner)
+            return updates, (sums if waits else [jnp.zeros_like(s) for s in sums], inner)
 
         return GradientTransformation(tx.init, update)
 
     def state(self, positions: Sequence[int], inner: Any) -> Any:
-        self._now = (self.count + 1) % self._k
-        return [self.sums.get(i) for i in positions], inner
+        sums = self._zeros | self.sums
+        self._after = (self.count + 1) % self._k
+        return [sums.get(i) for i in positions], inner
 
     def keep(self, positions: Sequence[int], state: Any) -> Any:
         new, inner = state
-        self.sums = self.sums | dict(zip(positions, new, strict=True)) if new else {}
-        self.count = self._now
+        arrays = dict(zip(positions, new, strict=True))
+        self.count = self._after
+        self._zeros = {i: x for i, x in self._zeros.items() if i not in arrays} | (
+            arrays if not self.count else {}
+        )
+        self.sums = self.sums | arrays if self.count else {}
         return inner
 
 

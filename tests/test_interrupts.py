@@ -30,6 +30,7 @@ from paddlejax.optimizer.group import StepGroup
 from paddlejax.optimizer.loss import Loss
 from paddlejax.optimizer.optimizer import Optimizer
 from paddlejax.optimizer.packing import Buffer
+from paddlejax.optimizer.parts import Rules
 from paddlejax.optimizer.store import Store
 from paddlejax.optimizer.transaction import run_atomically
 
@@ -256,7 +257,7 @@ FIRST = [
     "StepGroup.__init__",
     "StepGroup.split",
     "CompiledStep.__init__",
-    "CompiledStep.arrange",
+    "Rules.arrange",
     "CompiledStep.rate",
     "take",
 ]
@@ -267,7 +268,7 @@ FIRST = [
 def test_a_step_that_would_have_split_or_begun_a_state(place, packed, monkeypatch):
     """Interrupted while the programs are made: the state is as before, and the same steps lead on."""
     owner, name = place.split(".") if "." in place else ("Buffer" if packed else "Store", place)
-    cls = {c.__name__: c for c in (StepGroup, CompiledStep, Buffer, Store)}[owner]
+    cls = {c.__name__: c for c in (StepGroup, CompiledStep, Rules, Buffer, Store)}[owner]
     m = Adam(packed=packed)
     for missing in ([], ["b"]):
         m.parameters["w"].value  # noqa: B018  so that it has to be copied

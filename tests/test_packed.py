@@ -13,8 +13,8 @@ import pytest
 
 import paddlejax as paddle
 from paddlejax import packing
-from paddlejax.optimizer.optimizer import OWN
 from paddlejax.optimizer.packing import LARGEST, Buffer
+from paddlejax.optimizer.stepping import OWN
 
 SHAPES = [(3, 2), (2,), (), (5,), (2, 2, 2), (2,), (3, 2)]
 X = np.random.default_rng(0).normal(size=(6, len(SHAPES), 24)).astype(np.float32)

@@ -560,7 +560,8 @@ def test_a_new_rate_compiles_nothing(form):
             pipeline.minimize(pipeline.loss(X, Y))
             pipeline.clear_grad()
             moved.append(float(np.abs(np.asarray(pipeline.parameters[1]["w"]) - old).max()))
-            (placed,) = pipeline._update._placed.values()
+            (compiled,) = pipeline.inner_optimizer.compiled_steps
+            (placed,) = compiled.elsewhere.values()
             plans = placed._plans
     assert moved[2] == 0 < moved[0]
     (plan,) = plans.values()
@@ -636,7 +637,7 @@ def test_placed_sends_only_scalars():
     on = [jax.device_put(tree, DEVICES[s]) for s, tree in enumerate(network(4)[1])]
     placed = Placed(tx.update, DEVICES[0])
     placed(on, tx.init(on), on)
-    (plan,) = placed.compiled_steps
+    (plan,) = placed._plans.values()
     taken = [v for program in plan.programs for v in program.inputs if v.home not in (program.device, None)]
     assert taken and not any(v.is_array for v in taken)
 

@@ -13,7 +13,7 @@ from cases import CASES
 
 import paddlejax as paddle
 from paddlejax import SelectedRows, sparse
-from paddlejax.optimizer.optimizer import OWN
+from paddlejax.optimizer.stepping import OWN
 
 HEIGHT = 7
 # name -> rows; 7 and -1 are padding

@@ -13,7 +13,8 @@ from .. import distributed, pages, rules
 from ..distributed import PipelineOptimizer as PipelineOptimizer
 from ..lifting import Rule
 from ..optimizer.arguments import checked_clip
-from ..optimizer.optimizer import OWN, Optimizer
+from ..optimizer.optimizer import Optimizer
+from ..optimizer.stepping import OWN
 from ..regularizer import as_regularizer
 from .dygraph import LearningRateDecay, LearningRateEpochDecay
 from .wrappers import *  # noqa: F403

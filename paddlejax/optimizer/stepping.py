@@ -1,0 +1,243 @@
+"""How an optimizer object steps: which programs it makes, and how one is run as a whole or not at all."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..lifting import Lifted
+from ..paths import LeafOptions
+from ..selected_rows import SelectedRows
+from ..step import check_sparse
+from ..trees import is_narrow
+from .compiled import CompiledStep
+from .group import StepGroup, regroup
+from .loss import Loss
+from .measured import Measured
+from .parameter import ZEROS, Parameter
+from .parts import Given, Masters, Part, Rules, leave, stay
+from .transaction import run_atomically
+
+OWN: Any = object()  # "the optimizer's own", where None already means something
+
+
+class Steps(NamedTuple):
+    """What a step changes beside the values of Parameters; it is replaced as a whole, in one assignment."""
+
+    groups: list[StepGroup]
+    masters: dict[int, jax.Array] | None  # float32, by position; None if there are to be none
+    present: tuple[bool, ...] | None = None  # per Parameter whether the steps reach it now
+    active: tuple[StepGroup, ...] = ()  # the groups that are present
+    # By clip and wrappers the programs for those that are present; by these and groups all there are.
+    ready: dict[Any, CompiledStep | None] = {}
+    compiled: dict[Any, CompiledStep] = {}
+
+    def afresh(self, **changes: Any) -> "Steps":
+        """Return these without any program; the next step makes its own."""
+        return Steps(self.groups, self.masters, None, (), {}, {})._replace(**changes)
+
+
+class Stepping(Measured):
+    """The part of an optimizer that steps: it holds the state of the steps, and their programs.
+
+    A subclass says at which rate (`_rate_for_step`), and what follows a step (`_stepped`).
+    """
+
+    layers: tuple[Part, ...] = ()  # what wrappers add to the step that is being made, innermost first
+    parameter_list: list[Parameter]
+    _steps: Steps
+    _options: list[LeafOptions]
+    _rules: list[Lifted]
+    _learning_rate: Any
+    _position: dict[Parameter, int]
+    _packing: Any  # a `packing.Packing`, or None
+
+    def _rate_for_step(self) -> float:
+        """Return the rate of the step that is being made."""
+        raise NotImplementedError(f"{type(self).__name__} has no rate")
+
+    def _apply(self, grads: list[Any], grad_clip: Any = OWN) -> None:
+        """Run the compiled step over the parameters that have a gradient."""
+        self.apply(grads, lambda compiled: compiled.step, grad_clip)
+
+    def apply(
+        self, grads: list[Any], program_of: Callable[[CompiledStep], Any], grad_clip: Any = OWN
+    ) -> None:
+        """Step with these gradients, one or None per Parameter, as a whole or not at all.
+
+        `program_of` says how the step is run: `CompiledStep.step`, or another way to run its `update`.
+        """
+        kinds = set(map(type, grads))
+        if SelectedRows in kinds and not any([part.takes_rows() for part in self.layers]):
+            self._check_rows(grads)
+        if type(ZEROS) in kinds:
+            grads = [p.grad if g is ZEROS else g for p, g in zip(self.parameter_list, grads, strict=True)]
+
+        def arguments(compiled: CompiledStep, rate: Any) -> tuple[Any, ...]:
+            return compiled.values(), compiled.state(), compiled.gradients(grads), rate
+
+        self._run(tuple([g is not None for g in grads]), grad_clip, program_of, arguments)
+
+    def _run(
+        self,
+        present: tuple[bool, ...],
+        grad_clip: Any,
+        program_of: Callable[[CompiledStep], Any],
+        arguments_of: Callable[[CompiledStep, Any], tuple[Any, ...]],
+        also_store: Callable[..., None] = lambda: None,
+    ) -> None:
+        """Run a program of the step that reaches these parameters, and store what it returns; or neither.
+
+        It returns (values, state, ...); `also_store` is given the rest.
+        """
+        layers = self._reached()
+        waits = bool(layers) and layers[0].waits
+        rate = 0.0 if waits else self._rate_for_step()
+        before = self._steps
+        try:
+            compiled = self._compiled(present, grad_clip)
+            if compiled is None:
+                also_store()
+                for part in layers:
+                    part.idle()
+                return None if waits else self._stepped()
+            arguments = arguments_of(compiled, compiled.rate(rate, type(self._learning_rate) is float))
+        except BaseException:
+            self._steps = before
+            raise
+
+        def store(done: tuple[Any, ...]) -> None:
+            values, state, *rest = done
+            info = compiled.keep(values, state)
+            also_store(*rest)
+            if not waits:
+                self._info = info
+                self._stepped()
+
+        run_atomically(program_of(compiled), arguments, store, lambda: setattr(self, "_steps", before))
+
+    def _check_rows(self, grads: list[Any]) -> None:
+        for i, (p, r, g) in enumerate(zip(self.parameter_list, self._rules, grads, strict=True)):
+            if isinstance(g, SelectedRows):
+                check_sparse(r.source.rule, f"Parameter {p.name}")
+                if self._packing is not None and i not in self._packing.apart:
+                    self._packing.apart.add(i)
+                    self._steps = self._steps.afresh()
+
+    def _stepped(self) -> None:
+        """A step was taken, with the rate of `_rate_for_step()`."""
+
+    def _fuses(self, loss: Loss) -> bool:
+        """Whether forward, backward and step can be one program: no gradient but this loss's takes part."""
+        if loss.ran_backward or not loss.is_current():
+            return False
+        mine = set(loss.parameters)
+        if any([p.stop_gradient or p.lazy_grad is not None and p.lazy_grad is not ZEROS for p in mine]):
+            return False
+        return all([p in mine or p.lazy_grad is None or p.stop_gradient for p in self.parameter_list])
+
+    def _run_fused(self, loss: Loss, grad_clip: Any) -> None:
+        mine = set(loss.parameters)
+        present = tuple([p in mine for p in self.parameter_list])
+        if not any(present):  # none of the loss's parameters is this optimizer's
+            loss.backward()
+
+        def arguments(compiled: CompiledStep, rate: Any) -> tuple[Any, ...]:
+            values, places = compiled.values(), compiled.places(loss.parameters)
+            others = [p.peek() for p, place in zip(loss.parameters, places, strict=True) if place is None]
+            return loss.call, places, values, compiled.state(), others, loss.fixed, rate
+
+        def store(*results: Any) -> None:
+            if results:
+                loss.take(*results)
+
+        self._run(present, grad_clip, lambda compiled: compiled.minimize, arguments, store)
+
+    def _compiled(self, present: tuple[bool, ...], grad_clip: Any) -> CompiledStep | None:
+        """Return the programs for the parameters that take part in this step; None if there are none."""
+        layers = self._reached()
+        if layers:
+            joins = [any([part.joins(i) for part in layers]) for i in range(len(present))]
+            present = tuple([here or joined for here, joined in zip(present, joins, strict=True)])
+            if layers[0].waits:
+                return self._compiled_given(present, stay if len(layers) > 1 else leave)
+        if present != self._steps.present:
+            self._regroup(present)
+        steps = self._steps
+        asked = grad_clip, layers
+        if asked not in steps.ready:
+            key = (*asked, *((id(g.rule), *g.members) for g in steps.active))
+            if steps.active and key not in steps.compiled:
+                options = self._options_under(grad_clip)
+                packing = None if layers else self._packing  # a wrapper's state lies Parameter by Parameter
+                base = Rules(steps.active, options, self.parameter_list, self._measures, packing)
+                steps.compiled[key] = CompiledStep(base, self.parameter_list, self._parts())
+            steps.ready[asked] = steps.compiled[key] if steps.active else None
+        compiled = steps.ready[asked]
+        if compiled is not None:
+            compiled.base.arrange(steps.active)
+        return compiled
+
+    def _compiled_given(self, present: tuple[bool, ...], update: Any = None) -> CompiledStep | None:
+        """Return the programs of a step that moves parameters by what it is given, or by `update`."""
+        positions = [i for i, here in enumerate(present) if here]
+        if len(self._reached()) > 1:
+            self._steps = self._steps._replace(masters=self._masters_of(present))
+        key = update, self._reached(), *positions
+        if positions and key not in self._steps.compiled:
+            base = Given(positions, self.parameter_list, update)
+            parts = self._parts() if len(self._reached()) > 1 else self._reached()
+            self._steps.compiled[key] = CompiledStep(base, self.parameter_list, parts)
+        return self._steps.compiled.get(key)
+
+    def _reached(self) -> tuple[Part, ...]:
+        """Return the wrappers' parts in this step; what is inside one that waits is not reached."""
+        waiting = [i for i, part in enumerate(self.layers) if part.waits]
+        return self.layers[waiting[-1] :] if waiting else self.layers
+
+    def _parts(self) -> tuple[Any, ...]:
+        """Return what goes around the base of a step, innermost first."""
+        if self._steps.masters is None:
+            return self._reached()
+        return *self._reached(), Masters(lambda: self._steps.masters or {})
+
+    def _options_under(self, grad_clip: Any) -> list[LeafOptions]:
+        """Return what each parameter gets, with this clip in place of its own."""
+        if grad_clip is OWN:
+            return self._options
+        clip = grad_clip.transformation()
+        pairs = zip(self.parameter_list, self._options, strict=True)
+        return [o._replace(grad_clip=clip if grad_clip.selects(p) else None) for p, o in pairs]
+
+    def _regroup(self, present: tuple[bool, ...]) -> None:
+        """Make groups, and masters, for a step that reaches other parameters than the last one did."""
+        steps = self._steps
+        groups = regroup(steps.groups, self._rules, self.parameter_list, present)
+        active = tuple(g for g in groups if present[g.members[0]])
+        self._steps = Steps(groups, self._masters_of(present), present, active, {}, steps.compiled)
+
+    def _masters_of(self, present: tuple[bool, ...]) -> dict[int, jax.Array] | None:
+        """Return the masters, with new ones for parameters that take part for the first time."""
+        masters = self._steps.masters
+        if masters is None:
+            return None
+        new = [i for i, here in enumerate(present) if here and i not in masters]
+        narrow = {i: p for i in new if is_narrow(p := self.parameter_list[i].peek())}
+        return masters | {i: jnp.array(p, jnp.float32) for i, p in narrow.items()}
+
+    @property
+    def compiled_steps(self) -> list[CompiledStep]:
+        """The programs that this optimizer has made and still knows, oldest first."""
+        return list(self._steps.compiled.values())
+
+    @property
+    def masters(self) -> dict[Parameter, jax.Array] | None:
+        """The float32 masters of narrow parameters; None if the optimizer keeps none."""
+        masters = self._steps.masters
+        return None if masters is None else {self.parameter_list[i]: m for i, m in masters.items()}
+
+    def set_masters(self, masters: Mapping[Parameter, jax.Array]) -> None:
+        """Replace some of the masters by arrays that nobody else holds."""
+        if self._steps.masters is not None:
+            self._steps.masters.update({self._position[p]: m for p, m in masters.items()})

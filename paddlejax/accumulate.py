@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from .array_types import ArrayTree, Gradients
-from .average import check_steps
-from .hyper import ArgumentError
+from .hyper import COUNT, FLAG, checked
 from .lifting import GradientTransformation
 from .selected_rows import dense
-from .transform import chain, is_transformation
+from .transform import chain
 from .trees import align, compute_dtype, flatten, gradients, in_dtypes_of
+from .wrap import OPTIMIZER, check_state
 
 
 class AccumulateState(NamedTuple):
@@ -24,6 +24,7 @@ class AccumulateState(NamedTuple):
     inner: Any  # the wrapped transformation's
 
 
+@checked(inner=OPTIMIZER, k=COUNT, avg=FLAG)
 def accumulate_gradients(inner: Any, k: int, avg: bool = True) -> GradientTransformation:
     """Step once for every k gradients, with their mean: k small batches train as one large batch.
 
@@ -42,7 +43,6 @@ def accumulate_gradients(inner: Any, k: int, avg: bool = True) -> GradientTransf
 
     Paddle's GradientMergeOptimizer.
     """
-    check_accumulation("accumulate_gradients", inner, k, avg, is_transformation(inner))
     if k == 1:
         return inner
     tx = chain(inner)
@@ -56,6 +56,7 @@ def accumulate_gradients(inner: Any, k: int, avg: bool = True) -> GradientTransf
     def update(
         grads: Gradients, state: AccumulateState, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, AccumulateState]:
+        check_state("accumulate_gradients", state, AccumulateState)
         like = state.gradients if params is None else params
         paths, leaves, tree = flatten(like)
         gs = [dense(g) for g in gradients(tree, paths, leaves, grads, rows=True)]
@@ -98,13 +99,3 @@ def add(sums: Sequence[jax.Array], grads: Sequence[Any]) -> list[jax.Array]:
 def merge(sums: Sequence[jax.Array], k: int, avg: bool) -> list[jax.Array]:
     """The one gradient that stands for k of them."""
     return [s / k if avg else s for s in sums]
-
-
-def check_accumulation(what: str, inner: Any, k: Any, avg: Any, is_optimizer: bool, steps: str = "k") -> None:
-    if inner is None:
-        raise ArgumentError(f"{what}'s inner optimizer is not set: found None, expected an optimizer")
-    if not is_optimizer:
-        raise TypeError(f"{what}'s inner optimizer: found {inner!r}, expected an optimizer")
-    check_steps(f"{what}'s {steps}", k)
-    if not isinstance(avg, bool):
-        raise TypeError(f"{what}'s avg: found {avg!r}, expected True or False")

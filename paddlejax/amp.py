@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .array_types import Numeric
-from .hyper import ArgumentError, number
-from .loss_scaling import all_finite, check_intervals, check_ratios, check_scale, next_scale, unscaled
+from .hyper import FLAG, INT, ArgumentError, checked, number, unless
+from .loss_scaling import DECR_RATIO, INCR_RATIO, SCALE, all_finite, next_scale, unscaled
 from .optimizer.cohorts import StateDictError, raise_if
 from .optimizer.loss import Call, Loss
 from .optimizer.parameter import ZEROS, Parameter
@@ -80,6 +80,11 @@ class ScaledLoss(Loss):
         return self._computed()[1][1]
 
 
+def _is_off(setting: Any, enable: bool) -> bool:
+    """Paddle's scaler that is not enabled does not look at its settings."""
+    return not enable
+
+
 class GradScaler:
     """Scale the loss so that small float16 gradients do not vanish, and skip the steps where one overflows.
 
@@ -104,6 +109,15 @@ class GradScaler:
     [0.5] 8.0
     """
 
+    @checked(
+        enable=FLAG,
+        use_dynamic_loss_scaling=FLAG,
+        incr_ratio=unless(_is_off, *INCR_RATIO),
+        decr_ratio=unless(_is_off, *DECR_RATIO),
+        incr_every_n_steps=unless(_is_off, INT),
+        decr_every_n_nan_or_inf=unless(_is_off, INT),
+        init_loss_scaling=SCALE,
+    )
     def __init__(
         self,
         enable: bool = True,
@@ -114,17 +128,10 @@ class GradScaler:
         decr_every_n_nan_or_inf: int = 1,
         use_dynamic_loss_scaling: bool = True,
     ):
-        flags = {"enable": enable, "use_dynamic_loss_scaling": use_dynamic_loss_scaling}
-        for name, flag in flags.items():
-            if not isinstance(flag, bool):
-                raise TypeError(f"GradScaler's {name}: found {flag!r}, expected True or False")
-        if enable:
-            check_ratios("GradScaler", incr_ratio, decr_ratio)
-            check_intervals("GradScaler", incr_every_n_steps, decr_every_n_nan_or_inf)
         self._enable, self._dynamic = enable, use_dynamic_loss_scaling
         self._ratios = [incr_ratio, decr_ratio]
         self._intervals = [incr_every_n_steps, decr_every_n_nan_or_inf]
-        self.set_init_loss_scaling(init_loss_scaling)
+        self._set_scale(init_loss_scaling)
         self._counts = (0, 0)  # good and bad steps in a row
         self._found_inf = False  # by the last unscale_, of whichever optimizer
         self._last_was_bad = False  # what `update` goes by; it keeps it, as Paddle does
@@ -274,9 +281,9 @@ class GradScaler:
     def get_init_loss_scaling(self) -> float:
         return self._init_loss_scaling
 
+    @checked(new_init_loss_scaling=SCALE)
     def set_init_loss_scaling(self, new_init_loss_scaling: Numeric) -> None:
         """Start again from this scale; the counts go on."""
-        check_scale("GradScaler", new_init_loss_scaling)
         self._set_scale(new_init_loss_scaling)
 
     def _set_scale(self, new_init_loss_scaling: Any) -> None:
@@ -287,29 +294,29 @@ class GradScaler:
     def get_incr_ratio(self) -> float:
         return self._ratios[0]
 
+    @checked(new_incr_ratio=INCR_RATIO)
     def set_incr_ratio(self, new_incr_ratio: float) -> None:
-        check_ratios("GradScaler", new_incr_ratio, self._ratios[1])
         self._ratios[0] = new_incr_ratio
 
     def get_decr_ratio(self) -> float:
         return self._ratios[1]
 
+    @checked(new_decr_ratio=DECR_RATIO)
     def set_decr_ratio(self, new_decr_ratio: float) -> None:
-        check_ratios("GradScaler", self._ratios[0], new_decr_ratio)
         self._ratios[1] = new_decr_ratio
 
     def get_incr_every_n_steps(self) -> int:
         return self._intervals[0]
 
+    @checked(new_incr_every_n_steps=INT)
     def set_incr_every_n_steps(self, new_incr_every_n_steps: int) -> None:
-        check_intervals("GradScaler", new_incr_every_n_steps, self._intervals[1])
         self._intervals[0] = new_incr_every_n_steps
 
     def get_decr_every_n_nan_or_inf(self) -> int:
         return self._intervals[1]
 
+    @checked(new_decr_every_n_nan_or_inf=INT)
     def set_decr_every_n_nan_or_inf(self, new_decr_every_n_nan_or_inf: int) -> None:
-        check_intervals("GradScaler", self._intervals[0], new_decr_every_n_nan_or_inf)
         self._intervals[1] = new_decr_every_n_nan_or_inf
 
     # ------------------------------------------------------------------ state

@@ -6,14 +6,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from .array_types import ArrayTree, Gradients, Init, Numeric
-from .hyper import ArgumentError, number
+from .hyper import (
+    COUNT,
+    FRACTION,
+    INT,
+    NUMBER,
+    ArgumentError,
+    Must,
+    checked,
+    is_traced,
+    number,
+    one_of,
+    optional,
+    unless,
+)
 from .lifting import GradientTransformation
 from .selected_rows import dense, is_rows
-from .transform import apply_updates, chain, is_transformation
+from .transform import apply_updates, chain
 from .trees import align, compute_dtype, flatten, path_name
+from .wrap import OPTIMIZER, check_params, check_state
 
 ROTATION = 16384  # after so many updates Paddle moves sum_1 to sum_2, to keep the small terms
 
@@ -59,6 +72,13 @@ class LookaheadState(NamedTuple):
     inner: Any  # the wrapped transformation's
 
 
+@checked(
+    decay=(
+        *FRACTION,
+        unless(is_traced, Must(lambda d: np.float32(d) < 1, "less than 1 in float32", ArgumentError)),
+    ),
+    thres_steps=optional(unless(callable, NUMBER)),
+)
 def exponential_moving_average(decay: Numeric = 0.999, thres_steps: Any = None) -> Average:
     """Average the parameters with weights that fall off exponentially into the past.
 
@@ -81,13 +101,6 @@ def exponential_moving_average(decay: Numeric = 0.999, thres_steps: Any = None) 
 
     Paddle's ExponentialMovingAverage.
     """
-    _fraction("exponential_moving_average's decay", decay)
-    if not isinstance(decay, Tracer) and float(np.float32(decay)) == 1.0:
-        raise ArgumentError(
-            f"exponential_moving_average's decay: found {decay}, expected less than 1 in float32"
-        )
-    if thres_steps is not None and not callable(thres_steps):
-        number("exponential_moving_average's thres_steps", thres_steps)
 
     def init(params: ArrayTree) -> MovingAverageState:
         wide, zeros = _zeros(params)
@@ -118,6 +131,18 @@ def exponential_moving_average(decay: Numeric = 0.999, thres_steps: Any = None) 
     return Average(init, update, value)
 
 
+@checked(
+    average_window_rate=NUMBER,
+    max_average_window=INT,
+    min_average_window=(
+        INT,
+        Must(
+            lambda low, max_average_window: low <= max_average_window,
+            "at most max_average_window, {max_average_window}",
+            ArgumentError,
+        ),
+    ),
+)
 def model_average(
     average_window_rate: Numeric, min_average_window: int = 10000, max_average_window: int = 10000
 ) -> Average:
@@ -141,15 +166,6 @@ def model_average(
 
     Paddle's ModelAverage. Polyak & Juditsky 1992.
     """
-    number("model_average's average_window_rate", average_window_rate)
-    for name, size in (("min", min_average_window), ("max", max_average_window)):
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"model_average's {name}_average_window: found {size!r}, expected an int")
-    if min_average_window > max_average_window:
-        raise ArgumentError(
-            f"model_average's min_average_window: found {min_average_window}, "
-            f"expected at most max_average_window, {max_average_window}"
-        )
     largest = jnp.iinfo(jnp.int32).max
     shortest, longest = (min(size, largest) for size in (min_average_window, max_average_window))
 
@@ -189,6 +205,7 @@ def model_average(
     return Average(init, update, value)
 
 
+@checked(inner=OPTIMIZER, alpha=FRACTION, k=COUNT, slow_start=one_of("first_step", "initial"))
 def lookahead(
     inner: Any, alpha: Numeric = 0.5, k: int = 5, *, slow_start: str = "first_step"
 ) -> GradientTransformation:
@@ -212,11 +229,6 @@ def lookahead(
 
     Zhang, Lucas, Hinton & Ba 2019, arXiv:1907.08610.
     """
-    check_lookahead("lookahead", inner, alpha, k, is_transformation(inner))
-    if slow_start not in ("first_step", "initial"):
-        raise ArgumentError(
-            f"lookahead's slow_start: found {slow_start!r}, expected 'first_step' or 'initial'"
-        )
     tx, initial = chain(inner), slow_start == "initial"
 
     def init(params: ArrayTree) -> LookaheadState:
@@ -226,8 +238,8 @@ def lookahead(
     def update(
         grads: Gradients, state: LookaheadState, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, LookaheadState]:
-        if params is None:
-            raise ValueError("lookahead needs the parameters: update(grads, state, params)")
+        check_params("lookahead", params)
+        check_state("lookahead", state, LookaheadState)
         updates, (inner_state,) = tx.update(grads, (state.inner,), params, **extra)
         updates = jax.tree.map(dense, updates, is_leaf=is_rows)
         leaves, (slow,), tree = _columns(params, slow=state.slow, wide=False)
@@ -256,26 +268,6 @@ def interpolate(p: jax.Array, slow: jax.Array, alpha: Numeric) -> jax.Array:
     a, x, y = jnp.asarray(alpha, wide), p.astype(wide), slow.astype(wide)
     # Where both agree, a parameter that never moves must not be moved by rounding either.
     return jnp.where(x == y, x, a * x + (jnp.ones((), wide) - a) * y).astype(p.dtype)
-
-
-def check_lookahead(what: str, inner: Any, alpha: Any, k: Any, is_optimizer: bool) -> None:
-    if inner is None:
-        raise ArgumentError(f"{what}'s inner optimizer is not set: found None, expected an optimizer")
-    if not is_optimizer:
-        raise TypeError(f"{what}'s inner optimizer: found {inner!r}, expected an optimizer")
-    _fraction(f"{what}'s alpha", alpha)
-    check_steps(f"{what}'s k", k)
-
-
-def check_steps(name: str, k: Any) -> None:
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ArgumentError(f"{name}: found {k!r}, expected a positive int")
-
-
-def _fraction(name: str, value: Any) -> None:
-    number(name, value)
-    if not isinstance(value, Tracer) and not 0 <= float(value) <= 1:
-        raise ArgumentError(f"{name}: found {value}, expected a number in [0, 1]")
 
 
 def _zeros(params: Any) -> tuple[Any, Any]:

@@ -1,7 +1,6 @@
 """Gradient clipping: Paddle's objects, and the same as transformations of any pytree."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from .array_types import Numeric
-from .hyper import ArgumentError, number, number_text
+from .hyper import COEFFICIENT, ArgumentError, Interval, Must, checked, instance, number_text, optional
 from .lifting import GradientTransformation
 from .norms import norm, root, squared_norm
 from .transform import named, stateless
+from .wrap import is_transformation
 
 
 class ClipGradBase:
@@ -54,18 +54,28 @@ class ClipGradBase:
         return there
 
 
-def _limit(name: str, value: Any) -> Any:
-    """A number becomes a float, a 0-d array stays what it is (it may be traced)."""
-    if value is None:
-        raise ArgumentError(f"{name} is not set: found None, expected a number")
-    number(name, value)
-    if not isinstance(value, jax.Array) and math.isnan(value):
-        raise ArgumentError(f"{name}: found nan, expected a number")
-    return value if isinstance(value, jax.Array) else float(value)
+CLIP = Must(
+    lambda x: x is None or isinstance(x, ClipGradBase) or is_transformation(x),
+    "a clip such as clip_by_global_norm(1.0), or None",
+)
 
 
-def _known(value: Any) -> bool:
-    return isinstance(value, float)
+def as_clip(value: Any) -> Any:
+    """A clip as a transformation: Paddle's objects become one, None stays None."""
+    return value.transformation() if isinstance(value, ClipGradBase) else value
+
+
+LIMIT = *COEFFICIENT, Interval()
+FLAG = instance(bool, "True or False", ArgumentError)  # as in Paddle, which asserts it
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, jax.Array)  # which may be traced
+
+
+def _limit(value: Any) -> Any:
+    """A number becomes a float, a 0-d array stays what it is."""
+    return value if _is_array(value) else float(value)
 
 
 class ClipGradByValue(ClipGradBase):
@@ -77,15 +87,27 @@ class ClipGradByValue(ClipGradBase):
 
     packs = True
 
+    @checked(
+        max=(
+            *LIMIT,
+            Must(
+                lambda high, min: min is not None or _is_array(high) or high > 0,
+                "a number above 0 where min is not given",
+                ArgumentError,
+            ),
+        ),
+        min=optional(
+            *LIMIT,
+            Must(
+                lambda low, max: _is_array(low) or _is_array(max) or low <= max,
+                "at most max, {max}",
+                ArgumentError,
+            ),
+        ),
+    )
     def __init__(self, max: Numeric, min: Numeric | None = None):
-        self.max = _limit("ClipGradByValue's max", max)
-        if min is None and _known(self.max) and self.max <= 0:
-            raise ArgumentError(
-                f"ClipGradByValue's max: found {max}, expected a number above 0 where min is not given"
-            )
-        self.min = -self.max if min is None else _limit("ClipGradByValue's min", min)
-        if _known(self.max) and _known(self.min) and self.min > self.max:
-            raise ArgumentError(f"ClipGradByValue's min: found {min}, expected at most max, {max}")
+        self.max = _limit(max)
+        self.min = -self.max if min is None else _limit(min)
 
     def clip(self, grads):
         return [jnp.clip(g, jnp.asarray(self.min, g.dtype), jnp.asarray(self.max, g.dtype)) for g in grads]
@@ -101,10 +123,9 @@ class ClipGradByNorm(ClipGradBase):
     Gradient Clip By Norm, clip_norm=1.000000
     """
 
+    @checked(clip_norm=(*COEFFICIENT, Interval(0, above=True)))
     def __init__(self, clip_norm: Numeric, *, axis_name: Any = None):
-        self.clip_norm, self.axis_name = _limit("ClipGradByNorm's clip_norm", clip_norm), axis_name
-        if _known(self.clip_norm) and not self.clip_norm > 0:
-            raise ArgumentError(f"ClipGradByNorm's clip_norm: found {clip_norm}, expected a number above 0")
+        self.clip_norm, self.axis_name = _limit(clip_norm), axis_name
 
     def clip(self, grads):
         return [g * _factor(norm(g, self.axis_name), self.clip_norm) for g in grads]
@@ -127,6 +148,7 @@ class ClipGradByGlobalNorm(ClipGradBase):
 
     packs = True
 
+    @checked(auto_skip_clip=FLAG, across_groups=FLAG, clip_norm=LIMIT)
     def __init__(
         self,
         clip_norm: Numeric,
@@ -136,11 +158,7 @@ class ClipGradByGlobalNorm(ClipGradBase):
         axis_name: Any = None,
         across_groups: bool = False,
     ):
-        for flag, value in (("auto_skip_clip", auto_skip_clip), ("across_groups", across_groups)):
-            if not isinstance(value, bool):
-                found = f"found {value!r}, expected True or False"
-                raise ArgumentError(f"ClipGradByGlobalNorm's {flag}: {found}")
-        self.clip_norm = _limit("ClipGradByGlobalNorm's clip_norm", clip_norm)
+        self.clip_norm = _limit(clip_norm)
         self.group_name, self.auto_skip_clip, self.axis_name = group_name, auto_skip_clip, axis_name
         self.across_groups = across_groups
 

@@ -1,14 +1,33 @@
-"""What a hyperparameter may be, and the error for what it may not."""
+"""What an argument may be, declared beside the argument, and the one error for what it may not.
 
+`@checked(alpha=FRACTION, k=COUNT)` above a function declares its arguments; the fields of a rule declare
+theirs in `Annotated`. Both refuse a bad value when they are called, all in one wording:
+
+    lookahead's alpha: found 1.5, expected a number in [0, 1]
+
+A declaration is one check or a tuple of checks. A check is a function (name, value, arguments) that raises;
+`arguments` are all arguments of the call by name, for what depends on another one.
+"""
+
+import functools
+import inspect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, NoReturn, TypeVar, cast, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+F = TypeVar("F", bound=Callable[..., Any])
+Arguments = Mapping[str, Any]
+Check = Callable[[str, Any, Arguments], None]
+Declaration = Check | tuple[Check, ...]
+LONGEST = 160  # of what an error shows of a value
+NO_OTHERS: Arguments = types.MappingProxyType({})
 
 
 class ArgumentError(ValueError, AssertionError):
@@ -18,29 +37,174 @@ class ArgumentError(ValueError, AssertionError):
     """
 
 
+def refuse(name: str, value: Any, expected: str, error: type[Exception] = ArgumentError) -> NoReturn:
+    """Raise the error of an argument: its name, what was found, what was expected."""
+    raise error(f"{name}: found {shown(value)}, expected {expected}")
+
+
+def require(ok: Any, name: str, value: Any, expected: str, error: type[Exception] = ArgumentError) -> None:
+    """`refuse` unless `ok`.
+
+    >>> require(False, "step's epoch", -1, "a number of at least 0", ValueError)
+    Traceback (most recent call last):
+    ValueError: step's epoch: found -1, expected a number of at least 0
+    """
+    if not ok:
+        refuse(name, value, expected, error)
+
+
+def is_traced(x: Any) -> bool:
+    return isinstance(x, Tracer)
+
+
+def shown(value: Any) -> str:
+    """A value as errors show it: numbers of any kind as numbers, larger arrays by shape and dtype."""
+    if not isinstance(value, jax.Array | np.ndarray | np.generic):
+        text = repr(value)
+        return text if len(text) <= LONGEST else text[:LONGEST] + "..."
+    return str(value) if not value.shape else f"an array of shape {value.shape} and dtype {value.dtype}"
+
+
 @dataclass(frozen=True)
 class Interval:
-    """What a hyperparameter may be: [low, high], without `high` itself if `open`."""
+    """What a number may be: [low, high], without `high` itself if `open`, without `low` if `above`.
+
+    As a check it refuses what lies outside, and NaN. What is traced passes: it is not known yet.
+    """
 
     low: float = -math.inf
     high: float = math.inf
     open: bool = False
-    above: bool = False  # without `low` itself
+    above: bool = False
+    error: type[Exception] = ArgumentError
+    kind: str = "a number"
 
     def __contains__(self, x: float) -> bool:
         above = self.low < x if self.above else self.low <= x
         return above and (x < self.high if self.open else x <= self.high)
 
     def __str__(self) -> str:
-        end = ")" if self.open or math.isinf(self.high) else "]"
-        return ("(" if self.above or math.isinf(self.low) else "[") + f"{self.low:g}, {self.high:g}{end}"
+        """`in [0, 1)`, or in words where one end is not bounded."""
+        if math.isinf(self.low) and math.isinf(self.high):
+            return ""
+        if math.isinf(self.high):
+            finite = " and finite" if self.open else ""
+            return (f"above {self.low}" if self.above else f"of at least {self.low}") + finite
+        if math.isinf(self.low):
+            return f"below {self.high}" if self.open else f"of at most {self.high}"
+        return f"in {'(' if self.above else '['}{self.low}, {self.high}{')' if self.open else ']'}"
+
+    __repr__ = __str__  # for help(), which shows the annotations of a rule's fields
+
+    def __call__(self, name: str, value: Any, arguments: Arguments) -> None:
+        if isinstance(value, Tracer):
+            return
+        try:
+            inside = value in self
+        except TypeError:
+            refuse(name, value, self.kind, TypeError)
+        if not inside:
+            refuse(name, value, f"{self.kind} {self}".rstrip(), self.error)
 
 
-Beta = Annotated[float, Interval(0, 1, open=True)]
-Fraction = Annotated[float, Interval(0, 1)]
-NonNegative = Annotated[float, Interval(0)]
-Positive = Annotated[float, Interval(0, above=True)]
-Predicate = Callable[[Any], bool] | None
+@dataclass(frozen=True)
+class Must:
+    """A check from a test of the value; further parameters of the test are other arguments, by name.
+
+    Other arguments may also stand in `expected`, in braces.
+    """
+
+    test: Callable[..., Any]
+    expected: str
+    error: type[Exception] = TypeError
+
+    def __call__(self, name: str, value: Any, arguments: Arguments) -> None:
+        if not _asked(self.test, value, arguments):
+            refuse(name, value, self.expected.format_map(arguments), self.error)
+
+
+def _asked(test: Callable[..., Any], value: Any, arguments: Arguments) -> Any:
+    """Ask a test about a value and about the other arguments that its parameters name."""
+    return test(value, *(arguments[name] for name in _others(test)))
+
+
+@functools.cache
+def _others(test: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(test).parameters)[1:]
+
+
+def unless(test: Callable[..., Any], *checks: Check) -> Check:
+    """These checks, but not of a value for which the test holds."""
+
+    def check(name: str, value: Any, arguments: Arguments) -> None:
+        if not _asked(test, value, arguments):
+            verify(checks, name, value, arguments)
+
+    return check
+
+
+def optional(*checks: Check) -> Check:
+    """These checks, or None."""
+    return unless(lambda x: x is None, *checks)
+
+
+def verify(declaration: Declaration, name: str, value: Any, arguments: Arguments = NO_OTHERS) -> None:
+    """Refuse one value that is not as declared."""
+    for check in declaration if isinstance(declaration, tuple) else (declaration,):
+        check(name, value, arguments)
+
+
+def refuse_bad(owner: str, declared: Mapping[str, Declaration], arguments: Arguments) -> None:
+    """Refuse the first bad argument, in the order of the declarations."""
+    prefix = f"{owner}'s " if owner else ""
+    for name, declaration in declared.items():
+        verify(declaration, prefix + name, arguments[name], arguments)
+
+
+def checked(**declared: Declaration) -> Callable[[F], F]:
+    """Declare what the arguments of a function or constructor may be; a bad one is refused at the call.
+
+    >>> @checked(rate=(NUMBER, Interval(0)))
+    ... def halved(rate, steps=1):
+    ...     return rate / 2
+    >>> halved(-1.0)
+    Traceback (most recent call last):
+    paddlejax.hyper.ArgumentError: halved's rate: found -1.0, expected a number of at least 0
+    """
+
+    def decorate(function: F) -> F:
+        parameters = inspect.signature(function).parameters.values()
+        positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        required = {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
+        method = positional[:1] == ["self"]
+
+        def check(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            arguments = {**defaults, **dict(zip(positional, args, strict=False)), **kwargs}
+            if required <= arguments.keys():  # else the call itself says what is missing
+                refuse_bad(type(args[0]).__name__ if method else function.__name__, declared, arguments)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            check(args, kwargs)
+            return function(*args, **kwargs)
+
+        return cast(F, of_the_module(call, function))
+
+    return decorate
+
+
+def of_the_module(wrapper: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """`functools.wraps`, and the globals of the function's module: by these doctest knows what is its own.
+
+    All that the wrapper reads must be local to it or to the functions around it.
+    """
+    own = types.FunctionType(
+        wrapper.__code__, function.__globals__, function.__name__, None, wrapper.__closure__
+    )
+    return functools.wraps(function)(own)
+
+
+# ------------------------------------------------------------------------------------- what is declared
 
 
 def number(name: str, value: Any, expected: str = "a number") -> None:
@@ -52,6 +216,89 @@ def number(name: str, value: Any, expected: str = "a number") -> None:
     if array is not None and (array.shape or not any(jnp.issubdtype(array.dtype, kind) for kind in kinds)):
         found = f"an array of shape {array.shape} and dtype {array.dtype}"
         raise TypeError(f"{name}: found {found}, expected {expected} or a 0-d array")
+
+
+@dataclass(frozen=True)
+class Number:
+    """The check of `number`."""
+
+    expected: str = "a number"
+
+    def __call__(self, name: str, value: Any, arguments: Arguments) -> None:
+        number(name, value, self.expected)
+
+
+def given(expected: str) -> Check:
+    """Not None, which is how Paddle says that an argument is missing: not the error of a wrong type."""
+    return Must(lambda x: x is not None, expected, ArgumentError)
+
+
+def instance(kind: Any, expected: str, error: type[Exception] = TypeError) -> Check:
+    return Must(lambda x: isinstance(x, kind), expected, error)
+
+
+def function_of(what: str) -> Check:
+    return Must(callable, f"a function of {what}")
+
+
+def one_of(*choices: str | None, error: type[Exception] = ArgumentError) -> Check:
+    *others, last = map(repr, choices)
+    # By type first: an array would be compared element by element.
+    return Must(
+        lambda x: (x is None or isinstance(x, str)) and x in choices, f"{', '.join(others)} or {last}", error
+    )
+
+
+def whole(low: float, high: float = math.inf, error: type[Exception] = TypeError) -> tuple[Check, ...]:
+    """An int from `low` to below `high`; `error` is that of another type."""
+    return Must(_is_int, "an int", error), Interval(low, high, open=high < math.inf, kind="an int")
+
+
+def _is_int(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+NUMBER = Number()
+COEFFICIENT = given("a number"), NUMBER
+FRACTION = NUMBER, Interval(0, 1)
+COUNT = (Must(lambda x: _is_int(x) and x > 0, "a positive int", ArgumentError),)
+INT = Must(_is_int, "an int")
+FLAG = instance(bool, "True or False")
+NAME = instance(str | None, "a str or None")
+RATE = given("a number"), unless(callable, NUMBER)
+
+Beta = Annotated[float, Interval(0, 1, open=True)]
+Fraction = Annotated[float, Interval(0, 1)]
+NonNegative = Annotated[float, Interval(0)]
+Positive = Annotated[float, Interval(0, above=True)]
+Predicate = Callable[[Any], bool] | None
+
+KINDS: dict[Any, tuple[Check, ...]] = {
+    float: (NUMBER,),
+    int: (INT,),
+    bool: (FLAG,),
+    tuple[str, ...]: (
+        Must(
+            lambda x: isinstance(x, tuple) and all(isinstance(part, str) for part in x),
+            "a list or tuple of str",
+        ),
+    ),
+    str | tuple[str, ...] | None: (instance(str | tuple | None, "a str or a tuple of str"),),
+    Predicate: (optional(function_of("the leaf")),),
+}
+
+
+def of_annotation(annotation: Any, default: Any) -> tuple[Check, ...]:
+    """The checks of a field with this annotation: of its type, then of the range beside it.
+
+    None is missing, unless it is the default.
+    """
+    kind, *bounds = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    ranges = [replace(bound, kind="an int") if kind is int else bound for bound in bounds]
+    if kind is float and not ranges:
+        ranges = [Interval()]  # which leaves out NaN
+    missing = () if default is None or kind is bool else (given("a number"),)
+    return *missing, *KINDS.get(kind, ()), *ranges
 
 
 def number_text(value: Any) -> str:

@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from .array_types import ArrayTree, Gradients
-from .clip import ClipGradBase
+from .clip import CLIP, as_clip
+from .hyper import checked
 from .lifting import GradientTransformation, RuleState
 from .loss_scaling import LossScaleState, SkipState
 from .norms import root, squared_norm
 from .selected_rows import SelectedRows
-from .transform import chain, get_learning_rate, is_transformation
+from .transform import chain, get_learning_rate
 from .trees import align, beside, compute_dtype, flatten, gradients, path_name
+from .wrap import PAIR, check_params, check_state
 
 
 class Info(NamedTuple):
@@ -38,6 +40,7 @@ class InfoState(NamedTuple):
     inner: tuple[Any, ...]  # the state of chain(tx), or chain(grad_clip, tx)
 
 
+@checked(tx=PAIR, grad_clip=CLIP)
 def with_info(tx: Any, *, grad_clip: Any = None, axis_name: Any = None) -> GradientTransformation:
     """The same optimizer, which also measures each step; `get_info(state)` says what it measured.
 
@@ -65,12 +68,7 @@ def with_info(tx: Any, *, grad_clip: Any = None, axis_name: Any = None) -> Gradi
     >>> print(info.gradient_norm, info.clip_factor, info.update_norm, info.parameter_norm)
     5.0 0.2 0.5 10.0
     """
-    if not is_transformation(tx):
-        raise TypeError(f"with_info: found {tx!r}, expected an (init, update) pair such as adam(0.001)")
-    clip = grad_clip.transformation() if isinstance(grad_clip, ClipGradBase) else grad_clip
-    if clip is not None and not is_transformation(clip):
-        expected = "a clip such as clip_by_global_norm(1.0), or None"
-        raise TypeError(f"with_info: grad_clip is {grad_clip!r}, expected {expected}")
+    clip = as_clip(grad_clip)
     clips = chain() if clip is None else chain(clip)
     step = chain(tx)
     adapts = getattr(tx, "adapts", lambda path: False)
@@ -96,12 +94,8 @@ def with_info(tx: Any, *, grad_clip: Any = None, axis_name: Any = None) -> Gradi
     def update(
         grads: Gradients, state: InfoState, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, InfoState]:
-        if params is None:
-            raise ValueError("with_info needs the parameters: update(grads, state, params)")
-        if not isinstance(state, InfoState):
-            raise TypeError(
-                f"with_info expects the InfoState that its init made, found {type(state).__name__}"
-            )
+        check_params("with_info", params)
+        check_state("with_info", state, InfoState)
         paths, leaves, tree = flatten(params)
         gs = gradients(tree, paths, leaves, grads, rows=True)
         clipped, clip_state = clips.update(grads, state.inner[:-1], params, **extra)

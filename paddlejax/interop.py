@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .transform import is_transformation
+from .hyper import checked
+from .wrap import PAIR
 
 if TYPE_CHECKING:
     from optax import GradientTransformationExtraArgs
@@ -10,6 +11,7 @@ else:
     GradientTransformationExtraArgs = Any
 
 
+@checked(tx=PAIR)
 def as_optax(tx: Any) -> GradientTransformationExtraArgs:
     """The same transformation in optax's own type, so that optax's wrappers hand on extra arguments.
 
@@ -27,8 +29,6 @@ def as_optax(tx: Any) -> GradientTransformationExtraArgs:
     >>> print(p + updates)
     [1. 1.]
     """
-    if not is_transformation(tx):
-        raise TypeError(f"as_optax: found {tx!r}, expected an (init, update) pair such as adam(0.001)")
     try:
         import optax
     except ImportError as e:

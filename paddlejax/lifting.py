@@ -15,7 +15,6 @@ from typing import (
     NamedTuple,
     ParamSpec,
     TypeVar,
-    cast,
     dataclass_transform,
     get_args,
     get_origin,
@@ -24,13 +23,13 @@ from typing import (
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from .array_types import ArrayTree, Gradients, Init, LearningRate, Update
-from .hyper import ArgumentError, Interval, Predicate, number
+from .hyper import RATE, number, of_annotation, refuse_bad, verify
 from .selected_rows import SelectedRows, dense
 from .step import advance, check_sparse, in_wide, stepped
 from .trees import align, beside, compute_dtype, flatten, gradients, path_name
+from .wrap import check_params, check_state
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=type)
@@ -150,30 +149,8 @@ class Rule:
 
 def check(rule: Rule) -> None:
     """Refuse a missing, mistyped or out-of-range hyperparameter before anything is built from it."""
-    for f in fields(rule):
-        value = getattr(rule, f.name)
-        name = f"{type(rule).__name__}'s {f.name}"
-        kind, *bounds = get_args(f.type) if get_origin(f.type) is Annotated else (f.type,)
-        if value is None and f.default is not None and kind is not bool:
-            raise ArgumentError(f"{name} is not set: found None, expected a number")
-        if kind is float:
-            number(name, value)
-            bounds = bounds or [Interval()]  # which leaves out NaN
-        elif kind in (bool, int) and type(value) is not kind:
-            raise TypeError(
-                f"{name}: found {value!r}, expected {'True or False' if kind is bool else 'an int'}"
-            )
-        elif kind == tuple[str, ...] and not (
-            isinstance(value, tuple) and all(isinstance(part, str) for part in value)
-        ):
-            raise TypeError(f"{name}: found {value!r}, expected a list or tuple of str")
-        elif f.name == "axis_name" and not (value is None or isinstance(value, str | tuple)):
-            raise TypeError(f"{name}: found {value!r}, expected a str or a tuple of str")
-        elif kind is Predicate and value is not None and not callable(value):
-            raise TypeError(f"{name}: found {value!r}, expected a function of the leaf")
-        for bound in bounds:
-            if not isinstance(value, Tracer) and float(cast(Any, value)) not in bound:
-                raise ArgumentError(f"{name}: found {value}, expected a number in {bound}")
+    declared = {f.name: of_annotation(f.type, f.default) for f in fields(rule)}
+    refuse_bad(type(rule).__name__, declared, {name: getattr(rule, name) for name in declared})
 
 
 def lift(
@@ -199,12 +176,7 @@ def lift(
     if isinstance(rule.slots, str):
         raise TypeError(f"{type(rule).__name__}'s slots: found {rule.slots!r}, expected a tuple of names")
     check(rule)
-    if learning_rate is None:
-        raise ArgumentError(
-            f"{type(rule).__name__}'s learning_rate is not set: found None, expected a number"
-        )
-    if not callable(learning_rate):
-        number(f"{type(rule).__name__}'s learning_rate", learning_rate)
+    verify(RATE, f"{type(rule).__name__}'s learning_rate", learning_rate)
     return Lifted(*_Lift(rule, learning_rate, leaf).pair())
 
 
@@ -288,9 +260,7 @@ class _Lift:
         """Return what is to be added to the parameters, and the new state; a leaf without gradient stays."""
         if params is None:
             if self.rule.reads_params:
-                raise ValueError(
-                    f"{type(self.rule).__name__} needs the parameters: update(grads, state, params)"
-                )
+                check_params(type(self.rule).__name__, params)
             params = grads
         paths, leaves, tree = flatten(params)
         self._check_state(state)
@@ -356,8 +326,7 @@ class _Lift:
     def _check_state(self, state: Any) -> None:
         """Refuse a state that `init` of this rule cannot have made."""
         name = type(self.rule).__name__
-        if not isinstance(state, RuleState):
-            raise TypeError(f"{name} expects the RuleState that its init made, found {type(state).__name__}")
+        check_state(name, state, RuleState)
         if set(state.slots) != set(self.rule.slots) or set(state.shared) != set(self.rule.shared()):
             found, expected = sorted([*state.slots, *state.shared]), [*self.rule.slots, *self.rule.shared()]
             raise ValueError(f"the state is not one of {name}: found {found}, expected {sorted(expected)}")

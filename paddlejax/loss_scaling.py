@@ -1,6 +1,5 @@
 """Steps that a gradient overflow must not spoil: skip them, and scale the loss so that they stay rare."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -8,11 +7,12 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from .array_types import ArrayTree, Gradients, Numeric
-from .hyper import ArgumentError, number
+from .hyper import INT, NUMBER, Interval, checked
 from .lifting import GradientTransformation
 from .selected_rows import SelectedRows, is_rows
-from .transform import chain, is_transformation
+from .transform import chain
 from .trees import compute_dtype, in_dtypes_of
+from .wrap import PAIR, check_state
 
 
 class SkipState(NamedTuple):
@@ -34,6 +34,7 @@ class LossScaleState(NamedTuple):
     total_skips: jax.Array  # () int32
 
 
+@checked(tx=PAIR)
 def skip_nonfinite(tx: Any, *, axis_name: Any = None) -> GradientTransformation:
     """Leave out every step with an infinite or NaN gradient: parameters and state stay bit for bit.
 
@@ -50,7 +51,7 @@ def skip_nonfinite(tx: Any, *, axis_name: Any = None) -> GradientTransformation:
     >>> print(updates, state.total_skips)
     [-0. -0.] 1
     """
-    guard = _guarded("skip_nonfinite", tx)
+    guard = _guarded(tx)
 
     def init(params: ArrayTree) -> SkipState:
         return SkipState(tx.init(params), *_zeros(2))
@@ -58,7 +59,7 @@ def skip_nonfinite(tx: Any, *, axis_name: Any = None) -> GradientTransformation:
     def update(
         grads: Gradients, state: SkipState, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, SkipState]:
-        _check_state("skip_nonfinite", state, SkipState)
+        check_state("skip_nonfinite", state, SkipState)
         finite = all_finite(grads, axis_name)
         updates, inner = guard(finite, grads, state.inner, params, extra)
         return updates, SkipState(inner, *_skips(finite, state))
@@ -66,6 +67,18 @@ def skip_nonfinite(tx: Any, *, axis_name: Any = None) -> GradientTransformation:
     return GradientTransformation(init, update)
 
 
+SCALE = NUMBER, Interval(0, above=True, open=True)
+INCR_RATIO, DECR_RATIO = (NUMBER, Interval(1, above=True)), (NUMBER, Interval(high=1, open=True))
+
+
+@checked(
+    tx=PAIR,
+    init_loss_scaling=SCALE,
+    incr_ratio=INCR_RATIO,
+    decr_ratio=DECR_RATIO,
+    incr_every_n_steps=INT,
+    decr_every_n_nan_or_inf=INT,
+)
 def dynamic_loss_scale(
     tx: Any,
     init_loss_scaling: Numeric = 65536.0,
@@ -93,12 +106,8 @@ def dynamic_loss_scale(
     >>> print(updates, loss_scale(state))
     [-0. -0.] 2.0
     """
-    guard = _guarded("dynamic_loss_scale", tx)
-    check_scale("dynamic_loss_scale", init_loss_scaling)
-    ratios = incr_ratio, decr_ratio
-    check_ratios("dynamic_loss_scale", *ratios)
-    intervals = incr_every_n_steps, decr_every_n_nan_or_inf
-    check_intervals("dynamic_loss_scale", *intervals)
+    guard = _guarded(tx)
+    settings = incr_ratio, decr_ratio, incr_every_n_steps, decr_every_n_nan_or_inf
 
     def init(params: ArrayTree) -> LossScaleState:
         return LossScaleState(tx.init(params), jnp.array(init_loss_scaling, jnp.float32), *_zeros(4))
@@ -106,12 +115,12 @@ def dynamic_loss_scale(
     def update(
         grads: Gradients, state: LossScaleState, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, LossScaleState]:
-        _check_state("dynamic_loss_scale", state, LossScaleState)
+        check_state("dynamic_loss_scale", state, LossScaleState)
         clean = unscaled(grads, state.scale)  # may overflow where the scaled gradients did not
         finite = all_finite((grads, clean), axis_name)
         updates, inner = guard(finite, clean, state.inner, params, extra)
         counts = state.incr_count, state.decr_count
-        scaling = next_scale(state.scale, *counts, ~finite, *ratios, *intervals)
+        scaling = next_scale(state.scale, *counts, ~finite, *settings)
         return updates, LossScaleState(inner, *scaling, *_skips(finite, state))
 
     return GradientTransformation(init, update)
@@ -182,31 +191,6 @@ def unscaled(grads: Gradients, scale: Any) -> Any:
     return jax.tree.map(one, grads, is_leaf=is_rows)
 
 
-def check_scale(owner: str, scale: Any) -> None:
-    number(f"{owner}'s init_loss_scaling", scale)
-    if not isinstance(scale, Tracer) and not 0 < float(scale) < math.inf:
-        raise ArgumentError(f"{owner}'s init_loss_scaling: found {scale}, expected a finite number above 0")
-
-
-def check_ratios(owner: str, incr_ratio: Any, decr_ratio: Any) -> None:
-    for name, ratio in (("incr_ratio", incr_ratio), ("decr_ratio", decr_ratio)):
-        number(f"{owner}'s {name}", ratio)
-        fits = isinstance(ratio, Tracer) or (ratio > 1 if name == "incr_ratio" else ratio < 1)
-        if not fits:
-            expected = "a number above 1" if name == "incr_ratio" else "a number below 1"
-            raise ArgumentError(f"{owner}'s {name}: found {ratio}, expected {expected}")
-
-
-def check_intervals(owner: str, incr_every_n_steps: Any, decr_every_n_nan_or_inf: Any) -> None:
-    intervals = {
-        "incr_every_n_steps": incr_every_n_steps,
-        "decr_every_n_nan_or_inf": decr_every_n_nan_or_inf,
-    }
-    for name, interval in intervals.items():
-        if isinstance(interval, bool) or not isinstance(interval, int):
-            raise TypeError(f"{owner}'s {name}: found {interval!r}, expected an int")
-
-
 def _zeros(n: int) -> list[jax.Array]:
     """Each its own buffer, so that a state can be donated."""
     return [jnp.zeros((), jnp.int32) for _ in range(n)]
@@ -217,16 +201,8 @@ def _skips(finite: jax.Array, state: Any) -> tuple[jax.Array, jax.Array]:
     return consecutive, state.total_skips + (~finite).astype(jnp.int32)
 
 
-def _check_state(owner: str, state: Any, expected: type) -> None:
-    if not isinstance(state, expected):
-        found = type(state).__name__
-        raise TypeError(f"{owner} expects the {expected.__name__} that its init made, found {found}")
-
-
-def _guarded(owner: str, tx: Any) -> Any:
+def _guarded(tx: Any) -> Any:
     """`tx.update` as a function of whether to run at all; if not, updates of -0.0 and the state as it is."""
-    if not is_transformation(tx):
-        raise TypeError(f"{owner}: found {tx!r}, expected an (init, update) pair such as adam(0.001)")
     one = chain(tx)  # knows what extra arguments tx takes
 
     def guard(finite: Any, grads: Any, inner: Any, params: Any, extra: dict[str, Any]) -> tuple[Any, Any]:

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from .array_types import ArrayTree, Gradients
+from .hyper import checked
 from .lifting import GradientTransformation
 from .selected_rows import SelectedRows
-from .transform import apply_updates, is_transformation
+from .transform import apply_updates
 from .trees import align, flatten, gradients, is_narrow
+from .wrap import PAIR, check_params, check_state
 
 
 class MasterState(NamedTuple):
@@ -19,6 +21,7 @@ class MasterState(NamedTuple):
     inner: Any  # the state of what it wraps
 
 
+@checked(inner=PAIR)
 def with_master_weights(inner: GradientTransformation) -> GradientTransformation:
     """Let a whole optimizer work on float32 masters of bfloat16 and float16 parameters.
 
@@ -41,8 +44,6 @@ def with_master_weights(inner: GradientTransformation) -> GradientTransformation
 
     Micikevicius et al. 2018, arXiv:1710.03740; Paddle's multi_precision.
     """
-    if not is_transformation(inner):
-        raise TypeError(f"with_master_weights: found {inner!r}, expected a pair such as adam(0.001)")
 
     def init(params: ArrayTree) -> MasterState:
         _, leaves, tree = flatten(params)
@@ -53,10 +54,8 @@ def with_master_weights(inner: GradientTransformation) -> GradientTransformation
     def update(
         grads: Gradients, state: MasterState, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, MasterState]:
-        if params is None:
-            raise ValueError("with_master_weights needs the parameters: update(grads, state, params)")
-        if not isinstance(state, MasterState):
-            raise TypeError(f"with_master_weights expects its MasterState, found {type(state).__name__}")
+        check_params("with_master_weights", params)
+        check_state("with_master_weights", state, MasterState)
         paths, leaves, tree = flatten(params)
         gs = gradients(tree, paths, leaves, grads, rows=True)
         master = list(map(_current, align(tree, paths, state.master, "masters"), leaves))

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from .array_types import ArrayTree, Gradients
-from .clip import ClipGradBase
-from .hyper import ArgumentError, number
+from .clip import CLIP, as_clip
+from .hyper import FLAG, NUMBER, ArgumentError, Declaration, Must, checked, instance, verify
 from .lifting import GradientTransformation, Lifted, lift
 from .regularizer import WeightDecayRegularizer, as_regularizer
 from .selected_rows import SelectedRows
-from .transform import is_transformation, takes_extra
+from .transform import takes_extra
 from .trees import align, flatten, gradients, matches, path_name
+from .wrap import PAIR, check_params, check_state, is_transformation
 
 
 class LeafOptions(NamedTuple):
@@ -86,10 +87,8 @@ def per_leaf(choose: Callable[[str], LeafOptions]) -> PerLeaf:
     def update(
         grads: Gradients, state: PathState, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, PathState]:
-        if params is None:
-            raise ValueError("options by path need the parameters: update(grads, state, params)")
-        if not isinstance(state, PathState):
-            raise TypeError(f"expected the PathState that init made, found {type(state).__name__}")
+        check_params("a table of options by path", params)
+        check_state("by_path", state, PathState)
         paths, leaves, tree, options = resolve(params)
         gs = gradients(tree, paths, leaves, grads, rows=True)
         # -0.0 is the one number that leaves every other as it is, -0.0 included.
@@ -172,6 +171,7 @@ def _about(t: Any, options: dict[str, LeafOptions]) -> Any:
     return lift(source.rule, source.learning_rate, leaf)
 
 
+@checked(rule=PAIR, grad_clip=CLIP)
 def by_path(
     table: Sequence[tuple[str | re.Pattern[str], Mapping[str, Any]]],
     rule: GradientTransformation,
@@ -200,9 +200,8 @@ def by_path(
     out/bias    (1,)   float32  x 2                                  SGD()
     out/kernel  (1,)   float32  x 1   L2Decay, coeff=1.000000        SGD()
     """
-    general = LeafOptions(
-        _rule("by_path", rule), 1.0, _decay("by_path", weight_decay), _clip("by_path", grad_clip)
-    )
+    decay = _decay("by_path's weight_decay", weight_decay)
+    general = LeafOptions(rule, 1.0, decay, as_clip(grad_clip))
     rows = [(pattern, _row(pattern, options, general)) for pattern, options in _rows(table)]
 
     def choose(path: str) -> LeafOptions:
@@ -271,16 +270,12 @@ def _rule_text(o: LeafOptions, path: str) -> str:
 
 
 def _rows(table: Any) -> list[Any]:
-    if isinstance(table, Mapping | str) or not isinstance(table, Iterable):
-        raise TypeError(f"by_path's table: found {table!r}, expected a list of (pattern, options)")
+    verify(TABLE, "by_path's table", table)
     rows = list(table)
     for row in rows:
-        if not isinstance(row, tuple | list) or len(row) != 2:
-            raise TypeError(f"by_path's table: found the row {row!r}, expected (pattern, options)")
-        if not isinstance(row[0], str | re.Pattern):
-            raise TypeError(f"by_path: found the pattern {row[0]!r}, expected a str or a compiled expression")
-        if not isinstance(row[1], Mapping):
-            raise TypeError(f"by_path's row {row[0]!r}: found {row[1]!r}, expected a dict of options")
+        verify(ROW, "a row of by_path's table", row)
+        verify(PATTERN, "the pattern of a row of by_path's table", row[0])
+        verify(OPTIONS, f"by_path's row {row[0]!r}", row[1])
     return rows
 
 
@@ -296,20 +291,15 @@ def _row(pattern: str | re.Pattern[str], options: Mapping[str, Any], general: Le
         elif not isinstance(given, WeightDecayRegularizer) and not is_transformation(given):
             own_decay = {"weight_decay": options["weight_decay"]}
             options["weight_decay"] = None
-    readers = {
-        "rule": _rule,
-        "learning_rate": _factor,
-        "weight_decay": _decay,
-        "grad_clip": _clip,
-        "frozen": _flag,
+    own = {
+        name: read(f"{where}: {name}", options.pop(name)) for name, read in READERS.items() if name in options
     }
-    own = {name: readers[name](where, options.pop(name)) for name in readers if name in options}
     row = general._replace(**own)
     if "learning_rate" in own and not isinstance(row.rule, Lifted):
         needs = "learning_rate needs a rule of paddlejax, such as adam(0.001)"
         raise TypeError(f"{where}: {needs}, found {row.rule!r}")
     options |= own_decay
-    return row._replace(rule=with_hyperparameters(where, row.rule, options, readers)) if options else row
+    return row._replace(rule=with_hyperparameters(where, row.rule, options, READERS)) if options else row
 
 
 def with_hyperparameters(where: str, t: Any, changes: Mapping[str, Any], others: Iterable[str]) -> Lifted:
@@ -325,35 +315,38 @@ def with_hyperparameters(where: str, t: Any, changes: Mapping[str, Any], others:
         raise type(e)(f"{where}: {e}") from None
 
 
-def _rule(where: str, value: Any) -> Any:
-    if not is_transformation(value):
-        raise TypeError(f"{where}: rule is {value!r}, expected an (init, update) pair such as adam(0.001)")
-    return value
+TABLE = Must(
+    lambda x: isinstance(x, Iterable) and not isinstance(x, Mapping | str), "a list of (pattern, options)"
+)
+ROW = Must(lambda x: isinstance(x, tuple | list) and len(x) == 2, "(pattern, options)")
+PATTERN = instance(str | re.Pattern, "a str or a compiled expression")
+OPTIONS = instance(Mapping, "a dict of options")
 
 
-def _factor(where: str, value: Any) -> float:
-    number(f"{where}: learning_rate", value)
-    return value
+def _as_declared(declaration: Declaration) -> Callable[[str, Any], Any]:
+    def read(where: str, value: Any) -> Any:
+        verify(declaration, where, value)
+        return value
+
+    return read
 
 
 def _decay(where: str, value: Any) -> Any:
     if is_transformation(value):
         return value
-    regularizer = as_regularizer(f"{where}: weight_decay", value)
+    regularizer = as_regularizer(where, value)
     return None if regularizer is None else regularizer.transformation()
 
 
 def _clip(where: str, value: Any) -> Any:
-    if isinstance(value, ClipGradBase):
-        return value.transformation()
-    if value is not None and not is_transformation(value):
-        raise TypeError(
-            f"{where}: grad_clip is {value!r}, expected a clip such as clip_by_global_norm(1.0), or None"
-        )
-    return value
+    verify(CLIP, where, value)
+    return as_clip(value)
 
 
-def _flag(where: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{where}: frozen is {value!r}, expected True or False")
-    return value
+READERS: dict[str, Callable[[str, Any], Any]] = {  # of the options that are not the rule's own
+    "rule": _as_declared(PAIR),
+    "learning_rate": _as_declared(NUMBER),
+    "weight_decay": _decay,
+    "grad_clip": _clip,
+    "frozen": _as_declared(FLAG),
+}

@@ -10,17 +10,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from . import line_search
 from .array_types import ArrayTree, Gradients, LearningRate
-from .hyper import ArgumentError, Interval, NonNegative, number
-from .lifting import GradientTransformation, RuleState, check
+from .hyper import COEFFICIENT, RATE, ArgumentError, Interval, checked, number, one_of, optional, whole
+from .lifting import GradientTransformation, RuleState
 from .line_search import Point, Search, select
 from .trees import compute_dtype, flatten, gradients
+from .wrap import check_state
 
 SMALLEST_CURVATURE = 1e-10  # of a pair (y, s) that is worth remembering
 
@@ -34,11 +35,11 @@ SMALLEST_CURVATURE = 1e-10  # of a pair (y, s) that is worth remembering
 class Method:
     """The hyperparameters of L-BFGS but for the rate, under Paddle's names; limits are data."""
 
-    max_iter: Annotated[int, Interval(1)] = 20
+    max_iter: int = 20
     max_eval: int | None = None
-    tolerance_grad: NonNegative = 1e-7
-    tolerance_change: NonNegative = 1e-9
-    history_size: Annotated[int, Interval(1)] = 100
+    tolerance_grad: float = 1e-7
+    tolerance_change: float = 1e-9
+    history_size: int = 100
     line_search_fn: str | None = None
 
     @property
@@ -46,22 +47,18 @@ class Method:
         return self.max_iter * 5 // 4 if self.max_eval is None else self.max_eval
 
 
-def checked(method: Method) -> Method:
-    """The same method, or an error about the first argument that is out of place."""
-    if method.line_search_fn not in (None, "strong_wolfe"):
-        raise LineSearchError(
-            f"LBFGS's line_search_fn: found {method.line_search_fn!r}, expected None or 'strong_wolfe'"
-        )
-    check(method)  # type: ignore[arg-type]
-    if method.max_eval is not None and type(method.max_eval) is not int:
-        raise TypeError(f"LBFGS's max_eval: found {method.max_eval!r}, expected an int or None")
-    if method.evaluations < 1:
-        raise ArgumentError(f"LBFGS's max_eval: found {method.max_eval}, expected a number in [1, inf)")
-    return method
-
-
 class LineSearchError(ArgumentError, RuntimeError):
     """There is no line search of this name; Paddle raises RuntimeError."""
+
+
+METHOD = {
+    "line_search_fn": one_of(None, "strong_wolfe", error=LineSearchError),
+    "max_iter": whole(1),
+    "tolerance_grad": (*COEFFICIENT, Interval(0)),
+    "tolerance_change": (*COEFFICIENT, Interval(0)),
+    "history_size": whole(1),
+    "max_eval": optional(*whole(1)),
+}
 
 
 class LBFGSState(NamedTuple):
@@ -257,6 +254,7 @@ class Layout:
         return LBFGSState(rate=rate, H_diag=scale, **vectors, **history, **factors, **scalars, **counts)
 
 
+@checked(**METHOD, learning_rate=RATE)
 def lbfgs(
     learning_rate: LearningRate = 1.0,
     max_iter: int = 20,
@@ -294,11 +292,7 @@ def lbfgs(
     Liu & Nocedal 1989; Nocedal & Wright, Numerical Optimization, 2006, chapter 7.
     """
     method = Method(max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn)
-    if learning_rate is None:
-        raise ArgumentError("LBFGS's learning_rate is not set: found None, expected a number")
-    if not callable(learning_rate):
-        number("LBFGS's learning_rate", learning_rate)
-    pair = _Lbfgs(checked(method), learning_rate)
+    pair = _Lbfgs(method, learning_rate)
     return GradientTransformation(pair.init, pair.update)
 
 
@@ -347,8 +341,7 @@ class _Lbfgs:
 
     def _called(self, state: Any, layout: Layout) -> LBFGSState:
         """The state with this call counted and its rate in force, or an error if it does not fit."""
-        if not isinstance(state, LBFGSState):
-            raise TypeError(f"lbfgs expects the LBFGSState that its init made, found {type(state).__name__}")
+        check_state("lbfgs", state, LBFGSState)
         expected = (self.method.history_size, sum(layout.sizes))
         if state.old_yk.shape != expected:
             raise ValueError(f"the state's history has shape {state.old_yk.shape}, expected {expected}")

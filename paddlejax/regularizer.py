@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from .array_types import ArrayTree, Gradients, Numeric
-from .hyper import ArgumentError, number, number_text
+from .hyper import COEFFICIENT, checked, number, number_text
 from .lifting import GradientTransformation
 from .selected_rows import SelectedRows
 from .transform import named, stateless
+from .wrap import check_params
 
 __all__ = ["L1Decay", "L2Decay", "WeightDecayRegularizer"]
 
@@ -19,11 +20,8 @@ __all__ = ["L1Decay", "L2Decay", "WeightDecayRegularizer"]
 class WeightDecayRegularizer:
     """What `weight_decay=` of an optimizer may be: a term of the parameter that is added to its gradient."""
 
+    @checked(coeff=COEFFICIENT)
     def __init__(self, coeff: Numeric = 0.0):
-        name = f"{type(self).__name__}'s coeff"
-        if coeff is None:
-            raise ArgumentError(f"{name} is not set: found None, expected a number")
-        number(name, coeff)
         self.coeff = coeff
 
     def term(self, p: jax.Array) -> jax.Array:
@@ -39,8 +37,7 @@ class WeightDecayRegularizer:
         def update(
             grads: Gradients, state: Any, params: ArrayTree | None = None, **extra: Any
         ) -> tuple[Any, Any]:
-            if params is None:
-                raise ValueError(f"{type(self).__name__} needs the parameters: update(grads, state, params)")
+            check_params(type(self).__name__, params)
             return pair.update(grads, state, params)
 
         return named(GradientTransformation(pair.init, update), str(self), self.packs)

@@ -9,10 +9,11 @@ import numpy as np
 from jax.core import Tracer
 
 from .array_types import ArrayTree, Gradients, Numeric
-from .hyper import number
+from .hyper import number, verify
 from .lifting import GradientTransformation, RuleState
 from .selected_rows import SelectedRows, dense
 from .trees import align, as_array, beside, compute_dtype, dtype_of, flatten, gradients, in_dtype, path_name
+from .wrap import PAIR
 
 COMPLEX = (np.complex64, np.complex128)
 
@@ -58,10 +59,7 @@ def chain(*transformations: Any) -> GradientTransformation:
     [-0.2]
     """
     for i, t in enumerate(transformations):
-        if not is_transformation(t):
-            raise TypeError(
-                f"chain's argument {i}: found {t!r}, expected an (init, update) pair such as sgd(0.1)"
-            )
+        verify(PAIR, f"chain's argument {i}", t)
 
     def init(params: ArrayTree) -> tuple[Any, ...]:
         return tuple(t.init(params) for t in transformations)
@@ -89,10 +87,6 @@ def _check_rows(what: str, t: Any, grads: Any) -> None:
             if isinstance(g, SelectedRows):
                 found = f"{type(t).__name__} cannot take the SelectedRows gradient at {path_name(path)}"
                 raise TypeError(f"{what}: {found}, expected an array, such as its to_dense()")
-
-
-def is_transformation(x: Any) -> bool:
-    return callable(getattr(x, "init", None)) and callable(getattr(x, "update", None))
 
 
 def takes_extra(t: Any) -> bool:

@@ -610,9 +610,13 @@ MESSAGES = {
     "pair": (
         lambda: paddle.skip_nonfinite(3),
         TypeError,
-        "skip_nonfinite: found 3, expected an .init, update. pair",
+        "skip_nonfinite's tx: found 3, expected an .init, update. pair",
     ),
-    "pair-scaled": (lambda: paddle.dynamic_loss_scale(None), TypeError, "dynamic_loss_scale: found None"),
+    "pair-scaled": (
+        lambda: paddle.dynamic_loss_scale(None),
+        TypeError,
+        "dynamic_loss_scale's tx: found None",
+    ),
     "ratio": (
         lambda: paddle.dynamic_loss_scale(paddle.sgd(0.1), incr_ratio=0.5),
         AssertionError,
@@ -621,7 +625,7 @@ MESSAGES = {
     "state": (
         lambda: paddle.skip_nonfinite(paddle.sgd(0.1)).update(jnp.ones(1), ()),
         TypeError,
-        "skip_nonfinite expects the SkipState that its init made, found tuple",
+        "skip_nonfinite's state: found tuple, expected the SkipState that its init made",
     ),
     "loss_scale": (lambda: paddle.loss_scale(()), TypeError, "found 0 LossScaleStates in tuple"),
     "tree": (

@@ -452,7 +452,7 @@ REFUSED = {
     "l-k": (lambda: L(paddle.sgd(0.1), 0.5, 0), AssertionError, "k: found 0, expected a positive int"),
     "l-start": (lambda: L(paddle.sgd(0.1), slow_start="x"), ValueError, "slow_start: found 'x'"),
     "l-params": (lambda: L(paddle.sgd(0.1)).update(1.0, None), ValueError, "needs the parameters"),
-    "look-none": (lambda: LOOK(None), AssertionError, "LookAhead's inner optimizer is not set"),
+    "look-none": (lambda: LOOK(None), AssertionError, "LookAhead's inner_optimizer: found None"),
     "look-type": (lambda: LOOK(paddle.sgd(0.1)), TypeError, "expected an optimizer"),
     "look-alpha": (lambda: LOOK(sgd(), alpha=-0.1), AssertionError, "alpha: found -0.1"),
     "look-k": (lambda: LOOK(sgd(), k=2.0), AssertionError, "k: found 2.0"),

@@ -527,16 +527,20 @@ def test_redistribute_keeps_what_was_not_sent():
 
 
 WRONG = [  # arguments, what is raised, what it says
-    ({"momentum": None}, ValueError, "DGCMomentum's momentum is not set: found None"),
+    ({"momentum": None}, ValueError, "DGCMomentum's momentum: found None"),
     ({"momentum": "0.9"}, TypeError, "DGCMomentum's momentum: found '0.9'"),
-    ({"learning_rate": None}, ValueError, "learning_rate is not set"),
+    ({"learning_rate": None}, ValueError, "learning_rate.*: found None"),
     ({"use_nesterov": [1]}, TypeError, r"use_nesterov: found \[1\], expected True or False"),
-    ({"rampup_begin_step": -1}, ValueError, "rampup_begin_step: found -1, expected 0 or more"),
+    (
+        {"rampup_begin_step": -1},
+        ValueError,
+        "rampup_begin_step: found -1, expected an int in .0, 2147483648.",
+    ),
     ({"rampup_begin_step": 0.0}, TypeError, "rampup_begin_step: found 0.0, expected an int"),
     ({"rampup_begin_step": 2**31}, ValueError, "rampup_begin_step: found 2147483648"),
-    ({"rampup_step": 0}, ValueError, "rampup_step: found 0, expected 1 or more"),
+    ({"rampup_step": 0}, ValueError, "rampup_step: found 0, expected an int in .1, 2147483648."),
     ({"rampup_step": True}, TypeError, "rampup_step: found True"),
-    ({"sparsity": []}, ValueError, "sparsity: found an empty list, expected a list of numbers in"),
+    ({"sparsity": []}, ValueError, "sparsity: found .., expected a list of numbers in"),
     ({"sparsity": 0.999}, TypeError, "sparsity: found 0.999, expected a list"),
     ({"sparsity": [0.9, 1.0]}, ValueError, "sparsity: found 1.0"),
     ({"sparsity": [-0.1]}, ValueError, "sparsity: found -0.1"),
@@ -546,14 +550,14 @@ WRONG = [  # arguments, what is raised, what it says
     ({"sparsity": [jnp.zeros(())]}, TypeError, "sparsity: found an array"),
     ({"local_grad_clip_norm": 0.0}, ValueError, "local_grad_clip_norm: found 0.0, expected a number above 0"),
     ({"local_grad_clip_norm": "1"}, TypeError, "local_grad_clip_norm: found '1'"),
-    ({"num_trainers": 0}, ValueError, "num_trainers: found 0, expected 1 or more"),
+    ({"num_trainers": 0}, ValueError, "num_trainers: found 0, expected an int of at least 1"),
     ({"num_trainers": 8.0}, TypeError, "num_trainers: found 8.0, expected an int"),
 ]
 FUNCTIONAL = [
     ({"weight_decay": "l2"}, TypeError, "weight_decay: found 'l2'"),
     ({"axis_name": 3}, TypeError, "axis_name: found 3, expected the name of a mesh axis"),
     ({"exchange": "psum"}, ValueError, "exchange: found 'psum', expected 'auto', 'sparse' or 'dense'"),
-    ({"min_numel": 0}, ValueError, "min_numel: found 0, expected 1 or more"),
+    ({"min_numel": 0}, ValueError, "min_numel: found 0, expected an int of at least 1"),
 ]
 RIGHT = {"learning_rate": 0.1, "momentum": 0.9, "rampup_begin_step": 0, "num_trainers": N}
 
@@ -576,7 +580,7 @@ def test_wrong_use():
         tx.update(params, state)
     with pytest.raises(TypeError, match="state: found tuple, expected the RuleState that its init made"):
         tx.update(params, (), params)
-    with pytest.raises(TypeError, match="state: found RuleState, expected"):
+    with pytest.raises(TypeError, match="state: found RuleState.*, expected slots"):
         tx.update(params, paddle.sgd(0.1).init(params), params)
 
     def inside(tx, state, specs, mesh=mesh):
@@ -954,13 +958,13 @@ def test_it_takes_the_fluid_methods():
 CLASS = [
     ({"regularization": "l2"}, TypeError, "regularization: found 'l2'"),
     ({"parameter_list": None}, TypeError, "parameter_list: found None"),
-    ({"parameter_list": [{"params": []}]}, TypeError, "parameter_list: found group dicts, expected"),
+    ({"parameter_list": [{"params": []}]}, TypeError, "parameter_list: found .*, no groups"),
     ({"grad_clip": paddle.nn.ClipGradByValue(1.0)}, TypeError, "grad_clip: found .*, expected a Clip"),
     ({"grad_clip": 1.0}, TypeError, "grad_clip: found 1.0"),
     ({"grad_clip": paddle.nn.ClipGradByNorm(1.0), "num_trainers": None}, TypeError,
      "num_trainers: found None, expected an int beside grad_clip"),
     ({"grad_clip": paddle.nn.ClipGradByNorm(1.0), "local_grad_clip_norm": 1.0}, ValueError,
-     "grad_clip: found beside local_grad_clip_norm"),
+     "grad_clip: found .*, expected None beside local_grad_clip_norm"),
     ({"num_trainers": 4}, ValueError, "num_trainers: found 4, expected 8, the devices, or a mesh"),
     ({"mesh": 8}, TypeError, "mesh: found 8, expected a jax.sharding.Mesh"),
     ({"mesh": mesh_of(), "num_trainers": 4}, ValueError, "num_trainers: found 4, expected 8, the size of"),

@@ -278,9 +278,17 @@ def test_the_memory_it_takes_is_documented(name, trees):
 @pytest.mark.parametrize(
     "call, error, message",
     [
-        (lambda p: with_info(0.1), TypeError, "with_info: found 0.1, expected an .init, update. pair"),
-        (lambda p: with_info(paddle.sgd(0.1), grad_clip=1.0), TypeError, "grad_clip is 1.0, expected a clip"),
-        (lambda p: with_info(paddle.sgd(0.1)).update(p, (), p), TypeError, "expects the InfoState"),
+        (lambda p: with_info(0.1), TypeError, "with_info's tx: found 0.1, expected an .init, update. pair"),
+        (
+            lambda p: with_info(paddle.sgd(0.1), grad_clip=1.0),
+            TypeError,
+            "grad_clip: found 1.0, expected a clip",
+        ),
+        (
+            lambda p: with_info(paddle.sgd(0.1)).update(p, (), p),
+            TypeError,
+            "state: found tuple, expected the InfoState",
+        ),
         (
             lambda p: with_info(paddle.sgd(0.1)).update(p, with_info(paddle.sgd(0.1)).init(p)),
             ValueError,

@@ -11,10 +11,11 @@ from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ..array_types import ArrayTree
-from ..hyper import ArgumentError
+from ..hyper import ArgumentError, Must, checked, function_of, instance, optional, require, verify, whole
 from ..lifting import RuleState
-from ..transform import apply_updates, is_transformation
+from ..transform import apply_updates
 from ..trees import path_name
+from ..wrap import is_transformation
 from .compression import U, V
 
 
@@ -70,6 +71,17 @@ def _first(own: Any, spec: Any) -> Any:
     return spec if own is None else own
 
 
+MESH = instance(Mesh, "a jax.sharding.Mesh")
+AXIS_NAME = Must(lambda axis, mesh: axis in mesh.shape, "one of the mesh's, {mesh.axis_names}", ArgumentError)
+WORKERS = optional(*whole(1))
+
+
+@checked(
+    loss_fn=function_of("the parameters and the batch"),
+    tx=Must(is_transformation, "a transformation such as dgc_momentum(...)"),
+    mesh=MESH,
+    axis_name=AXIS_NAME,
+)
 def make_step(
     loss_fn: Callable[..., Any], tx: Any, mesh: Mesh, params: ArrayTree, axis_name: str = "data"
 ) -> tuple[Callable[..., Any], Any, Any]:
@@ -92,11 +104,6 @@ def make_step(
     >>> print(w, loss)
     0.2 1.0
     """
-    if not callable(loss_fn):
-        raise TypeError(f"loss_fn: found {loss_fn!r}, expected a function of the parameters and the batch")
-    if not is_transformation(tx):
-        raise TypeError(f"tx: found {tx!r}, expected a transformation such as dgc_momentum(...)")
-    _check_mesh(mesh, axis_name)
     params = on_mesh(params, mesh, axis_name)
     state = init_on_mesh(tx, params, mesh, axis_name)
     where = jax.tree.map(lambda x: x.sharding, (params, state))
@@ -198,6 +205,7 @@ def placed(x: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
+@checked(num_trainers=whole(2, error=ArgumentError))
 def redistribute(state: ArrayTree, num_trainers: int) -> Any:
     """A state of `dgc_momentum` for another number of workers, before it is placed on their mesh.
 
@@ -210,8 +218,6 @@ def redistribute(state: ArrayTree, num_trainers: int) -> Any:
     >>> redistribute(state, 4).slots["_dgc_v_"].shape
     (4, 2)
     """
-    if type(num_trainers) is not int or num_trainers < 2:
-        raise ArgumentError(f"num_trainers: found {num_trainers!r}, expected an int of 2 or more")
 
     def of(part: Any) -> Any:
         if not isinstance(part, RuleState) or V not in part.slots:
@@ -239,30 +245,15 @@ def for_workers(slot: Any, workers: int) -> jax.Array:
 
 def mesh_of_workers(mesh: Any, axis_name: str, num_trainers: Any) -> Mesh | None:
     """The mesh of several workers, or None for one."""
-    if num_trainers is not None and type(num_trainers) is not int:
-        raise TypeError(f"num_trainers: found {num_trainers!r}, expected an int")
-    if num_trainers is not None and num_trainers < 1:
-        raise ArgumentError(f"num_trainers: found {num_trainers}, expected 1 or more")
     if mesh is None:
         devices = jax.device_count()
         if num_trainers == 1:
             return None
-        if num_trainers not in (None, devices):
-            raise ArgumentError(
-                f"num_trainers: found {num_trainers}, expected {devices}, the devices, or a mesh"
-            )
+        fits = num_trainers in (None, devices)
+        require(fits, "num_trainers", num_trainers, f"{devices}, the devices, or a mesh")
         mesh = jax.make_mesh((devices,), (axis_name,), axis_types=(AxisType.Auto,))
-    _check_mesh(mesh, axis_name)
+    verify(AXIS_NAME, "axis_name", axis_name, {"mesh": mesh})
     workers = mesh.shape[axis_name]
-    if num_trainers not in (None, workers):
-        raise ArgumentError(
-            f"num_trainers: found {num_trainers}, expected {workers}, the size of {axis_name!r}"
-        )
+    fits = num_trainers in (None, workers)
+    require(fits, "num_trainers", num_trainers, f"{workers}, the size of {axis_name!r}")
     return None if workers == 1 else mesh
-
-
-def _check_mesh(mesh: Any, axis_name: str) -> None:
-    if not isinstance(mesh, Mesh):
-        raise TypeError(f"mesh: found {mesh!r}, expected a jax.sharding.Mesh")
-    if axis_name not in mesh.shape:
-        raise ArgumentError(f"axis_name: found {axis_name!r}, expected one of the mesh's, {mesh.axis_names}")

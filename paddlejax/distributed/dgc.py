@@ -11,18 +11,21 @@ from jax import lax
 
 from ..array_types import ArrayTree, Gradients, LearningRate, Numeric
 from ..clip import clip_by_norm
-from ..hyper import ArgumentError, number
+from ..hyper import checked, require
 from ..lifting import GradientTransformation, RuleState, lift
 from ..paths import LeafOptions, per_leaf
 from ..regularizer import as_regularizer
 from ..transform import named
 from ..trees import align, flatten, gradients, path_name
+from ..wrap import check_params, check_state
 from .compression import DGCMomentum, U, V, levels
+from .dgc_arguments import FUNCTION
 from .exchange import Arrays, Exchange, Sent
 
 MIN_NUMEL = 16384  # Paddle compresses float32 tensors with at least so many elements
 
 
+@checked(**FUNCTION)
 def dgc_momentum(
     learning_rate: LearningRate,
     momentum: float,
@@ -107,11 +110,6 @@ def compressed_momentum(
 
     Compressed tensors are clipped by local_grad_clip_norm instead, those for which `clips` says so.
     """
-    for name, value in (("num_trainers", num_trainers), ("min_numel", min_numel)):
-        if type(value) is not int:
-            raise TypeError(f"{name}: found {value!r}, expected an int")
-        if value < 1:
-            raise ArgumentError(f"{name}: found {value}, expected 1 or more")
     clip = _local_clip(local_grad_clip_norm, num_trainers)
 
     def local(path: str) -> LeafOptions:
@@ -128,9 +126,6 @@ def _local_clip(local_grad_clip_norm: Any, workers: int) -> Any:
     """Of a gradient that is not divided by the number of workers, as Paddle's is: c √N and not c / √N."""
     if local_grad_clip_norm is None:
         return None
-    number("local_grad_clip_norm", local_grad_clip_norm)
-    if not isinstance(local_grad_clip_norm, jax.Array) and not local_grad_clip_norm > 0:
-        raise ArgumentError(f"local_grad_clip_norm: found {local_grad_clip_norm}, expected a number above 0")
     return clip_by_norm(local_grad_clip_norm * workers**0.5)
 
 
@@ -151,10 +146,6 @@ class _DGC:
     ):
         self.momentum = lift(rule, learning_rate, lambda path: (path, options(path).learning_rate))
         self.levels = levels(*warm_up)
-        if not isinstance(axis_name, str):
-            raise TypeError(f"axis_name: found {axis_name!r}, expected the name of a mesh axis")
-        if how not in ("auto", "sparse", "dense"):
-            raise ArgumentError(f"exchange: found {how!r}, expected 'auto', 'sparse' or 'dense'")
         self.workers, self.axis_name, self.min_numel, self.options = workers, axis_name, min_numel, options
         self.exchange = Exchange(axis_name, workers, rule.momentum, rule.use_nesterov, how)
         # Clip and decay of what is not compressed, and of what is: before the warm-up, and from then on.
@@ -182,11 +173,9 @@ class _DGC:
     def update(
         self, grads: Gradients, state: RuleState, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, RuleState]:
-        if params is None:
-            raise ValueError("dgc_momentum needs the parameters: update(grads, state, params)")
-        if not isinstance(state, RuleState) or set(state.slots) != {U, V}:
-            found = f"found {type(state).__name__}, expected the RuleState that its init made"
-            raise TypeError(f"dgc_momentum's state: {found}")
+        check_params("dgc_momentum", params)
+        check_state("dgc_momentum", state, RuleState)
+        require(set(state.slots) == {U, V}, "dgc_momentum's state", state, f"slots {U} and {V}", TypeError)
         paths, leaves, tree = flatten(params)
         gs = gradients(tree, paths, leaves, grads)
         us, vs = (align(tree, paths, state.slots[name], f"slot {name}") for name in (U, V))

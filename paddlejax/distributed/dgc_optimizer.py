@@ -9,10 +9,9 @@ import jax.numpy as jnp
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ..clip import ClipGradByNorm
-from ..hyper import ArgumentError
+from ..hyper import ArgumentError, checked
 from ..lifting import RuleState
-from ..optimizer.arguments import ParametersError, check_program, has_groups
+from ..optimizer.arguments import check_program
 from ..optimizer.compiled import CompiledStep
 from ..optimizer.entries import Entries, counter
 from ..optimizer.loss import Call, Loss
@@ -38,6 +37,7 @@ from .data_parallel import (
     state_specs,
 )
 from .dgc import MIN_NUMEL, compressed_momentum
+from .dgc_arguments import OBJECT
 
 Arrays = dict[int, jax.Array]  # values of Parameters by position
 COUNTER = "__g_dgc_counter__"  # Paddle's name for the number of steps
@@ -74,6 +74,7 @@ class DGCMomentumOptimizer(Optimizer):
 
     _argument = "parameter_list"
 
+    @checked(**OBJECT)
     def __init__(
         self,
         learning_rate: Rate,
@@ -92,16 +93,12 @@ class DGCMomentumOptimizer(Optimizer):
         mesh: Mesh | None = None,
         axis_name: str = "data",
     ):
-        if has_groups(parameter_list):
-            raise ParametersError(
-                "parameter_list: found group dicts, expected Parameters or a tree of arrays"
-            )
         rule = DGCMomentum(momentum, use_nesterov)
         decay = as_regularizer("regularization", regularization)
         # By name: a subclass may have another base between, with arguments of its own.
         Optimizer.__init__(self, learning_rate, parameter_list, decay, grad_clip, name, rule=rule)
         if grad_clip is not None:
-            local_grad_clip_norm = _limit(grad_clip, local_grad_clip_norm, num_trainers)
+            local_grad_clip_norm = grad_clip.clip_norm
             clipped = [o.grad_clip is not None for o in self._options]
         else:
             clipped = [p.need_clip for p in self.parameter_list]
@@ -410,14 +407,3 @@ class Program(NamedTuple):
 def _whole(x: jax.Array) -> Any:
     """A copy; of what several processes share all of it, in each."""
     return jnp.copy(x) if x.is_fully_addressable else process_allgather(x, tiled=True)
-
-
-def _limit(grad_clip: Any, local_grad_clip_norm: Any, num_trainers: Any) -> Any:
-    """The clip of compressed tensors, as Paddle 1.8 is told it."""
-    if not isinstance(grad_clip, ClipGradByNorm):
-        raise TypeError(f"grad_clip: found {grad_clip!r}, expected a ClipGradByNorm")
-    if local_grad_clip_norm is not None:
-        raise ArgumentError("grad_clip: found beside local_grad_clip_norm, expected one or the other")
-    if type(num_trainers) is not int:
-        raise TypeError(f"num_trainers: found {num_trainers!r}, expected an int beside grad_clip")
-    return grad_clip.clip_norm

@@ -9,19 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..array_types import ArrayTree
-from ..hyper import ArgumentError
+from ..hyper import ArgumentError, checked
 from ..optimizer.arguments import check_program
-from ..optimizer.lbfgs import LBFGS
 from ..optimizer.loss import Loss
 from ..optimizer.optimizer import Optimizer, Pairs
-from ..optimizer.wrappers import Wrapper
-from ..transform import is_transformation
 from .pipeline_arguments import (
-    MODES,
-    check_choice,
-    check_settings,
+    SETTINGS,
     check_stage_params,
-    checked_functions,
     checked_micro_batches,
     checked_places,
     split_batch,
@@ -84,6 +78,7 @@ class PipelineOptimizer:
     Paddle 1.x's PipelineOptimizer; torch has torch.distributed.pipelining, optax nothing like it.
     """
 
+    @checked(**SETTINGS)
     def __init__(
         self,
         optimizer: Any,
@@ -99,10 +94,7 @@ class PipelineOptimizer:
         recompute: bool = False,
         mode: str = "sync",
     ):
-        _check_optimizer(optimizer)
-        functions = checked_functions(cut_list)
-        check_settings(queue_size, sync_steps, start_cpu_core_id, num_microbatches, schedule, recompute)
-        check_choice("mode", mode, MODES)
+        functions = list(cut_list)
         self._places = checked_places(len(functions), place_list, concurrency_list)
         if mode == "async" and any(len(place) > 1 for place in self._places):
             raise ArgumentError(
@@ -322,17 +314,3 @@ class PipelineLoss(Loss):
     @property
     def _name(self) -> str:
         return "pipeline"
-
-
-def _check_optimizer(optimizer: Any) -> None:
-    expected = (
-        "expected a transformation such as adam(0.001), or an optimizer object such as optimizer.Adam(...)"
-    )
-    if optimizer is None:
-        raise ArgumentError(f"optimizer is not set: found None, {expected}")
-    if isinstance(optimizer, Wrapper | LBFGS):
-        raise TypeError(
-            f"optimizer: found {type(optimizer).__name__}, which a pipeline cannot step, {expected}"
-        )
-    if not isinstance(optimizer, Optimizer) and not is_transformation(optimizer):
-        raise TypeError(f"optimizer: found {optimizer!r}, {expected}")

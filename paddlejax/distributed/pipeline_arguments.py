@@ -1,59 +1,70 @@
 """What PipelineOptimizer is given, checked before anything is built from it."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..average import check_steps
-from ..hyper import ArgumentError
+from ..hyper import (
+    COUNT,
+    FLAG,
+    ArgumentError,
+    Arguments,
+    Check,
+    Declaration,
+    Must,
+    given,
+    instance,
+    one_of,
+    require,
+    verify,
+    whole,
+)
+from ..optimizer.lbfgs import LBFGS
+from ..optimizer.optimizer import Optimizer
+from ..optimizer.wrappers import Wrapper
 from ..trees import path_name
+from ..wrap import is_transformation
 from .pipeline_schedule import SCHEDULES, stage_of
 
 MODES = ("sync", "async")
 
 
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{name}: found {value!r}, expected one of {', '.join(choices)}")
-    if value not in choices:
-        raise ArgumentError(f"{name}: found {value!r}, expected one of {', '.join(choices)}")
+STAGES = "a list of stage functions, the last of which returns the loss"
+STEPPED = "a transformation such as adam(0.001), or an optimizer object such as optimizer.Adam(...)"
 
 
-def check_settings(
-    queue_size: Any,
-    sync_steps: Any,
-    start_cpu_core_id: Any,
-    num_microbatches: Any,
-    schedule: Any,
-    recompute: Any,
-) -> None:
-    """The numbers and choices that stand for themselves."""
-    check_steps("queue_size", queue_size)
-    check_steps("num_microbatches", num_microbatches)
-    if type(sync_steps) is not int or sync_steps < 1 and sync_steps != -1:
-        raise ArgumentError(f"sync_steps: found {sync_steps!r}, expected a positive int, or -1 for never")
-    if type(start_cpu_core_id) is not int or start_cpu_core_id < 0:
-        raise ArgumentError(f"start_cpu_core_id: found {start_cpu_core_id!r}, expected an int, 0 or more")
-    check_choice("schedule", schedule, SCHEDULES)
-    if not isinstance(recompute, bool):
-        raise TypeError(f"recompute: found {recompute!r}, expected True or False")
+def _choice(*choices: str) -> tuple[Check, ...]:
+    return instance(str, " or ".join(choices)), one_of(*choices)
 
 
-def checked_functions(cut_list: Any) -> list[Any]:
-    """The stage functions."""
-    expected = "expected a list of stage functions, the last of which returns the loss"
-    if cut_list is None:
-        raise ArgumentError(f"cut_list is not set: found None, {expected}")
-    if not isinstance(cut_list, list | tuple):
-        raise TypeError(f"cut_list: found {type(cut_list).__name__}, {expected}")
-    if not cut_list:
-        raise ArgumentError(f"cut_list: found no entries, {expected}")
+def _check_functions(name: str, cut_list: Any, arguments: Arguments) -> None:
     for i, f in enumerate(cut_list):
-        if not callable(f):
-            raise TypeError(f"cut_list: entry {i} is {f!r}, {expected}")
-    return list(cut_list)
+        require(callable(f), f"{name}: entry {i}", f, STAGES, TypeError)
+
+
+def _can_step(x: Any) -> bool:
+    return not isinstance(x, Wrapper | LBFGS) and (isinstance(x, Optimizer) or is_transformation(x))
+
+
+SETTINGS: dict[str, Declaration] = {
+    "optimizer": (given(STEPPED), Must(_can_step, STEPPED)),
+    "cut_list": (
+        given(STAGES),
+        instance(list | tuple, STAGES),
+        Must(len, STAGES, ArgumentError),
+        _check_functions,
+    ),
+    "queue_size": COUNT,
+    "num_microbatches": COUNT,
+    "sync_steps": Must(
+        lambda n: type(n) is int and (n > 0 or n == -1), "a positive int, or -1 for never", ArgumentError
+    ),
+    "start_cpu_core_id": whole(0, error=ArgumentError),
+    "schedule": _choice(*SCHEDULES),
+    "recompute": FLAG,
+    "mode": _choice(*MODES),
+}
 
 
 def checked_places(stages: int, place_list: Any, concurrency_list: Any) -> list[tuple[Any, ...]]:
@@ -61,19 +72,16 @@ def checked_places(stages: int, place_list: Any, concurrency_list: Any) -> list[
     sections = 2 * stages - 1
     concurrency = _per_section("concurrency_list", concurrency_list, sections, "numbers")
     for i, c in enumerate(concurrency or []):
-        if type(c) is not int or c < 1:
-            raise ArgumentError(f"concurrency_list: entry {i} is {c!r}, expected a positive int")
+        verify(COUNT, f"concurrency_list: entry {i}", c)
     places = _per_section("place_list", place_list, sections, "devices")
     if places is None:
         devices = jax.devices()
         places = [devices[stage_of(i, stages) % len(devices)] for i in range(sections)]
     places = [_devices(i, place) for i, place in enumerate(places)]
     for i, place in enumerate(places):
-        if concurrency is not None and len(place) > 1 and concurrency[i] != len(place):
-            raise ArgumentError(
-                f"concurrency_list: entry {i} is {concurrency[i]}, expected {len(place)}, the number of "
-                f"devices in entry {i} of place_list"
-            )
+        if concurrency is not None and len(place) > 1:
+            devices = f"{len(place)}, the number of devices in entry {i} of place_list"
+            require(concurrency[i] == len(place), f"concurrency_list: entry {i}", concurrency[i], devices)
     for i in range(stages - 1):
         other = sections - 1 - i
         if places[i] != places[other]:
@@ -87,27 +95,22 @@ def checked_places(stages: int, place_list: Any, concurrency_list: Any) -> list[
 def _per_section(name: str, given: Any, sections: int, what: str) -> list[Any] | None:
     if given is None:
         return None
-    if not isinstance(given, list | tuple):
-        raise TypeError(f"{name}: found {type(given).__name__}, expected a list of {what}")
-    if len(given) != sections:
-        stages = (sections + 1) // 2
-        raise ArgumentError(
-            f"{name}: found {len(given)} entries, expected {sections}: a cut_list of k={stages} makes 2k-1 "
-            "sections"
-        )
+    require(isinstance(given, list | tuple), name, given, f"a list of {what}", TypeError)
+    expected = f"{sections} entries: a cut_list of k={(sections + 1) // 2} makes 2k-1 sections"
+    require(len(given) == sections, name, given, expected)
     return list(given)
+
+
+DEVICE = instance(jax.Device, "a device such as jax.devices()[0], or a tuple of them")
 
 
 def _devices(i: int, place: Any) -> tuple[Any, ...]:
     devices = place if isinstance(place, tuple) else (place,)
     for d in devices:
-        if not isinstance(d, jax.Device):
-            raise TypeError(
-                f"place_list: entry {i} holds {d!r}, expected a device such as jax.devices()[0], or a tuple"
-            )
-    if len(set(devices)) != len(devices) or not devices:
-        found = "one device twice" if devices else "no device"
-        raise ArgumentError(f"place_list: entry {i} holds {found}, expected different devices")
+        verify(DEVICE, f"place_list: entry {i}", d)
+    require(
+        devices and len(set(devices)) == len(devices), f"place_list: entry {i}", place, "different devices"
+    )
     return devices
 
 
@@ -121,8 +124,7 @@ def checked_micro_batches(micro_batches: Any, count: int) -> list[tuple[Any, Any
         raise TypeError(
             f"micro_batches: found {type(micro_batches).__name__}, expected a list of pairs (x, y)"
         )
-    if len(micro_batches) != count:
-        raise ArgumentError(f"micro_batches: found {len(micro_batches)}, expected num_microbatches, {count}")
+    require(len(micro_batches) == count, "micro_batches", len(micro_batches), f"num_microbatches, {count}")
     for j, pair in enumerate(micro_batches):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise TypeError(f"micro_batches: entry {j} is a {type(pair).__name__}, expected a pair (x, y)")
@@ -149,16 +151,13 @@ def split_batch(x: Any, y: Any, count: int) -> list[tuple[Any, Any]]:
     leaves = _leaves("the batch", (x, y))
     sizes = {name: leaf.shape[0] if leaf.ndim else None for name, leaf in leaves.items()}
     for name, size in sizes.items():
-        if size is None:
-            raise ArgumentError(f"the batch: {name} is a scalar, expected an array with a leading batch axis")
+        require(size is not None, f"the batch's {name}", leaves[name], "an array with a leading batch axis")
     if len(set(sizes.values())) != 1:
         found = ", ".join(f"{name} has {size}" for name, size in sizes.items()) or "no arrays"
         raise ArgumentError(f"the batch: found {found}, expected one number of examples throughout")
-    size = next(iter(sizes.values()))
-    if not size or size % count:
-        raise ArgumentError(
-            f"the batch: found {size} examples, expected a multiple of num_microbatches, {count}"
-        )
+    size = next(iter(sizes.values())) or 0
+    fits = size and size % count == 0
+    require(fits, "the batch's examples", size, f"a multiple of num_microbatches, {count}")
     part = size // count
     return [jax.tree.map(lambda a, j=j: a[j * part : (j + 1) * part], (x, y)) for j in range(count)]
 

@@ -9,12 +9,23 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import tree_flatten_with_path
 
 from ..array_types import ArrayTree, Gradients
-from ..hyper import ArgumentError
+from ..hyper import ArgumentError, Must, checked
 from ..lifting import GradientTransformation
-from ..transform import chain, is_transformation
+from ..transform import chain
 from ..trees import align, flatten, path_name
+from ..wrap import PAIR, check_params
+from .data_parallel import MESH
+
+ONE_KIND = Must(
+    lambda mesh: len(set(mesh.axis_types)) <= 1 and AxisType.Manual not in mesh.axis_types,
+    "a mesh whose axes are all Auto or all Explicit",
+    ArgumentError,
+)
+AXIS = Must(lambda axis, mesh: axis in mesh.axis_names, "one of {mesh.axis_names}", ArgumentError)
+SPREAD = {"tx": PAIR, "mesh": (MESH, ONE_KIND), "axis": AXIS}
 
 
+@checked(tx=PAIR)
 def state_shardings(tx: Any, params: ArrayTree, param_shardings: Any = None) -> Any:
     """The shardings of `tx.init(params)`: what mirrors a parameter lies beside it, all else is replicated.
 
@@ -32,7 +43,6 @@ def state_shardings(tx: Any, params: ArrayTree, param_shardings: Any = None) -> 
     >>> s.slots["moment1"]["w"].spec, s.count.spec
     (P('model',), P())
     """
-    _check_transformation("state_shardings", tx)
     paths, leaves, tree = flatten(params)
     if param_shardings is None:
         shardings = [None if p is None else getattr(p, "sharding", None) for p in leaves]
@@ -55,6 +65,7 @@ def state_shardings(tx: Any, params: ArrayTree, param_shardings: Any = None) -> 
     return _beside(jax.eval_shape(tx.init, params), paths, leaves, shardings)
 
 
+@checked(**SPREAD)
 def zero1_shardings(tx: Any, params: ArrayTree, mesh: Mesh, axis: str, param_shardings: Any = None) -> Any:
     """The shardings of a state of which each device along `axis` of the mesh keeps its part: ZeRO-1.
 
@@ -73,13 +84,12 @@ def zero1_shardings(tx: Any, params: ArrayTree, mesh: Mesh, axis: str, param_sha
 
     Rajbhandari et al. 2020, arXiv:1910.02054.
     """
-    _check_transformation("zero1_shardings", tx)
-    _check_mesh("zero1_shardings", mesh, axis)
     paths, leaves, tree = flatten(params)
     own = _own("zero1_shardings", mesh, tree, paths, leaves, param_shardings)
     return state_shardings(tx, params, tree.unflatten(_spread(mesh, axis, leaves, own)))
 
 
+@checked(**SPREAD)
 def zero1(tx: Any, mesh: Mesh, axis: str, param_shardings: Any = None) -> GradientTransformation:
     """Data parallelism without a copy of the optimizer's state on every device: each keeps 1/n of it.
 
@@ -104,8 +114,6 @@ def zero1(tx: Any, mesh: Mesh, axis: str, param_shardings: Any = None) -> Gradie
 
     Rajbhandari et al. 2020, arXiv:1910.02054, its first stage.
     """
-    _check_transformation("zero1", tx)
-    _check_mesh("zero1", mesh, axis)
     inner = chain(tx)  # which hands extra arguments on to those that take them
 
     def placed(params: Any) -> tuple[Any, list[Any], list[Any], list[NamedSharding], list[NamedSharding]]:
@@ -121,8 +129,7 @@ def zero1(tx: Any, mesh: Mesh, axis: str, param_shardings: Any = None) -> Gradie
     def update(
         grads: Gradients, state: Any, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, Any]:
-        if params is None:
-            raise ValueError("zero1 needs the parameters: update(grads, state, params)")
+        check_params("zero1", params)
         tree, paths, leaves, own, parts = placed(params)
         gs = align(tree, paths, grads, "gradients")
         state = jax.tree.map(_move, state, _beside(state, paths, leaves, parts))
@@ -133,21 +140,6 @@ def zero1(tx: Any, mesh: Mesh, axis: str, param_shardings: Any = None) -> Gradie
         return tree.unflatten(map(_move, us, own)), state
 
     return GradientTransformation(init, update)
-
-
-def _check_transformation(what: str, tx: Any) -> None:
-    if not is_transformation(tx):
-        raise TypeError(f"{what}'s tx: found {tx!r}, expected an (init, update) pair such as adam(0.001)")
-
-
-def _check_mesh(what: str, mesh: Any, axis: Any) -> None:
-    if not isinstance(mesh, Mesh):
-        raise TypeError(f"{what}'s mesh: found {mesh!r}, expected a jax.sharding.Mesh")
-    if axis not in mesh.axis_names:
-        raise ArgumentError(f"{what}'s axis: found {axis!r}, expected one of {', '.join(mesh.axis_names)}")
-    if len(set(mesh.axis_types)) > 1 or AxisType.Manual in mesh.axis_types:
-        kinds = ", ".join(map(str, mesh.axis_types))
-        raise ArgumentError(f"{what}'s mesh: found axes of types {kinds}, expected all Auto or all Explicit")
 
 
 def _own(

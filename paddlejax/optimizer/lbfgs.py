@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..quasi_newton import Call, Layout, LBFGSState, Method, absorb, begin, checked, proposed
+from ..hyper import Must, checked
+from ..quasi_newton import METHOD, Call, Layout, LBFGSState, Method, absorb, begin, proposed
 from .cohorts import raise_if
 from .compiled import CompiledStep
 from .loss import Loss
@@ -20,6 +21,11 @@ from .parameter import ZEROS, Parameter
 VECTORS, SCALARS = ("d", "prev_flat_grad"), ("alpha", "H_diag", "prev_loss")
 HISTORY = {"old_yk": True, "old_sk": True, "ro": False, "al": False}  # lists; whether of vectors
 COUNTERS = ("func_evals", "n_iter")
+NOTHING = Must(
+    lambda x: x is None,
+    "None; put what is to be minimized into the closure's loss",
+    NotImplementedError,
+)
 
 
 class LBFGS(Optimizer):
@@ -41,6 +47,7 @@ class LBFGS(Optimizer):
     641.0 True
     """
 
+    @checked(weight_decay=NOTHING, grad_clip=NOTHING, **METHOD)
     def __init__(
         self,
         learning_rate: Rate = 1.0,
@@ -55,13 +62,8 @@ class LBFGS(Optimizer):
         grad_clip: Any = None,
         name: str | None = None,
     ):
-        for argument, given in {"weight_decay": weight_decay, "grad_clip": grad_clip}.items():
-            if given is not None:
-                found = f"LBFGS's {argument}: found {given!r}, expected None"
-                raise NotImplementedError(f"{found}; put what is to be minimized into the closure's loss")
-        self._method = checked(
-            Method(max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn)
-        )
+        numbers = max_iter, max_eval, tolerance_grad, tolerance_change, history_size
+        self._method = Method(*numbers, line_search_fn)
         super().__init__(learning_rate, parameters, None, None, name)
         if not self.parameter_list:
             raise IndexError("parameters: found none, expected at least one Parameter")

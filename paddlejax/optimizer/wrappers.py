@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import pages
-from ..accumulate import add, check_accumulation, merge
+from ..accumulate import add, merge
 from ..array_types import Numeric
-from ..average import LookaheadState, check_lookahead, lookahead
-from ..hyper import ArgumentError
+from ..average import LookaheadState, lookahead
+from ..hyper import COUNT, FLAG, FRACTION, NAME, Must, checked, given
 from ..lifting import GradientTransformation
 from ..selected_rows import dense
 from ..trees import compute_dtype, is_narrow
-from .arguments import check_program, checked_name
+from .arguments import check_program
 from .cohorts import raise_if
 from .entries import Entries
 from .loss import Loss
@@ -106,6 +106,9 @@ def is_optimizer(x: Any) -> bool:
     return isinstance(x, Optimizer | Wrapper)
 
 
+OPTIMIZER = given("an optimizer"), Must(is_optimizer, "an optimizer")
+
+
 class _Lookahead:
     """`lookahead` in the step of an object: the number of steps, and slow weights by position."""
 
@@ -173,10 +176,10 @@ class LookAhead(Wrapper):
     _slow_from_the_start = False  # Paddle 1.x: the initial parameters, else what the first step led to
     _counter = "lookahead_step_0"
 
+    @checked(inner_optimizer=OPTIMIZER, alpha=FRACTION, k=COUNT, name=NAME)
     def __init__(self, inner_optimizer: Any, alpha: Numeric = 0.5, k: int = 5, name: str | None = None):
-        check_lookahead(type(self).__name__, inner_optimizer, alpha, k, is_optimizer(inner_optimizer))
         super().__init__(inner_optimizer)
-        self.alpha, self.k, self._name = float(alpha), k, checked_name(name)
+        self.alpha, self.k, self._name = float(alpha), k, name
         slow_start = "initial" if self._slow_from_the_start else "first_step"
         self._part = _Lookahead(innermost(self), self.alpha, k, slow_start)
 
@@ -300,9 +303,8 @@ class GradientMergeOptimizer(Wrapper):
     [-2.]
     """
 
+    @checked(inner_optimizer=OPTIMIZER, k_steps=COUNT, avg=FLAG)
     def __init__(self, inner_optimizer: Any, k_steps: int = 1, avg: bool = True):
-        what = type(self).__name__
-        check_accumulation(what, inner_optimizer, k_steps, avg, is_optimizer(inner_optimizer), "k_steps")
         super().__init__(inner_optimizer)
         self.k_steps, self.avg = k_steps, avg
         self._part = _Merge(innermost(self), k_steps, avg)
@@ -372,20 +374,19 @@ class RecomputeOptimizer(Wrapper):
     [0.7298]
     """
 
+    @checked(optimizer=OPTIMIZER)
     def __init__(self, optimizer: Any):
-        name = type(self).__name__
-        if optimizer is None:
-            raise ArgumentError(f"{name}'s optimizer is not set: found None, expected an optimizer")
-        if not is_optimizer(optimizer):
-            raise TypeError(f"{name}'s optimizer: found {optimizer!r}, expected an optimizer")
         super().__init__(optimizer)
         self._set_checkpoints([])
 
+    @checked(
+        checkpoints=Must(
+            lambda names: isinstance(names, list | tuple) and all(isinstance(name, str) for name in names),
+            "a list of names given with jax.ad_checkpoint.checkpoint_name",
+        )
+    )
     def _set_checkpoints(self, checkpoints: Any) -> None:
         """Names of activations to keep."""
-        if not isinstance(checkpoints, list | tuple) or not all(isinstance(c, str) for c in checkpoints):
-            expected = "expected a list of names given with jax.ad_checkpoint.checkpoint_name"
-            raise TypeError(f"checkpoints: found {checkpoints!r}, {expected}")
         self._checkpoints = tuple(checkpoints)
         self._functions: dict[Callable[..., Any], Callable[..., Any]] = {}
 

@@ -5,7 +5,6 @@ schedule computes in Python floats, as Paddle's classes do, and returns one; cal
 not, it computes in JAX and returns float32 (float64 for a 64-bit count) of the array's shape.
 """
 
-import functools
 import inspect
 import math
 import operator
@@ -16,6 +15,8 @@ from typing import Any, Concatenate, ParamSpec, Protocol, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from .hyper import Arguments, Check, Declaration, Interval, Must, instance, of_the_module, refuse_bad, unless
 
 P = ParamSpec("P")
 Scalar = float | jax.Array
@@ -158,53 +159,86 @@ class Family(Protocol[P]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Schedule: ...
     def at(self, count: Any, *args: P.args, **kwargs: P.kwargs) -> Any: ...
-    def check(self, function: Callable[..., None]) -> Callable[..., None]: ...
+    def check(self, owner: str, arguments: Arguments) -> None: ...
 
 
-def schedule_family(formula: Callable[Concatenate[Any, Any, P], Any]) -> Family[P]:
-    """Turn a formula f(maths, count, *arguments) into a function of the arguments that returns a schedule."""
-    signature = inspect.signature(formula)
-    signature = signature.replace(parameters=list(signature.parameters.values())[2:])
-    checks: list[Callable[..., None]] = []
+def schedule_family(
+    **declared: Declaration,
+) -> Callable[[Callable[Concatenate[Any, Any, P], Any]], Family[P]]:
+    """Turn a formula f(maths, count, *arguments) into a function of the arguments that returns a schedule.
 
-    @functools.wraps(formula)
-    def make(*args, **kwargs):
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        for check in checks:
-            check(**bound.arguments)
-        if not callable(rate := bound.arguments.get("learning_rate", 0.0)):
-            expect_rate("learning_rate", rate)
-        return Schedule(family, bound.arguments)
-
-    def at(count, *args, **kwargs):
-        return _evaluate(formula, count, args, kwargs)
-
-    def check(function):
-        checks.append(function)
-        return function
-
-    make.__dict__.update(at=at, check=check, __signature__=signature)
-    family = cast("Family[P]", make)
-    return family
-
-
-def expect(ok, error: type[Exception], name: str, found, expected: str):
-    """Raise `error`, naming the argument, what was found and what was expected, unless `ok`.
-
-    >>> expect(False, ValueError, "gamma", 2.0, "a number below 1")
-    Traceback (most recent call last):
-    ValueError: gamma is 2.0; expected a number below 1
+    `declared` says what the arguments may be; `learning_rate` is always checked, last if not declared.
     """
-    if not ok:
-        raise error(f"{name} is {found!r}; expected {expected}")
+    declared.setdefault("learning_rate", unless(callable, *RATE))
+
+    def decorate(formula: Callable[Concatenate[Any, Any, P], Any]) -> Family[P]:
+        signature = inspect.signature(formula)
+        signature = signature.replace(parameters=list(signature.parameters.values())[2:])
+        own = {name: d for name, d in declared.items() if name in signature.parameters}
+
+        def build(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Schedule:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            check(family.__name__, bound.arguments)
+            return Schedule(family, bound.arguments)
+
+        def make(*args: Any, **kwargs: Any) -> Schedule:
+            return build(args, kwargs)
+
+        def at(count: Any, *args: Any, **kwargs: Any) -> Any:
+            return _evaluate(formula, count, args, kwargs)
+
+        def check(owner: str, arguments: Arguments) -> None:
+            refuse_bad(owner, own, arguments)
+
+        made = of_the_module(make, formula)
+        made.__dict__.update(at=at, check=check, __signature__=signature)
+        family = cast("Family[P]", made)
+        return family
+
+    return decorate
 
 
-def is_array(x):
-    """Whether the value may be unknown until the program runs, so that nothing about it can be checked."""
+# ------------------------------------------------------------- what arguments of schedules may be
+# The classes of errors are those that Paddle's constructors raise. An array passes: it may be traced.
+
+
+def is_array(x: Any) -> bool:
     return isinstance(x, (jax.Array, np.ndarray))
 
 
-def expect_rate(name, x):
-    expect(is_array(x) or isinstance(x, (int, float, np.number)), TypeError, name, x, "a number")
-    expect(is_array(x) or x >= 0, ValueError, name, x, "a number >= 0")
+def real(
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open: bool = False,
+    above: bool = False,
+    error: type[Exception],
+) -> Check:
+    return unless(is_array, Interval(low, high, open, above, error))
+
+
+def number_like(*kinds: type, expected: str = "a number") -> Check:
+    return unless(is_array, instance(kinds, expected))
+
+
+def steps(type_error: type[Exception], sign_error: type[Exception]) -> tuple[Check, ...]:
+    """A number of steps: an int above 0. Paddle takes True for one."""
+    return instance(int, "an int", type_error), Interval(0, above=True, error=sign_error, kind="an int")
+
+
+RATE = number_like(int, float, np.number), real(0, error=ValueError)
+BASE_RATE = instance(int | float, "a float"), Interval(0, error=ValueError, kind="a float")  # of a class
+RISING = (
+    instance(list | tuple, "a list or tuple"),
+    Must(
+        lambda numbers: all(a < b for a, b in zip(numbers, numbers[1:], strict=False)),
+        "strictly increasing numbers",
+        ValueError,
+    ),
+)
+RISES = Must(
+    lambda end, start_lr: is_array(end) or is_array(start_lr) or end > start_lr,
+    "more than start_lr, {start_lr}",
+    AssertionError,
+)

@@ -12,16 +12,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .schedule import DOUBLES, Arrays, Scalar, Schedule, expect, expect_rate, is_array, schedule_family
+from .hyper import Check, Interval, Must, checked, function_of, instance, one_of, optional, unless
+from .schedule import (
+    DOUBLES,
+    RATE,
+    RISES,
+    RISING,
+    Arrays,
+    Scalar,
+    Schedule,
+    is_array,
+    number_like,
+    real,
+    schedule_family,
+    steps,
+)
 
-
-def _expect_whole(name, x, type_error: type[Exception], sign_error: type[Exception]):
-    expect(isinstance(x, int), type_error, name, x, "an int")
-    expect(x > 0, sign_error, name, x, "an int > 0")
-
-
-def _expect_below_one(gamma, **_):
-    expect(is_array(gamma) or gamma < 1, ValueError, "gamma", gamma, "a number below 1")
+NOT_ZERO = Must(lambda x: is_array(x) or x != 0, "a number above 0", ZeroDivisionError)
+BELOW_ONE = real(high=1, open=True, error=ValueError)
 
 
 def _half_cosine(m, q, high, low):
@@ -37,7 +45,10 @@ def _pick(m, t, bounds, values):
     return picked
 
 
-@schedule_family
+@schedule_family(
+    d_model=real(0, above=True, error=ValueError),
+    warmup_steps=(NOT_ZERO, real(0, above=True, error=TypeError)),
+)
 def noam_decay(m: Any, t: Any, d_model: Scalar, warmup_steps: Scalar, learning_rate: Scalar = 1.0):
     """Rise linearly for `warmup_steps`, then fall with the inverse square root of the count.
 
@@ -52,14 +63,12 @@ def noam_decay(m: Any, t: Any, d_model: Scalar, warmup_steps: Scalar, learning_r
     return learning_rate * d_model**-0.5 * m.minimum(m.maximum(t, 1.0) ** -0.5, t * warmup_steps**-1.5)
 
 
-@noam_decay.check
-def _(d_model, warmup_steps, **_):
-    expect(d_model > 0, ValueError, "d_model", d_model, "a number > 0")
-    expect(warmup_steps != 0, ZeroDivisionError, "warmup_steps", warmup_steps, "a number > 0")
-    expect(warmup_steps > 0, TypeError, "warmup_steps", warmup_steps, "a number > 0")
-
-
-@schedule_family
+@schedule_family(
+    boundaries=Must(len, "at least one boundary", ValueError),
+    values=Must(
+        lambda values, boundaries: len(values) > len(boundaries), "one more value than boundaries", ValueError
+    ),
+)
 def piecewise_decay(m: Any, t: Any, boundaries: Sequence[Scalar], values: Sequence[Any]):
     """Hold each of `values` until the count reaches the next of `boundaries`.
 
@@ -73,13 +82,7 @@ def piecewise_decay(m: Any, t: Any, boundaries: Sequence[Scalar], values: Sequen
     return _pick(m, t, boundaries, values)
 
 
-@piecewise_decay.check
-def _(boundaries, values):
-    expect(len(boundaries) > 0, ValueError, "boundaries", boundaries, "at least one boundary")
-    expect(len(values) > len(boundaries), ValueError, "values", values, "one more value than boundaries")
-
-
-@schedule_family
+@schedule_family(gamma=real(0, above=True, error=AssertionError))
 def natural_exp_decay(m: Any, t: Any, learning_rate: Scalar, gamma: Scalar):
     """Decay exponentially at the rate `gamma`.
 
@@ -91,12 +94,7 @@ def natural_exp_decay(m: Any, t: Any, learning_rate: Scalar, gamma: Scalar):
     return learning_rate * m.exp(-gamma * m.real(t))
 
 
-@natural_exp_decay.check
-def _(gamma, **_):
-    expect(is_array(gamma) or gamma > 0, AssertionError, "gamma", gamma, "a number > 0")
-
-
-@schedule_family
+@schedule_family()
 def inverse_time_decay(m: Any, t: Any, learning_rate: Scalar, gamma: Scalar):
     """Decay with the inverse of the count.
 
@@ -108,7 +106,9 @@ def inverse_time_decay(m: Any, t: Any, learning_rate: Scalar, gamma: Scalar):
     return learning_rate / (1 + gamma * m.real(t))
 
 
-@schedule_family
+@schedule_family(
+    decay_steps=steps(AssertionError, AssertionError), power=real(0, above=True, error=AssertionError)
+)
 def polynomial_decay(
     m: Any,
     t: Any,
@@ -133,13 +133,15 @@ def polynomial_decay(
     return (learning_rate - end_lr) * (m.real(left) / m.real(whole)) ** power + end_lr
 
 
-@polynomial_decay.check
-def _(decay_steps, power, **_):
-    _expect_whole("decay_steps", decay_steps, AssertionError, AssertionError)
-    expect(is_array(power) or power > 0, AssertionError, "power", power, "a number > 0")
-
-
-@schedule_family
+@schedule_family(
+    learning_rate=(
+        instance((Callable, int, float, np.number, jax.Array, np.ndarray), "a number or a schedule"),
+        unless(callable, *RATE),
+    ),
+    warmup_steps=steps(AssertionError, AssertionError),
+    end_lr=RISES,
+    start_lr=RATE,
+)
 def linear_warmup(
     m: Any, t: Any, learning_rate: Scalar | Schedule, warmup_steps: Scalar, start_lr: Scalar, end_lr: Scalar
 ):
@@ -162,19 +164,6 @@ def _follow(m, schedule, t, start):
     return m.real(schedule(m.maximum(t - start, 0)) if callable(schedule) else schedule)
 
 
-@linear_warmup.check
-def _(learning_rate, warmup_steps, start_lr, end_lr):
-    kinds = (int, float, np.number)
-    known = callable(learning_rate) or is_array(learning_rate) or isinstance(learning_rate, kinds)
-    expect(known, TypeError, "learning_rate", learning_rate, "a number or a schedule")
-    _expect_whole("warmup_steps", warmup_steps, AssertionError, AssertionError)
-    known = not (is_array(start_lr) or is_array(end_lr))
-    expect(
-        not known or end_lr > start_lr, AssertionError, "end_lr", end_lr, f"more than start_lr={start_lr!r}"
-    )
-    expect_rate("start_lr", start_lr)
-
-
 def warmup(
     learning_rate: Scalar | Schedule,
     warmup_steps: Scalar,
@@ -193,7 +182,14 @@ def warmup(
     return linear_warmup(learning_rate, warmup_steps, start_lr, first if end_lr is None else end_lr)
 
 
-@schedule_family
+@schedule_family(
+    schedules=Must(
+        lambda schedules, boundaries: len(schedules) == len(boundaries) + 1,
+        "one more than boundaries",
+        ValueError,
+    ),
+    boundaries=RISING,
+)
 def join(m: Any, t: Any, schedules: Sequence[Schedule | Scalar], boundaries: Sequence[int]):
     """Run schedules one after the other, each counting from its own beginning; a number stands for itself.
 
@@ -209,21 +205,7 @@ def join(m: Any, t: Any, schedules: Sequence[Schedule | Scalar], boundaries: Seq
     return rate
 
 
-@join.check
-def _(schedules, boundaries):
-    expect(
-        len(schedules) == len(boundaries) + 1, ValueError, "schedules", schedules, "one more than boundaries"
-    )
-    _expect_increasing("boundaries", boundaries)
-
-
-def _expect_increasing(name, numbers):
-    expect(isinstance(numbers, (list, tuple)), TypeError, name, numbers, "a list or tuple")
-    rising = all(a < b for a, b in zip(numbers, numbers[1:], strict=False))
-    expect(rising, ValueError, name, numbers, "strictly increasing numbers")
-
-
-@schedule_family
+@schedule_family(gamma=real(0, 1, open=True, above=True, error=AssertionError))
 def exponential_decay(m: Any, t: Any, learning_rate: Scalar, gamma: Scalar):
     """Multiply by `gamma` at every count.
 
@@ -237,12 +219,7 @@ def exponential_decay(m: Any, t: Any, learning_rate: Scalar, gamma: Scalar):
     return learning_rate * m.power(gamma, t)
 
 
-@exponential_decay.check
-def _(gamma, **_):
-    expect(is_array(gamma) or 0 < gamma < 1, AssertionError, "gamma", gamma, "a number between 0 and 1")
-
-
-@schedule_family
+@schedule_family(milestones=RISING, gamma=BELOW_ONE)
 def multi_step_decay(m: Any, t: Any, learning_rate: Scalar, milestones: Sequence[int], gamma: Scalar = 0.1):
     """Multiply by `gamma` at every one of `milestones`.
 
@@ -254,15 +231,7 @@ def multi_step_decay(m: Any, t: Any, learning_rate: Scalar, milestones: Sequence
     return _pick(m, t, milestones, [learning_rate * gamma**i for i in range(len(milestones) + 1)])
 
 
-@multi_step_decay.check
-def _(milestones, **_):
-    _expect_increasing("milestones", milestones)
-
-
-multi_step_decay.check(_expect_below_one)
-
-
-@schedule_family
+@schedule_family(step_size=steps(TypeError, AssertionError), gamma=BELOW_ONE)
 def step_decay(m: Any, t: Any, learning_rate: Scalar, step_size: Scalar, gamma: Scalar = 0.1):
     """Multiply by `gamma` every `step_size` counts.
 
@@ -274,14 +243,7 @@ def step_decay(m: Any, t: Any, learning_rate: Scalar, step_size: Scalar, gamma: 
     return learning_rate * m.power(gamma, t // step_size)
 
 
-@step_decay.check
-def _(step_size, gamma, **_):
-    expect(isinstance(step_size, int), TypeError, "step_size", step_size, "an int")
-    _expect_below_one(gamma)
-    expect(step_size > 0, AssertionError, "step_size", step_size, "an int > 0")
-
-
-@schedule_family
+@schedule_family(lr_lambda=function_of("the count"))
 def lambda_decay(m: Any, t: Any, learning_rate: Scalar, lr_lambda: Callable[[Any], Any]):
     """Multiply the rate by a function of the count.
 
@@ -295,12 +257,7 @@ def lambda_decay(m: Any, t: Any, learning_rate: Scalar, lr_lambda: Callable[[Any
     return learning_rate * m.real(lr_lambda(m.shown(t)))
 
 
-@lambda_decay.check
-def _(lr_lambda, **_):
-    expect(callable(lr_lambda), TypeError, "lr_lambda", lr_lambda, "a function of the count")
-
-
-@schedule_family
+@schedule_family(lr_lambda=function_of("the count"))
 def multiplicative_decay(m: Any, t: Any, learning_rate: Scalar, lr_lambda: Callable[[Any], Any]):
     """Multiply the rate by a function of the count, again and again.
 
@@ -315,12 +272,7 @@ def multiplicative_decay(m: Any, t: Any, learning_rate: Scalar, lr_lambda: Calla
     return m.product(learning_rate, lr_lambda, t)
 
 
-@multiplicative_decay.check
-def _(lr_lambda, **_):
-    expect(callable(lr_lambda), TypeError, "lr_lambda", lr_lambda, "a function of the count")
-
-
-@schedule_family
+@schedule_family(T_max=steps(TypeError, AssertionError), eta_min=number_like(int, float))
 def cosine_annealing_decay(m: Any, t: Any, learning_rate: Scalar, T_max: Scalar, eta_min: Scalar = 0):
     """Swing between the rate and `eta_min` along a cosine.
 
@@ -335,14 +287,7 @@ def cosine_annealing_decay(m: Any, t: Any, learning_rate: Scalar, T_max: Scalar,
     return _half_cosine(m, m.real(t % (2 * T_max)) / T_max, learning_rate, eta_min)
 
 
-@cosine_annealing_decay.check
-def _(T_max, eta_min, **_):
-    expect(isinstance(T_max, int), TypeError, "T_max", T_max, "an int")
-    expect(is_array(eta_min) or isinstance(eta_min, (int, float)), TypeError, "eta_min", eta_min, "a number")
-    expect(T_max > 0, AssertionError, "T_max", T_max, "an int > 0")
-
-
-@schedule_family
+@schedule_family(T_0=steps(ValueError, ValueError), T_mult=steps(ValueError, ValueError))
 def cosine_annealing_warm_restarts(
     m: Any, t: Any, learning_rate: Scalar, T_0: Scalar, T_mult: int = 1, eta_min: Scalar = 0
 ):
@@ -366,13 +311,27 @@ def cosine_annealing_warm_restarts(
     return _half_cosine(m, m.real(t - begin) / m.real(length), learning_rate, eta_min)
 
 
-@cosine_annealing_warm_restarts.check
-def _(T_0, T_mult, **_):
-    _expect_whole("T_0", T_0, ValueError, ValueError)
-    _expect_whole("T_mult", T_mult, ValueError, ValueError)
-
-
-@schedule_family
+@schedule_family(
+    max_learning_rate=RATE,
+    end_learning_rate=RATE,
+    total_steps=steps(TypeError, ValueError),
+    phase_pct=(
+        instance(float, "a float"),
+        Interval(0, 1, error=ValueError),
+        Must(
+            lambda pct, three_phase: not three_phase or pct < 0.5,
+            "a float below 0.5 for three phases",
+            ValueError,
+        ),
+        Must(
+            lambda pct, total_steps: pct * total_steps != 1,
+            "a first phase of more or less than one step",
+            ZeroDivisionError,
+        ),
+    ),
+    divide_factor=(number_like(int, float), NOT_ZERO),
+    anneal_strategy=one_of("cos", "linear", error=ValueError),
+)
 def one_cycle_lr(
     m: Any,
     t: Any,
@@ -410,35 +369,18 @@ def one_cycle_lr(
     return m.where(x <= n, rate, end_learning_rate)
 
 
-@one_cycle_lr.check
-def _(
-    max_learning_rate, total_steps, divide_factor, end_learning_rate, phase_pct, anneal_strategy, three_phase
-):
-    expect_rate("max_learning_rate", max_learning_rate)
-    expect_rate("end_learning_rate", end_learning_rate)
-    _expect_whole("total_steps", total_steps, TypeError, ValueError)
-    expect(isinstance(phase_pct, float), TypeError, "phase_pct", phase_pct, "a float")
-    expect(0 <= phase_pct <= 1, ValueError, "phase_pct", phase_pct, "a float between 0 and 1")
-    known = not is_array(divide_factor)
-    expect(
-        not known or isinstance(divide_factor, (int, float)),
-        TypeError,
-        "divide_factor",
-        divide_factor,
-        "a number",
-    )
-    expect(not known or divide_factor != 0, ZeroDivisionError, "divide_factor", divide_factor, "a number > 0")
-    if three_phase:
-        expect(phase_pct < 0.5, ValueError, "phase_pct", phase_pct, "a float below 0.5 for three phases")
-    strategies = ("cos", "linear")
-    expect(
-        anneal_strategy in strategies, ValueError, "anneal_strategy", anneal_strategy, f"one of {strategies}"
-    )
-    long = phase_pct * total_steps != 1
-    expect(long, ZeroDivisionError, "phase_pct", phase_pct, "a first phase of more or less than one step")
-
-
-@schedule_family
+@schedule_family(
+    max_learning_rate=RATE,
+    step_size_up=steps(TypeError, ValueError),
+    step_size_down=optional(*steps(TypeError, ValueError)),
+    exp_gamma=number_like(float, expected="a float"),
+    mode=unless(
+        lambda mode, scale_fn: scale_fn is not None,
+        one_of("triangular", "triangular2", "exp_range", error=ValueError),
+    ),
+    scale_mode=one_of("cycle", "iterations", error=ValueError),
+    base_learning_rate=RATE,
+)
 def cyclic_lr(
     m: Any,
     t: Any,
@@ -473,22 +415,11 @@ def cyclic_lr(
     return base_learning_rate + (max_learning_rate - base_learning_rate) * height
 
 
-@cyclic_lr.check
-def _(
-    base_learning_rate, max_learning_rate, step_size_up, step_size_down, mode, exp_gamma, scale_fn, scale_mode
-):
-    expect_rate("max_learning_rate", max_learning_rate)
-    _expect_whole("step_size_up", step_size_up, TypeError, ValueError)
-    if step_size_down is not None:
-        _expect_whole("step_size_down", step_size_down, TypeError, ValueError)
-    expect(is_array(exp_gamma) or isinstance(exp_gamma, float), TypeError, "exp_gamma", exp_gamma, "a float")
-    modes, scales = ("triangular", "triangular2", "exp_range"), ("cycle", "iterations")
-    expect(scale_fn is not None or mode in modes, ValueError, "mode", mode, f"one of {modes}, or a scale_fn")
-    expect(scale_mode in scales, ValueError, "scale_mode", scale_mode, f"one of {scales}")
-    expect_rate("base_learning_rate", base_learning_rate)
-
-
-@schedule_family
+@schedule_family(
+    start_factor=real(0, 1, above=True, error=ValueError),
+    end_factor=real(0, 1, error=ValueError),
+    total_steps=real(0, above=True, error=ValueError),
+)
 def linear_lr(
     m: Any,
     t: Any,
@@ -510,16 +441,9 @@ def linear_lr(
     return learning_rate * (start_factor + (end_factor - start_factor) * done)
 
 
-@linear_lr.check
-def _(total_steps, start_factor, end_factor, **_):
-    started = is_array(start_factor) or 0 < start_factor <= 1
-    expect(started, ValueError, "start_factor", start_factor, "a number above 0, at most 1")
-    ended = is_array(end_factor) or 0 <= end_factor <= 1
-    expect(ended, ValueError, "end_factor", end_factor, "a number between 0 and 1")
-    expect(total_steps > 0, ValueError, "total_steps", total_steps, "a number > 0")
-
-
-@schedule_family
+@schedule_family(
+    step_each_epoch=real(0, above=True, error=ValueError), epochs=real(0, above=True, error=ValueError)
+)
 def cosine_decay(m: Any, t: Any, learning_rate: Scalar, step_each_epoch: Scalar, epochs: Scalar):
     """Fall along half a cosine in steps, one per epoch: the 1.x schedule.
 
@@ -531,12 +455,6 @@ def cosine_decay(m: Any, t: Any, learning_rate: Scalar, step_each_epoch: Scalar,
     [0.1, 0.1, 0.05, 0.0]
     """
     return cosine_annealing_decay.at(t // step_each_epoch, learning_rate, epochs, 0.0)
-
-
-@cosine_decay.check
-def _(step_each_epoch, epochs, **_):
-    expect(step_each_epoch > 0, ValueError, "step_each_epoch", step_each_epoch, "a number > 0")
-    expect(epochs > 0, ValueError, "epochs", epochs, "a number > 0")
 
 
 class PlateauState(NamedTuple):
@@ -556,6 +474,18 @@ class Plateau(NamedTuple):
     update: Callable[[Any, PlateauState], PlateauState]
 
 
+def _mode(*choices: str) -> tuple[Check, ...]:
+    """A word in capitals or not; the errors are those of Paddle, which calls `lower()` first."""
+    expected = " or ".join(map(repr, choices))
+    return (
+        Must(lambda mode: hasattr(mode, "lower"), expected, AttributeError),
+        Must(lambda mode: mode.lower() in choices, expected, ValueError),
+    )
+
+
+MODES = {"mode": _mode("min", "max"), "threshold_mode": _mode("rel", "abs")}
+
+
 class PlateauRule(NamedTuple):
     """When and how far a rate falls: the rule of `reduce_on_plateau` and of the classes."""
 
@@ -568,25 +498,10 @@ class PlateauRule(NamedTuple):
     min_lr: Scalar
     epsilon: Scalar
 
-    def checked(self, factor_name="factor"):
-        """The rule with its modes in lower case, or the error Paddle's constructors raise."""
-
-        def known(name, value, choices):
-            expect(hasattr(value, "lower"), AttributeError, name, value, f"one of {choices}")
-            expect(value.lower() in choices, ValueError, name, value, f"one of {choices}")
-            return value.lower()
-
-        mode = known("mode", self.mode, ("min", "max"))
-        expect(
-            is_array(self.factor) or self.factor < 1,
-            ValueError,
-            factor_name,
-            self.factor,
-            "a number below 1",
-        )
-        return self._replace(
-            mode=mode, threshold_mode=known("threshold_mode", self.threshold_mode, ("rel", "abs"))
-        )
+    @classmethod
+    def of(cls, mode, factor, patience, threshold, threshold_mode, *others):
+        """The rule with its modes in lower case."""
+        return cls(mode.lower(), factor, patience, threshold, threshold_mode.lower(), *others)
 
     def step(self, metric, seen, rate, best, bad, resting):
         """Take one metric; return the new rate, best metric, bad epochs in a row and epochs of rest left."""
@@ -608,6 +523,7 @@ class PlateauRule(NamedTuple):
         )
 
 
+@checked(**MODES, factor=BELOW_ONE, learning_rate=Must(lambda x: not isinstance(x, str), "a number"))
 def reduce_on_plateau(
     learning_rate: Scalar,
     mode: str = "min",
@@ -632,8 +548,7 @@ def reduce_on_plateau(
     >>> float(plateau.update(3.0, state).learning_rate)
     0.5
     """
-    rule = PlateauRule(mode, factor, patience, threshold, threshold_mode, cooldown, min_lr, epsilon).checked()
-    expect(not isinstance(learning_rate, str), TypeError, "learning_rate", learning_rate, "a number")
+    rule = PlateauRule.of(mode, factor, patience, threshold, threshold_mode, cooldown, min_lr, epsilon)
 
     def init():
         zero = jnp.zeros((), jnp.int32)

@@ -119,7 +119,8 @@ def test_what_constructors_raise_names_the_argument(name):
     with pytest.raises(Exception, match="expected") as caught:
         build(case["class"], case["kwargs"])
     assert type(caught.value).__name__ == case["errors"]["0"]
-    assert any(str(caught.value).startswith(f"{argument} is ") for argument in [*case["kwargs"], "phase_pct"])
+    named = str(caught.value).split(": found")[0].removeprefix(f"{case['class']}'s ")
+    assert named in [*case["kwargs"], "phase_pct"]
 
 
 MORE_ERRORS = [
@@ -244,7 +245,7 @@ def test_one_cycle_raises_past_its_end_and_the_function_stays_at_the_last_rate()
     scheduler = lr.OneCycleLR(1.0, 4, phase_pct=0.5)
     for _ in range(4):
         scheduler.step()
-    with pytest.raises(ValueError, match="epoch is 5; expected at most total_steps=4"):
+    with pytest.raises(ValueError, match="epoch: found 5, expected at most total_steps, 4"):
         scheduler.step()
     assert S.one_cycle_lr(1.0, 4, phase_pct=0.5)(5) == 0.0001
     whole = S.one_cycle_lr(1.0, 4, phase_pct=1.0)

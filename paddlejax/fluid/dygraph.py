@@ -7,7 +7,9 @@ epoch, and ReduceLROnPlateau, move only by their own `.epoch()` and `.step(loss)
 import numpy as np
 
 from .. import pages, schedules
-from ..schedule import expect
+from ..hyper import checked, function_of, instance, require
+from ..schedule import BASE_RATE, RISES, RISING
+from ..schedules import BELOW_ONE, MODES, NOT_ZERO
 
 
 class LearningRateDecay:
@@ -84,9 +86,9 @@ class NoamDecay(LearningRateDecay):
     [0.0014, 0.0028, 0.0042, 0.0056]
     """
 
+    @checked(begin=NOT_ZERO)
     def __init__(self, d_model, warmup_steps, begin=1, step=1, dtype="float32", learning_rate=1.0):
         super().__init__(begin, step, dtype)
-        expect(begin != 0, ZeroDivisionError, "begin", begin, "a step at or above 1")
         self.learning_rate, self.d_model, self.warmup_steps = learning_rate, d_model, warmup_steps
 
     def step(self):
@@ -221,11 +223,9 @@ class LinearLrWarmup(LearningRateDecay):
     [0.0, 0.125, 0.25, 0.375, 0.5]
     """
 
+    @checked(learning_rate=instance(int | float | LearningRateDecay, "a float or a schedule"), end_lr=RISES)
     def __init__(self, learning_rate, warmup_steps, start_lr, end_lr, begin=1, step=1, dtype="float32"):
         super().__init__(begin, step, dtype)
-        known = isinstance(learning_rate, (int, float, LearningRateDecay))
-        expect(known, TypeError, "learning_rate", learning_rate, "a float or a schedule")
-        expect(end_lr > start_lr, AssertionError, "end_lr", end_lr, f"more than start_lr={start_lr!r}")
         self.learning_rate, self.warmup_steps = learning_rate, warmup_steps
         self.start_lr, self.end_lr = start_lr, end_lr
 
@@ -261,10 +261,9 @@ class LearningRateEpochDecay(LearningRateDecay):
 
     counts = "epochs"
 
+    @checked(learning_rate=BASE_RATE)
     def __init__(self, learning_rate, step=1, dtype="float32"):
         super().__init__(step=step, dtype=dtype)
-        expect(isinstance(learning_rate, (int, float)), TypeError, "learning_rate", learning_rate, "a float")
-        expect(learning_rate >= 0, ValueError, "learning_rate", learning_rate, "a float >= 0")
         self.base_lr = float(learning_rate)
         self.epoch_num = -1
         self.epoch()
@@ -298,10 +297,8 @@ class StepDecay(LearningRateEpochDecay):
     (0.25, 0.25)
     """
 
+    @checked(step_size=(instance(int, "an int"), NOT_ZERO), decay_rate=BELOW_ONE)
     def __init__(self, learning_rate, step_size, decay_rate=0.1):
-        expect(isinstance(step_size, int), TypeError, "step_size", step_size, "an int")
-        expect(step_size != 0, ZeroDivisionError, "step_size", step_size, "an int > 0")
-        expect(decay_rate < 1, ValueError, "decay_rate", decay_rate, "a number below 1")
         self.decay_rate = decay_rate
         super().__init__(learning_rate, step_size)  # counted in epochs here
 
@@ -318,9 +315,8 @@ class MultiStepDecay(LearningRateEpochDecay):
     [0.25, 0.25, 0.125, 0.125]
     """
 
+    @checked(milestones=RISING, decay_rate=BELOW_ONE)
     def __init__(self, learning_rate, milestones, decay_rate=0.1):
-        schedules.multi_step_decay(0.0, milestones)  # raises unless the milestones rise
-        expect(decay_rate < 1, ValueError, "decay_rate", decay_rate, "a number below 1")
         self.milestones, self.decay_rate = milestones, decay_rate
         super().__init__(learning_rate)
 
@@ -337,8 +333,8 @@ class LambdaDecay(LearningRateEpochDecay):
     [0.25, 0.125, 0.0625, 0.0312]
     """
 
+    @checked(lr_lambda=function_of("the epoch"))
     def __init__(self, learning_rate, lr_lambda):
-        expect(callable(lr_lambda), TypeError, "lr_lambda", lr_lambda, "a function of the epoch")
         self.lr_lambda = lr_lambda
         super().__init__(learning_rate)
 
@@ -359,6 +355,7 @@ class ReduceLROnPlateau(LearningRateDecay):
 
     counts = "losses"
 
+    @checked(**MODES, decay_rate=BELOW_ONE, learning_rate=instance(int | float, "a float"))
     def __init__(
         self,
         learning_rate,
@@ -375,8 +372,7 @@ class ReduceLROnPlateau(LearningRateDecay):
     ):
         super().__init__(dtype=dtype)
         rule = (mode, decay_rate, patience, threshold, threshold_mode, cooldown, min_lr, eps)
-        self.rule, self.verbose = schedules.PlateauRule(*rule).checked("decay_rate"), verbose
-        expect(isinstance(learning_rate, (int, float)), TypeError, "learning_rate", learning_rate, "a float")
+        self.rule, self.verbose = schedules.PlateauRule.of(*rule), verbose
         self.learning_rate = float(learning_rate)
         self.best_loss = None
         self.epoch_num = self.num_bad_epochs = self.cooldown_counter = 0
@@ -384,9 +380,9 @@ class ReduceLROnPlateau(LearningRateDecay):
     def step(self, loss):  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take one loss: an array or loss of one element."""
         known = hasattr(loss, "shape") or hasattr(loss, "numpy")
-        expect(known, AttributeError, "loss", loss, "an array or a loss of one element")
+        require(known, "loss", loss, "an array or a loss of one element", AttributeError)
         if hasattr(loss, "shape"):
-            expect(np.size(loss) == 1, AssertionError, "loss", f"of shape {loss.shape}", "one element")
+            require(np.size(loss) == 1, "loss", loss, "one element", AssertionError)
             loss = np.reshape(loss, ())
         self.epoch_num += 1
         before = self.learning_rate

@@ -15,8 +15,9 @@ import numpy as np
 
 from .. import schedules
 from ..array_types import Numeric
+from ..hyper import Must, checked, instance, require
 from ..pages import page
-from ..schedule import expect
+from ..schedule import BASE_RATE
 
 
 def _whole(step: Callable[..., None]) -> Callable[..., None]:
@@ -47,9 +48,8 @@ class LRScheduler:
     0.4
     """
 
+    @checked(learning_rate=BASE_RATE)
     def __init__(self, learning_rate=0.1, last_epoch=-1, verbose=False):
-        expect(isinstance(learning_rate, (int, float)), TypeError, "learning_rate", learning_rate, "a float")
-        expect(learning_rate >= 0, ValueError, "learning_rate", learning_rate, "a float >= 0")
         self.base_lr = self.last_lr = float(learning_rate)
         self.last_epoch = last_epoch
         self.verbose = verbose
@@ -70,7 +70,7 @@ class LRScheduler:
             self.last_epoch += 1
             self.last_lr = self.get_lr()
         else:
-            expect(isinstance(epoch, (int, float, np.number)), TypeError, "epoch", epoch, "a number")
+            require(isinstance(epoch, (int, float, np.number)), "epoch", epoch, "a number", TypeError)
             self.last_epoch = epoch
             self.last_lr = getattr(self, "_get_closed_form_lr", self.get_lr)()
         self._report()
@@ -138,7 +138,7 @@ class _Formula(LRScheduler):
         return arguments
 
     def _check(self, base_lr=None):
-        self._family(**self._arguments(base_lr))
+        self._family.check(type(self).__name__, self._arguments(base_lr))
 
     def get_lr(self):
         return self._family.at(self.last_epoch, **self._arguments(self.base_lr))
@@ -219,12 +219,14 @@ class LinearWarmup(_Formula, family=schedules.linear_warmup, base=None):
     0.2
     """
 
+    @checked(
+        learning_rate=(
+            instance(int | float | LRScheduler, "a float or a scheduler"),
+            # It would take the epochs it is given for metrics.
+            Must(lambda rate: not isinstance(rate, ReduceOnPlateau), "a scheduler that counts epochs"),
+        )
+    )
     def __init__(self, learning_rate, warmup_steps, start_lr, end_lr, last_epoch=-1, verbose=False):
-        works = isinstance(learning_rate, (int, float, LRScheduler))
-        # A plateau would take the epochs it is given for metrics.
-        works = works and not isinstance(learning_rate, ReduceOnPlateau)
-        wanted = "a float or a scheduler that counts epochs"
-        expect(works, TypeError, "learning_rate", learning_rate, wanted)
         self.learning_rate, self.warmup_steps = learning_rate, warmup_steps
         self.start_lr, self.end_lr = start_lr, end_lr
         super().__init__(start_lr, last_epoch, verbose)
@@ -409,8 +411,8 @@ class OneCycleLR(_Formula, family=schedules.one_cycle_lr, base=None):
         super().__init__(max_learning_rate / divide_factor, last_epoch, verbose)
 
     def get_lr(self):
-        expect(self.last_epoch <= self.total_steps, ValueError, "epoch", self.last_epoch,
-               f"at most total_steps={self.total_steps}")  # fmt: skip
+        last, total = self.last_epoch, self.total_steps
+        require(last <= total, "epoch", last, f"at most total_steps, {total}", ValueError)
         return super().get_lr()
 
 
@@ -471,7 +473,7 @@ class CosineAnnealingWarmRestarts(_Formula, family=schedules.cosine_annealing_wa
                 self.T_i *= self.T_mult
         else:
             epoch = 0 if epoch is None else epoch
-            expect(epoch >= 0, ValueError, "epoch", epoch, "a number >= 0")
+            require(epoch >= 0, "epoch", epoch, "a number of at least 0", ValueError)
             self.last_epoch = math.floor(epoch)
             self._jump(epoch)
         self.last_lr = self.get_lr()
@@ -510,6 +512,7 @@ class ReduceOnPlateau(LRScheduler):
     0.5
     """
 
+    @checked(**schedules.MODES, factor=schedules.BELOW_ONE, learning_rate=instance(int | float, "a float"))
     def __init__(
         self,
         learning_rate,
@@ -524,9 +527,7 @@ class ReduceOnPlateau(LRScheduler):
         verbose=False,
     ):
         rule = (mode, factor, patience, threshold, threshold_mode, cooldown, min_lr, epsilon)
-        rule = schedules.PlateauRule(*rule).checked()
-        expect(isinstance(learning_rate, (int, float)), TypeError, "learning_rate", learning_rate, "a float")
-        self.__dict__.update(rule._asdict())
+        self.__dict__.update(schedules.PlateauRule.of(*rule)._asdict())
         self.verbose = verbose
         self.base_lr = self.last_lr = float(learning_rate)
         self.best = None
@@ -552,8 +553,8 @@ def _metric(x: Any):
     if hasattr(x, "numpy"):  # a loss
         return float(x)
     if isinstance(x, (jax.Array, np.ndarray)):
-        expect(x.size == 1, AssertionError, "metrics", f"of shape {x.shape}", "one element")
+        require(x.size == 1, "metrics", x, "one element", AssertionError)
     else:
         known = isinstance(x, (int, float)) or type(x) is np.float32
-        expect(known, TypeError, "metrics", x, "a float, or an array or loss of one element")
+        require(known, "metrics", x, "a float, or an array or loss of one element", TypeError)
     return x

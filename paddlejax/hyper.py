@@ -179,29 +179,16 @@ def checked(**declared: Declaration) -> Callable[[F], F]:
         required = {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
         method = positional[:1] == ["self"]
 
-        def check(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
             arguments = {**defaults, **dict(zip(positional, args, strict=False)), **kwargs}
             if required <= arguments.keys():  # else the call itself says what is missing
                 refuse_bad(type(args[0]).__name__ if method else function.__name__, declared, arguments)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            check(args, kwargs)
             return function(*args, **kwargs)
 
-        return cast(F, of_the_module(call, function))
+        return cast(F, call)
 
     return decorate
-
-
-def of_the_module(wrapper: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    """`functools.wraps`, and the globals of the function's module: by these doctest knows what is its own.
-
-    All that the wrapper reads must be local to it or to the functions around it.
-    """
-    own = types.FunctionType(
-        wrapper.__code__, function.__globals__, function.__name__, None, wrapper.__closure__
-    )
-    return functools.wraps(function)(own)
 
 
 # ------------------------------------------------------------------------------------- what is declared
@@ -235,6 +222,16 @@ def given(expected: str) -> Check:
 
 def instance(kind: Any, expected: str, error: type[Exception] = TypeError) -> Check:
     return Must(lambda x: isinstance(x, kind), expected, error)
+
+
+def each(*checks: Check) -> Check:
+    """These checks, of every entry of a list."""
+
+    def check(name: str, value: Any, arguments: Arguments) -> None:
+        for i, entry in enumerate(value):
+            verify(checks, f"{name}: entry {i}", entry, arguments)
+
+    return check
 
 
 def function_of(what: str) -> Check:

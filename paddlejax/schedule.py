@@ -5,6 +5,7 @@ schedule computes in Python floats, as Paddle's classes do, and returns one; cal
 not, it computes in JAX and returns float32 (float64 for a 64-bit count) of the array's shape.
 """
 
+import functools
 import inspect
 import math
 import operator
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .hyper import Arguments, Check, Declaration, Interval, Must, instance, of_the_module, refuse_bad, unless
+from .hyper import Arguments, Check, Declaration, Interval, Must, instance, refuse_bad, unless
 
 P = ParamSpec("P")
 Scalar = float | jax.Array
@@ -176,14 +177,12 @@ def schedule_family(
         signature = signature.replace(parameters=list(signature.parameters.values())[2:])
         own = {name: d for name, d in declared.items() if name in signature.parameters}
 
-        def build(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Schedule:
+        @functools.wraps(formula)
+        def make(*args: Any, **kwargs: Any) -> Schedule:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             check(family.__name__, bound.arguments)
             return Schedule(family, bound.arguments)
-
-        def make(*args: Any, **kwargs: Any) -> Schedule:
-            return build(args, kwargs)
 
         def at(count: Any, *args: Any, **kwargs: Any) -> Any:
             return _evaluate(formula, count, args, kwargs)
@@ -191,9 +190,8 @@ def schedule_family(
         def check(owner: str, arguments: Arguments) -> None:
             refuse_bad(owner, own, arguments)
 
-        made = of_the_module(make, formula)
-        made.__dict__.update(at=at, check=check, __signature__=signature)
-        family = cast("Family[P]", made)
+        make.__dict__.update(at=at, check=check, __signature__=signature)
+        family = cast("Family[P]", make)
         return family
 
     return decorate

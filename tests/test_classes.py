@@ -140,7 +140,7 @@ PARAMETERS = [
         "group 1", "params"),
     row("group-and-parameter", lambda: opt(given=[{"params": [W]}, W]), TypeError, "group 1", "params"),
     row("group-none", lambda: opt(given=[{"params": None}]), TypeError, "group 0", "None"),
-    row("group-str", lambda: opt(given=[{"params": ["w"]}]), TypeError, "group 0", "str", "Parameter"),
+    row("group-str", lambda: opt(given=[{"params": ["w"]}]), TypeError, "group 0", "'w'", "Parameter"),
     row("group-array", lambda: opt(given=[{"params": TWO}]), TypeError, "group 0", "expected Parameters"),
     row("two-groups", lambda: opt(given=[{"params": [W]}, {"params": W}]), ValueError, "w", "more than once"),
     row("group-rate", group(learning_rate="x"), TypeError, "group", "learning_rate", "'x'"),

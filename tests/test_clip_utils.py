@@ -124,7 +124,7 @@ ERRORS = {
     "max_norm-nan": (lambda p: utils.clip_grad_norm_(p, float("nan")), "max_norm: found nan"),
     "max_norm-type": (lambda p: utils.clip_grad_norm_(p, "1"), "max_norm: found '1' of type str"),
     "clip_value": (lambda p: utils.clip_grad_value_(p, -0.5), "clip_value: found -0.5, expected a number of"),
-    "parameters": (lambda p: utils.clip_grad_value_([jnp.ones(2)], 1.0), "parameters: found Array"),
+    "parameters": (lambda p: utils.clip_grad_value_([jnp.ones(2)], 1.0), "parameters: found an array"),
     "nonfinite": (
         lambda p: utils.clip_grad_norm_(p, 1.0, error_if_nonfinite=True),
         "found a norm of inf of order 2.0 over 1 gradients, expected a finite one",

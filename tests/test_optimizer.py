@@ -245,10 +245,10 @@ def w_of(o):
 
 CALLS = [
     row("program", lambda o: o.minimize(good(*o.parameters), "program"), TypeError, "startup_program",
-        "str", "None"),
+        "'program'", "None"),
     row("backward-program", lambda o: o.backward(good(*o.parameters), 1), TypeError, "startup_program",
-        "int", "None"),
-    row("optimize-program", lambda o: o.apply_optimize(None, 1, []), TypeError, "startup_program", "int",
+        "found 1", "None"),
+    row("optimize-program", lambda o: o.apply_optimize(None, 1, []), TypeError, "startup_program", "found 1",
         "None"),
     row("callbacks", lambda o: o.backward(good(*o.parameters), callbacks=[3]), TypeError, "callbacks",
         "None"),

@@ -684,14 +684,18 @@ WRONG = [
     (
         {"mode": "async", "place_list": [D[0], (D[1], D[2]), D[0]]},
         ValueError,
-        "replicated sections, expected one device each",
+        "place_list: found .*, expected one device for each section",
     ),
     (
         {"optimizer": pj.optimizer.SGD(0.1, [jnp.ones(1)] * 3)},
         ValueError,
-        "its parameters are 3 entries, expected a list of 2 trees",
+        "optimizer's parameters: found 3 entries, expected a list of 2 trees",
     ),
-    ({"optimizer": pj.optimizer.SGD(0.1, {"w": jnp.ones(1)})}, ValueError, "its parameters are dict"),
+    (
+        {"optimizer": pj.optimizer.SGD(0.1, {"w": jnp.ones(1)})},
+        ValueError,
+        "optimizer's parameters: found dict",
+    ),
 ]
 
 

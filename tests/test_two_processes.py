@@ -220,12 +220,20 @@ def test_wrong_variables_say_what_is_wrong(monkeypatch, values, message):
         (lambda: launch(__file__, 2.0), ArgumentError, "processes: found 2.0"),
         (lambda: launch(__file__, 2, (), 0), ArgumentError, "devices_per_process: found 0"),
         (lambda: launch(__file__, 2, timeout="1"), TypeError, "timeout: found '1'.*a number of seconds"),
-        (lambda: launch(__file__, 2, timeout=0), ArgumentError, "timeout: found 0, expected a finite number"),
+        (
+            lambda: launch(__file__, 2, timeout=0),
+            ArgumentError,
+            "timeout: found 0, expected a number above 0",
+        ),
         (lambda: launch(__file__, 2, timeout=float("inf")), ArgumentError, "timeout: found inf"),
         (lambda: launch(__file__, 2, "train"), TypeError, "args: found 'train', expected a list or tuple"),
-        (lambda: launch(__file__, 2, [None]), TypeError, "args: entry 0 is None, expected"),
+        (lambda: launch(__file__, 2, [None]), TypeError, "args: entry 0: found None, expected"),
         (lambda: launch(0, 2), TypeError, "script: found 0, expected the path of a Python script"),
-        (lambda: launch("no/script.py", 2), FileNotFoundError, "there is no file no/script.py"),
+        (
+            lambda: launch("no/script.py", 2),
+            FileNotFoundError,
+            "script: found 'no/script.py', expected the path of a file",
+        ),
     ],
 )
 def test_wrong_arguments_say_what_is_wrong(call, kind, message):

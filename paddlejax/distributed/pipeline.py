@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..array_types import ArrayTree
-from ..hyper import ArgumentError, checked
+from ..hyper import checked, require
 from ..optimizer.arguments import check_program
 from ..optimizer.loss import Loss
 from ..optimizer.optimizer import Optimizer, Pairs
 from .pipeline_arguments import (
     SETTINGS,
     check_stage_params,
+    check_stages,
     checked_micro_batches,
     checked_places,
     split_batch,
@@ -96,15 +97,13 @@ class PipelineOptimizer:
     ):
         functions = list(cut_list)
         self._places = checked_places(len(functions), place_list, concurrency_list)
-        if mode == "async" and any(len(place) > 1 for place in self._places):
-            raise ArgumentError(
-                "place_list: found replicated sections, expected one device each with mode='async'"
-            )
+        alone = mode != "async" or all(len(place) == 1 for place in self._places)
+        require(alone, "place_list", place_list, "one device for each section with mode='async'")
         self._devices = [d for place in self._places for d in place]
         self._processes = not all(map(is_here, self._devices))
-        if self._processes and (mode == "async" or isinstance(optimizer, Optimizer)):
-            found = "mode='async'" if mode == "async" else "an optimizer object"
-            raise ArgumentError(f"place_list: found devices of several processes beside {found}")
+        able = mode == "sync" and not isinstance(optimizer, Optimizer)
+        expected = "devices of one process beside mode='async' or an optimizer object"
+        require(able or not self._processes, "place_list", place_list, expected)
         self.inner_optimizer, self.num_microbatches, self.mode = optimizer, num_microbatches, mode
         self._stages = len(functions)
         lanes = [len(place) for place in self._places]
@@ -113,8 +112,6 @@ class PipelineOptimizer:
         self.timeline: list[Span] = []  # of the last pass: which section worked when
         first = self._places[0][0]
         if isinstance(optimizer, Optimizer):
-            if mode == "async":
-                raise ArgumentError("mode: found 'async' with an optimizer object, expected a transformation")
             self._update: Any = ObjectUpdate(optimizer, first)
             self._place_parameters()
         else:
@@ -177,10 +174,8 @@ class PipelineOptimizer:
             done = self._pass(placed, micro_batches)
             placed, state = self._update.step(placed, state, done.grads)
         else:
-            if not isinstance(state, list) or len(state) != self._stages:
-                raise TypeError(
-                    f"state: found {type(state).__name__}, expected the list of states that init made"
-                )
+            fits = isinstance(state, list) and len(state) == self._stages
+            require(fits, "state", state, "the list of states that init made", TypeError)
             done = self._pass(placed, micro_batches, partial(self._update.step_stage, placed), state)
             placed, state = done.params, done.carries
         return placed, state, self._mean(done.losses)
@@ -206,10 +201,9 @@ class PipelineOptimizer:
         self._check_object("minimize")
         check_program(startup_program)
         for name, given in (("parameter_list", parameter_list), ("no_grad_set", no_grad_set)):
-            if given is not None:
-                raise TypeError(f"{name}: found {given!r}, expected None; use stop_gradient of a Parameter")
-        if not isinstance(loss, PipelineLoss) or loss.pipeline is not self:
-            raise TypeError(f"loss: found {loss!r}, expected what this pipeline's loss(x, y) returned")
+            require(given is None, name, given, "None; use stop_gradient of a Parameter", TypeError)
+        own = isinstance(loss, PipelineLoss) and loss.pipeline is self
+        require(own, "loss", loss, "what this pipeline's loss(x, y) returned", TypeError)
         if not loss.ran_backward:
             loss.backward()
         self._update.step()
@@ -232,12 +226,7 @@ class PipelineOptimizer:
     def _place_parameters(self) -> None:
         """Move every Parameter to the place of its stage."""
         given = self.inner_optimizer.parameters
-        if not isinstance(given, list | tuple) or len(given) != self._stages:
-            found = f"{len(given)} entries" if isinstance(given, list | tuple) else type(given).__name__
-            raise ArgumentError(
-                f"optimizer: its parameters are {found}, expected a list of {self._stages} trees, one for "
-                "each stage"
-            )
+        check_stages("optimizer's parameters", given, self._stages)
         check_stage_params("optimizer", [jax.tree.map(lambda p: p.peek(), t) for t in given], self._stages)
         for tree, (device, *_) in zip(given, self._places, strict=True):
             for p in jax.tree.leaves(tree):

@@ -9,10 +9,10 @@ from ..hyper import (
     COUNT,
     FLAG,
     ArgumentError,
-    Arguments,
     Check,
     Declaration,
     Must,
+    each,
     given,
     instance,
     one_of,
@@ -38,11 +38,6 @@ def _choice(*choices: str) -> tuple[Check, ...]:
     return instance(str, " or ".join(choices)), one_of(*choices)
 
 
-def _check_functions(name: str, cut_list: Any, arguments: Arguments) -> None:
-    for i, f in enumerate(cut_list):
-        require(callable(f), f"{name}: entry {i}", f, STAGES, TypeError)
-
-
 def _can_step(x: Any) -> bool:
     return not isinstance(x, Wrapper | LBFGS) and (isinstance(x, Optimizer) or is_transformation(x))
 
@@ -53,7 +48,7 @@ SETTINGS: dict[str, Declaration] = {
         given(STAGES),
         instance(list | tuple, STAGES),
         Must(len, STAGES, ArgumentError),
-        _check_functions,
+        each(Must(callable, STAGES)),
     ),
     "queue_size": COUNT,
     "num_microbatches": COUNT,
@@ -63,7 +58,14 @@ SETTINGS: dict[str, Declaration] = {
     "start_cpu_core_id": whole(0, error=ArgumentError),
     "schedule": _choice(*SCHEDULES),
     "recompute": FLAG,
-    "mode": _choice(*MODES),
+    "mode": (
+        *_choice(*MODES),
+        Must(
+            lambda mode, optimizer: mode == "sync" or not isinstance(optimizer, Optimizer),
+            "'sync' with an optimizer object",
+            ArgumentError,
+        ),
+    ),
 }
 
 
@@ -173,11 +175,17 @@ def _leaves(what: str, pair: tuple[Any, Any]) -> dict[str, Any]:
     return leaves
 
 
+def check_stages(what: str, trees: Any, stages: int) -> None:
+    """Refuse what is not one tree per stage."""
+    fits = isinstance(trees, list | tuple) and len(trees) == stages
+    found = f"{len(trees)} entries" if isinstance(trees, list | tuple) else type(trees).__name__
+    if not fits:
+        raise ArgumentError(f"{what}: found {found}, expected a list of {stages} trees, one for each stage")
+
+
 def check_stage_params(what: str, params: Any, stages: int) -> list[Any]:
     """One tree per stage of real floating arrays, none of which is in two stages."""
-    if not isinstance(params, list | tuple) or len(params) != stages:
-        found = f"{len(params)} entries" if isinstance(params, list | tuple) else type(params).__name__
-        raise ArgumentError(f"{what}: found {found}, expected a list of {stages} trees, one for each stage")
+    check_stages(what, params, stages)
     where: dict[int, tuple[Any, str]] = {}
     for path, p in jax.tree_util.tree_flatten_with_path(list(params))[0]:
         name = path_name(path)

@@ -1,7 +1,6 @@
 """One program in several processes: started together on this machine, or by a cluster on many."""
 
 import functools
-import math
 import os
 import queue
 import signal
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ..hyper import ArgumentError, number
+from ..hyper import COUNT, ArgumentError, Interval, Must, Number, checked, each, instance, optional
 
 COORDINATOR, PROCESSES, PROCESS_ID = VARIABLES = (
     "PADDLEJAX_COORDINATOR",
@@ -95,6 +94,19 @@ def _read(found: Mapping[str, str]) -> _Run:
     return _Run(found[COORDINATOR], processes, process_id)
 
 
+ARGS = "a list or tuple of strings, paths and numbers"
+
+
+@checked(
+    processes=COUNT,
+    devices_per_process=COUNT,
+    script=(
+        instance(str | os.PathLike, "the path of a Python script"),
+        Must(os.path.isfile, "the path of a file", FileNotFoundError),
+    ),
+    timeout=optional(Number("a number of seconds"), Interval(0, above=True, open=True)),
+    args=(instance(list | tuple, ARGS), each(instance(str | os.PathLike | int | float, ARGS))),
+)
 def launch(
     script: str | os.PathLike[str],
     processes: int,
@@ -118,23 +130,6 @@ def launch(
                 sys.exit(launch(__file__, 2, sys.argv[1:], devices_per_process=4))
             train()
     """
-    for name, value in (("processes", processes), ("devices_per_process", devices_per_process)):
-        if type(value) is not int or value < 1:
-            raise ArgumentError(f"launch's {name}: found {value!r}, expected a positive int")
-    if not isinstance(script, str | os.PathLike):
-        raise TypeError(f"launch's script: found {script!r}, expected the path of a Python script")
-    if not os.path.isfile(script):
-        raise FileNotFoundError(f"launch's script: there is no file {os.fspath(script)}")
-    if timeout is not None:
-        number("launch's timeout", timeout, "a number of seconds")
-        if not 0 < timeout < math.inf:
-            raise ArgumentError(f"launch's timeout: found {timeout}, expected a finite number above 0")
-    expected = "expected a list or tuple of strings, paths and numbers"
-    if not isinstance(args, list | tuple):
-        raise TypeError(f"launch's args: found {args!r}, {expected}")
-    for i, arg in enumerate(args):
-        if not isinstance(arg, str | os.PathLike | int | float):
-            raise TypeError(f"launch's args: entry {i} is {arg!r}, {expected}")
     if PROCESS_ID in os.environ:
         raise RuntimeError("launch was called by a process that launch started, expected initialize()")
     with _free_port() as port:

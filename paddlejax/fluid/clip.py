@@ -6,12 +6,9 @@ from typing import Any
 
 from .. import clip, pages
 from ..array_types import Numeric
+from ..hyper import checked, function_of, optional
 
-
-def _predicate(name: str, need_clip: Any) -> Any:
-    if need_clip is not None and not callable(need_clip):
-        raise TypeError(f"{name}'s need_clip: found {need_clip!r}, expected a function of the parameter")
-    return need_clip
+PREDICATE = optional(function_of("the parameter"))
 
 
 @pages.of(clip.ClipGradByValue)
@@ -25,11 +22,12 @@ class GradientClipByValue(clip.ClipGradByValue):
     [-1. -1.]
     """
 
+    @checked(need_clip=PREDICATE)
     def __init__(
         self, max: Numeric, min: Numeric | None = None, need_clip: Callable[[Any], bool] | None = None
     ):
         super().__init__(max, min)
-        self.need_clip = _predicate("GradientClipByValue", need_clip)
+        self.need_clip = need_clip
 
 
 @pages.of(clip.ClipGradByNorm)
@@ -43,9 +41,10 @@ class GradientClipByNorm(clip.ClipGradByNorm):
     [-0.6 -0.8]
     """
 
+    @checked(need_clip=PREDICATE)
     def __init__(self, clip_norm: Numeric, need_clip: Callable[[Any], bool] | None = None):
         super().__init__(clip_norm)
-        self.need_clip = _predicate("GradientClipByNorm", need_clip)
+        self.need_clip = need_clip
 
 
 @pages.of(clip.ClipGradByGlobalNorm)
@@ -59,6 +58,7 @@ class GradientClipByGlobalNorm(clip.ClipGradByGlobalNorm):
     [-0.6 -0.8]
     """
 
+    @checked(need_clip=PREDICATE)
     def __init__(
         self,
         clip_norm: Numeric,
@@ -66,4 +66,4 @@ class GradientClipByGlobalNorm(clip.ClipGradByGlobalNorm):
         need_clip: Callable[[Any], bool] | None = None,
     ):
         super().__init__(clip_norm, group_name)
-        self.need_clip = _predicate("GradientClipByGlobalNorm", need_clip)
+        self.need_clip = need_clip

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..array_types import Numeric
-from ..hyper import ArgumentError, number
+from ..hyper import NUMBER, ArgumentError, Interval, Must, checked, require
 from ..norms import squared_norm
 from ..optimizer.parameter import Parameter
 from ..selected_rows import SelectedRows
@@ -19,6 +19,12 @@ __all__ = ["clip_grad_norm_", "clip_grad_value_"]
 _NORM_TYPES = (float("inf"), 0.0, 1.0, 2.0)
 
 
+LIMIT = NUMBER, Interval(0)
+
+
+@checked(
+    max_norm=LIMIT, norm_type=Must(lambda x: _as_float(x) in _NORM_TYPES, "inf, 0, 1 or 2", ArgumentError)
+)
 def clip_grad_norm_(
     parameters: Any, max_norm: Numeric, norm_type: Numeric = 2.0, error_if_nonfinite: bool = False
 ) -> jax.Array:
@@ -37,10 +43,7 @@ def clip_grad_norm_(
     >>> print(clip_grad_norm_([w], 1.0), w.grad)
     5.0 [0.6 0.8]
     """
-    limit = _limit("clip_grad_norm_'s max_norm", max_norm)
-    kind = float("nan") if isinstance(norm_type, bool) else _as_float(norm_type)
-    if kind not in _NORM_TYPES:
-        raise ArgumentError(f"clip_grad_norm_'s norm_type: found {norm_type!r}, expected inf, 0, 1 or 2")
+    limit, kind = float(max_norm), float(norm_type)  # whatever was given, so that all share a program
     there = _with_gradients("clip_grad_norm_", parameters)
     if not there:
         return jnp.zeros(())
@@ -55,6 +58,7 @@ def clip_grad_norm_(
     return total
 
 
+@checked(clip_value=LIMIT)
 def clip_grad_value_(parameters: Any, clip_value: Numeric) -> None:
     """Clamp every element of every gradient in place to [-clip_value, clip_value]; NaN stays NaN.
 
@@ -66,7 +70,7 @@ def clip_grad_value_(parameters: Any, clip_value: Numeric) -> None:
     >>> print(w.grad)
     [-1.   0.2]
     """
-    limit = _limit("clip_grad_value_'s clip_value", clip_value)
+    limit = float(clip_value)
     there = _with_gradients("clip_grad_value_", parameters)
     grads = _merged(there)
     _replace(there, grads, _clip_value(list(map(_values, grads)), limit))
@@ -110,17 +114,9 @@ def _replace(there: list[Parameter], grads: list[Any], values: list[jax.Array]) 
         p.grad = g.with_values(new) if isinstance(g, SelectedRows) else new
 
 
-def _limit(what: str, value: Any) -> float:
-    """A Python float whatever was given, so that all share a program."""
-    number(what, value)
-    if not float(value) >= 0:
-        raise ArgumentError(f"{what}: found {value}, expected a number of at least 0")
-    return float(value)
-
-
 def _as_float(norm_type: Any) -> float:
     try:
-        return float(norm_type)
+        return float("nan") if isinstance(norm_type, bool) else float(norm_type)
     except (TypeError, ValueError):
         return float("nan")
 
@@ -131,6 +127,5 @@ def _with_gradients(function: str, parameters: Any) -> list[Parameter]:
         parameters = list(parameters)
     found = jax.tree.leaves(parameters)
     for p in found:
-        if not isinstance(p, Parameter):
-            raise TypeError(f"{function}'s parameters: found {p!r}, expected Parameters")
+        require(isinstance(p, Parameter), f"{function}'s parameters", p, "Parameters", TypeError)
     return [p for p in dict.fromkeys(found) if p.grad is not None]

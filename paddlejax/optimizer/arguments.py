@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from ..clip import ClipGradBase
-from ..hyper import number
+from ..hyper import NAME, Must, instance, number, require, verify
 from ..lifting import Lifted
 from ..paths import LeafOptions, with_hyperparameters
 from ..regularizer import as_regularizer
@@ -71,21 +71,19 @@ def has_groups(given: Any) -> bool:
 
 
 def _read_group(where: str, group: Any) -> tuple[list[Parameter], dict[str, Any]]:
-    if not isinstance(group, Mapping) or "params" not in group:
-        raise ParametersError(f"{where} is {group!r}, expected a dict with 'params'")
-    if group["params"] is None:
-        raise ParametersError(f"{where} holds None, expected Parameters")
+    is_group = isinstance(group, Mapping) and "params" in group
+    require(is_group, where, group, "a dict with 'params'", ParametersError)
+    require(group["params"] is not None, where, None, "Parameters", ParametersError)
     members = jax.tree.leaves(_ordered(group["params"], where))
     for p in members:
-        if not isinstance(p, Parameter):
-            raise ParametersError(f"{where} holds {type(p).__name__}, expected Parameters")
+        require(isinstance(p, Parameter), where, p, "Parameters", ParametersError)
     return members, {k: v for k, v in group.items() if k != "params"}
 
 
 def _ordered(given: Any, where: str) -> Any:
     """A tree as it is, a generator or view as a list; a set has no order to restore a state by."""
-    if isinstance(given, set | frozenset):
-        raise ParametersError(f"{where}: found a set, expected an ordered collection")
+    unordered = isinstance(given, set | frozenset)
+    require(not unordered, where, given, "an ordered collection, not a set", ParametersError)
     loose = isinstance(given, Iterable) and not isinstance(given, Parameter | str)
     return list(given) if loose and jax.tree_util.all_leaves([given]) else given
 
@@ -102,33 +100,36 @@ def check_distinct(argument: str, parameters: list[Parameter]) -> None:
         raise ValueError(f"{argument}: {twice} appears more than once")
 
 
+CLIP = instance(ClipGradBase | None, "an instance of nn.ClipGradBy*, or None")
+PROGRAM = Must(lambda x: x is None, "None; JAX has no programs")
+PAIRS = instance(Iterable, "(Parameter, gradient) pairs")
+PAIR = Must(
+    lambda x: isinstance(x, tuple | list) and len(x) == 2 and isinstance(x[0], Parameter),
+    "(Parameter, gradient)",
+)
+CHOSEN = instance(Iterable, "Parameters or names")
+
+
 def checked_clip(argument: str, value: Any) -> ClipGradBase | None:
-    if value is not None and not isinstance(value, ClipGradBase):
-        raise TypeError(f"{argument}: found {value!r}, expected an instance of nn.ClipGradBy*, or None")
+    verify(CLIP, argument, value)
     return value
 
 
 def checked_name(name: Any) -> str | None:
-    if name is not None and not isinstance(name, str):
-        raise TypeError(f"name: found {name!r}, expected a str or None")
+    verify(NAME, "name", name)
     return name
 
 
 def check_program(startup_program: Any) -> None:
-    if startup_program is not None:
-        raise TypeError(
-            f"startup_program: found {type(startup_program).__name__}, expected None; JAX has no programs"
-        )
+    verify(PROGRAM, "startup_program", startup_program)
 
 
 def checked_pairs(params_grads: Any, known: Collection[Parameter]) -> dict[Parameter, Any]:
     """(Parameter, gradient) pairs as a dict of those that are to be stepped, each one of `known` and once."""
-    if not isinstance(params_grads, Iterable):
-        raise TypeError(f"params_grads: found {params_grads!r}, expected (Parameter, gradient) pairs")
+    verify(PAIRS, "params_grads", params_grads)
     seen, checked = set(), {}
     for pair in params_grads:
-        if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], Parameter):
-            raise TypeError(f"params_grads: found {pair!r}, expected (Parameter, gradient)")
+        verify(PAIR, "params_grads", pair)
         p, g = pair
         if p not in known:
             raise ValueError(f"params_grads: Parameter {p.name} is not one of this optimizer's")
@@ -144,8 +145,7 @@ def selected(argument: str, chosen: Any, known: Collection[Parameter]) -> set[Pa
     """The Parameters that were chosen among those known, by themselves or by name."""
     by_name = {p.name: p for p in known}
     members = set(known)
-    if not isinstance(chosen, Iterable):
-        raise TypeError(f"{argument}: found {chosen!r}, expected Parameters or names")
+    verify(CHOSEN, argument, chosen)
     found = set()
     for p in [chosen] if isinstance(chosen, str | Parameter) else chosen:
         one = by_name.get(p) if isinstance(p, str) else p

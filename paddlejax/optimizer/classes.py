@@ -6,9 +6,15 @@ The arguments that all share are explained at `Optimizer`, the hyperparameters a
 from typing import Any
 
 from .. import pages, rules
-from ..hyper import number
+from ..hyper import Interval, Must, Number, checked, unless
 from .lr import Rate
 from .optimizer import Optimizer
+
+# Paddle's NAdam and RAdam check that and others do not; schedulers pass.
+NOT_NEGATIVE = (
+    Must(lambda rate: rate is not None, "a number or an LRScheduler"),
+    unless(lambda rate: not isinstance(rate, int | float), Interval(0, error=ValueError)),
+)
 
 
 @pages.of(rules.SGD, "optimizer.SGD(0.1, parameters=[p])", "[ 0.8 -1.6]")
@@ -134,6 +140,7 @@ class AdamW(Optimizer):
     none either: a SelectedRows gradient is refused, as in Paddle.
     """
 
+    @checked(weight_decay=Number("an int or float"))
     def __init__(
         self,
         learning_rate: Rate = 0.001,
@@ -153,7 +160,6 @@ class AdamW(Optimizer):
         *,
         packed: bool = False,
     ):
-        number("weight_decay", weight_decay, "an int or float")
         rule = rules.AdamW(
             beta1,
             beta2,
@@ -192,6 +198,7 @@ class Adamax(Optimizer):
 class NAdam(Optimizer):
     """Paddle's NAdam, see `nadam`."""
 
+    @checked(learning_rate=NOT_NEGATIVE)
     def __init__(
         self,
         learning_rate: Rate = 0.002,
@@ -207,7 +214,7 @@ class NAdam(Optimizer):
         packed: bool = False,
     ):
         rule = rules.NAdam(beta1, beta2, epsilon, momentum_decay)
-        common = refuse_negative(learning_rate), parameters, weight_decay, grad_clip, name
+        common = learning_rate, parameters, weight_decay, grad_clip, name
         super().__init__(*common, rule=rule, packed=packed)
 
 
@@ -215,6 +222,7 @@ class NAdam(Optimizer):
 class RAdam(Optimizer):
     """Paddle's RAdam, see `radam`."""
 
+    @checked(learning_rate=NOT_NEGATIVE)
     def __init__(
         self,
         learning_rate: Rate = 0.001,
@@ -229,7 +237,7 @@ class RAdam(Optimizer):
         packed: bool = False,
     ):
         rule = rules.RAdam(beta1, beta2, epsilon)
-        common = refuse_negative(learning_rate), parameters, weight_decay, grad_clip, name
+        common = learning_rate, parameters, weight_decay, grad_clip, name
         super().__init__(*common, rule=rule, packed=packed)
 
 
@@ -322,12 +330,3 @@ class ASGD(Optimizer):
         rule = rules.ASGD(batch_num)
         common = learning_rate, parameters, weight_decay, grad_clip, name
         super().__init__(*common, rule=rule, packed=packed, masters=multi_precision)
-
-
-def refuse_negative(learning_rate: Any) -> Any:
-    """The rate, unless it is a number below 0: Paddle's NAdam and RAdam check that and others do not."""
-    if learning_rate is None:
-        raise TypeError("learning_rate is not set: found None, expected a number")
-    if isinstance(learning_rate, int | float) and learning_rate < 0:
-        raise ValueError(f"learning_rate: found {learning_rate}, expected a number of at least 0")
-    return learning_rate

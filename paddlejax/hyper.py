@@ -125,7 +125,8 @@ class Must:
 
 def _asked(test: Callable[..., Any], value: Any, arguments: Arguments) -> Any:
     """Ask a test about a value and about the other arguments that its parameters name."""
-    return test(value, *(arguments[name] for name in _others(test)))
+    others = _others(test)
+    return test(value, *[arguments[name] for name in others]) if others else test(value)
 
 
 @functools.cache

@@ -4,6 +4,7 @@ Whatever all rules share is written here once: hyperparameters as data, arithmet
 the scalars common to all tensors, leaves without a gradient, and errors that name the leaf.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -25,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from .array_types import ArrayTree, Gradients, Init, LearningRate, Update
-from .hyper import RATE, number, of_annotation, refuse_bad, verify
+from .hyper import RATE, Declaration, number, of_annotation, refuse_bad, verify
 from .selected_rows import SelectedRows, dense
 from .step import advance, check_sparse, in_wide, stepped
 from .trees import align, beside, compute_dtype, flatten, gradients, path_name
@@ -149,8 +150,13 @@ class Rule:
 
 def check(rule: Rule) -> None:
     """Refuse a missing, mistyped or out-of-range hyperparameter before anything is built from it."""
-    declared = {f.name: of_annotation(f.type, f.default) for f in fields(rule)}
+    declared = _declared(type(rule))
     refuse_bad(type(rule).__name__, declared, {name: getattr(rule, name) for name in declared})
+
+
+@functools.cache
+def _declared(cls: Any) -> dict[str, Declaration]:
+    return {f.name: of_annotation(f.type, f.default) for f in fields(cls)}
 
 
 def lift(

@@ -168,7 +168,7 @@ def _about(t: Any, options: dict[str, LeafOptions]) -> Any:
             (about, factor) if o is None else (about if o.leaf is None else o.leaf, factor * o.learning_rate)
         )
 
-    return lift(source.rule, source.learning_rate, leaf)
+    return Lifted(*replace(source, leaf=leaf).pair())  # its rule was checked when it was lifted
 
 
 @checked(rule=PAIR, grad_clip=CLIP)

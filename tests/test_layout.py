@@ -24,9 +24,11 @@ LAYERS = [
     {"optimizer"},
     {"checkpoint", "distributed", "interop"},
     {"amp", "nn", "fluid", "incubate", "static"},
-    {"__init__", "__main__"},
+    {"__init__"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+LEVEL["__version__"] = LEVEL["__init__"]  # which defines it
 
 
 def imports(path: Path) -> set[str]:
@@ -53,7 +55,7 @@ def test_imports_point_one_way():
 
 
 def test_every_module_has_its_place():
-    assert {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in FILES} == set(LEVEL)
+    assert {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in FILES} == set().union(*LAYERS)
 
 
 LONG = {

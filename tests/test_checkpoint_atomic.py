@@ -36,7 +36,6 @@ def temporaries(folder):
     return [p for p in folder.iterdir() if p.name.endswith(".tmp")]
 
 
-@pytest.mark.slow
 def test_a_killed_save_leaves_the_old_file_or_the_new_one_whole(tmp_path):
     target, rng, cut = tmp_path / "x.pdopt", random.Random(0), 0
     wholes = {b"o" * SIZE, b"n" * SIZE}

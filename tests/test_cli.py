@@ -134,7 +134,6 @@ def test_help_shows_examples(capsys):
         assert ended([command, "--help"], capsys)[0] == 0
 
 
-@pytest.mark.slow
 def test_the_command_runs_as_a_module():
     done = shell("inspect", OPT)
     assert (done.returncode, done.stderr) == (0, "") and "linear_0.w_0  moment1" in done.stdout
@@ -142,7 +141,6 @@ def test_the_command_runs_as_a_module():
     assert bad.returncode == 1 and bad.stderr.count("\n") == 1 and not bad.stdout
 
 
-@pytest.mark.slow
 def test_ascii_terminals_and_closed_pipes_are_no_error(tmp_path):
     save({"é": jnp.ones(1)} | {f"w{i}": jnp.ones(1) for i in range(3000)}, tmp_path / "x")
     done = shell("inspect", tmp_path / "x", env={**os.environ, "PYTHONIOENCODING": "ascii"})

@@ -162,7 +162,6 @@ def test_nothing_is_lost(exchange):
     assert np.abs(kept).max() > 1  # and there was something to lose
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_nothing_is_lost_with_momentum(nesterov):
     """What was sent and what is kept back are together what was accumulated, as the reference defines it:
@@ -317,7 +316,6 @@ def on_the_wire(**options):
     return collectives(jax.jit(step).lower(params, state, x).compile())
 
 
-@pytest.mark.slow
 def test_a_hundredth_goes_on_the_wire():
     sparse = on_the_wire(rampup_begin_step=0)
     at_75 = on_the_wire(rampup_begin_step=0, sparsity=[0.75])
@@ -383,7 +381,6 @@ def trained(mesh, params=None, workers=N, **options):
     return params, state, float(loss)
 
 
-@pytest.mark.slow
 def test_kinds_of_meshes_agree():
     """Auto, Explicit, and four workers with an axis beside theirs over which the parameters are sharded."""
     auto, explicit = trained(mesh_of()), trained(mesh_of(AxisType.Explicit))
@@ -1019,7 +1016,6 @@ def test_wrong_use_of_the_class():
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one(monkeypatch, tmp_path):
     """The example as 2 processes of 4 workers each, against 8 workers here: four epochs, both exchanges."""
     monkeypatch.syspath_prepend(EXAMPLES)

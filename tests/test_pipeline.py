@@ -598,7 +598,6 @@ print("equal in process", jax.process_index())
 """
 
 
-@pytest.mark.slow
 def test_stages_in_two_processes(tmp_path, capfd):
     """Each has some of the stages, and one stage is in both; the norm of the clip spans them."""
     script = tmp_path / "program.py"

@@ -254,7 +254,6 @@ def test_every_scheduler_resumes(folder, name, old):
         assert rates(*second, save_at, 8) == want[save_at:]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("save_at, search", [(0, None), (1, "strong_wolfe"), (3, None), (3, "strong_wolfe")])
 def test_lbfgs_resumes(folder, save_at, search):
     @paddle.loss

@@ -60,7 +60,6 @@ def wheel(tmp_path_factory):
     return built
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "paddlejax").rglob("*.py")}
@@ -69,7 +68,6 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert names == modules | {"paddlejax/py.typed"} | extra
 
 
-@pytest.mark.slow
 def test_the_wheel_works_elsewhere(wheel, tmp_path):
     """Installed by itself: whatever it finds of paddlejax is its own."""
     target, elsewhere = tmp_path / "site", tmp_path / "elsewhere"

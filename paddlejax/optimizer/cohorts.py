@@ -1,7 +1,5 @@
 """The state_dict of an optimizer: how its groups are written under Paddle's names, and read again."""
 
-import difflib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,27 +10,8 @@ import numpy as np
 from ..lifting import Lifted
 from ..trees import compute_dtype, is_narrow
 from .group import StepGroup
+from .ledger import StateDictError, base, nearest
 from .parameter import Parameter
-
-
-class StateDictError(ValueError, AssertionError, RuntimeError, KeyError):
-    """A state_dict does not fit the optimizer; everything that is wrong with it is in the message.
-
-    Paddle raises one of these four, depending on version and fault.
-    """
-
-    __str__ = Exception.__str__  # KeyError's would quote the message
-
-
-def base(key: str) -> str:
-    """A key without its trailing counter."""
-    return re.sub(r"_\d+$", "", key)
-
-
-def nearest(key: str, names: Sequence[str]) -> str:
-    """The name most like a missing one, for the message; none among thousands, which would take long."""
-    near = difflib.get_close_matches(key, names, 1, 0.5) if len(names) <= 500 else []
-    return f" (nearest: {near[0]})" if near else ""
 
 
 def raise_if(problems: Sequence[str]) -> None:

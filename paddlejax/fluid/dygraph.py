@@ -4,12 +4,15 @@ The optimizer calls a schedule once per minimize: it evaluates, then advances by
 epoch, and ReduceLROnPlateau, move only by their own `.epoch()` and `.step(loss)`. Rates are float32 scalars.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from .. import pages, schedules
 from ..hyper import checked, function_of, instance, require
 from ..schedule import BASE_RATE, RISES, RISING
 from ..schedules import BELOW_ONE, MODES, NOT_ZERO
+from ..optimizer.ledger import Entries, Field, load, written
 
 
 class LearningRateDecay:
@@ -61,16 +64,21 @@ class LearningRateDecay:
 
     def state_dict(self):
         """The saved attributes: Python numbers."""
-        self._state_keys()
-        return {key: getattr(self, key) for key in self.keys}
+        return written((field, getattr(self, field.key)) for field in self._fields())
 
     def set_state_dict(self, state_dict):
         """Restore what `state_dict` saved; nothing changes if a key is missing."""
+        load(self._loading, state_dict, counters=False)
+
+    def _fields(self) -> list[Field]:
         self._state_keys()
-        for key in self.keys:
-            if key not in state_dict:
-                raise RuntimeError(f"Can't find [ {key} ] in state_dict; found {sorted(state_dict)}")
-        self.__dict__.update({key: state_dict[key] for key in self.keys})
+        return [Field(key) for key in self.keys]
+
+    def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
+        found = {field.key: entries.read(field) for field in self._fields()}
+        entries.drop(*entries.rest)  # as in 1.8.5
+        yield
+        vars(self).update(found)
 
     def set_dict(self, state_dict):
         """The older name of `set_state_dict`."""
@@ -211,6 +219,9 @@ class CosineDecay(LearningRateDecay):
         return schedules.cosine_decay.at(self.step_num, self.learning_rate, self.step_each_epoch, self.epochs)
 
 
+INNER = Field("learning_rate", required=False)  # the state of a wrapped schedule
+
+
 @pages.of(schedules.linear_warmup)
 class LinearLrWarmup(LearningRateDecay):
     """A linear rise before a rate or another schedule; see `schedules.linear_warmup`.
@@ -243,17 +254,19 @@ class LinearLrWarmup(LearningRateDecay):
         """Also the state of a wrapped schedule that moves on its own, which 1.8.5 loses."""
         state = super().state_dict()
         if isinstance(self.learning_rate, (LearningRateEpochDecay, ReduceLROnPlateau)):
-            state["learning_rate"] = self.learning_rate.state_dict()
+            state[INNER.key] = self.learning_rate.state_dict()
         return state
 
-    def set_state_dict(self, state_dict):
-        before, inner = self.step_num, self.learning_rate
-        super().set_state_dict(state_dict)
-        if isinstance(inner, LearningRateDecay):
+    def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
+        before, inner, found = self.step_num, self.learning_rate, entries.read(INNER)
+        own = super()._loading(entries, strict)
+        yield next(own)
+        if isinstance(inner, LearningRateDecay) and found is not None:
+            inner.set_state_dict(found)  # before its own: the inner may be a user's and refuse it
+        next(own, None)
+        if isinstance(inner, LearningRateDecay) and found is None:
             # 1.8.5's state has no place for the wrapped schedule, but the two move in step.
             inner._advance(round((self.step_num - before) / (self.step_size or 1)))
-            if "learning_rate" in state_dict:
-                inner.set_state_dict(state_dict["learning_rate"])
 
 
 class LearningRateEpochDecay(LearningRateDecay):

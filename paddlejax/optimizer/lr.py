@@ -7,7 +7,7 @@ import functools
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import jax
@@ -18,6 +18,7 @@ from ..array_types import Numeric
 from ..hyper import Must, checked, instance, require
 from ..pages import page
 from ..schedule import BASE_RATE
+from .ledger import AttributeField, DictField, Entries, Field, load, written
 
 
 def _whole(step: Callable[..., None]) -> Callable[..., None]:
@@ -85,23 +86,27 @@ class LRScheduler:
 
     def state_dict(self):
         """The saved attributes; an array of one element becomes a float."""
-        self.state_keys()
-        state = {key: self.__dict__[key] for key in self.keys if key in self.__dict__}
-        return {k: float(v.reshape(())) if isinstance(v, jax.Array) else v for k, v in state.items()}
+        return written((f, vars(self)[f.key]) for f in self._fields() if f.key in vars(self))
 
     def set_state_dict(self, state_dict):
-        """Restore what `state_dict` saved; nothing changes if a key is missing."""
-        self.state_keys()
-        self._restore(state_dict, self.keys)
+        """Restore what `state_dict` saved, or raise one error with all that is missing, and change nothing.
 
-    def _restore(self, state_dict, keys, optional=()):
-        for key in keys:
-            if key not in state_dict:
-                raise RuntimeError(f"Can't find [ {key} ] in state_dict; found {sorted(state_dict)}")
-        unused = sorted(set(state_dict) - set(keys) - set(optional))
+        A key that is not used is only warned of.
+        """
+        load(self._loading, state_dict, counters=False)
+
+    def _fields(self) -> list[Field]:
+        self.state_keys()
+        return [AttributeField(key) for key in self.keys]
+
+    def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
+        found = {field.key: entries.read(field) for field in self._fields()}
+        unused = sorted(entries.rest)
+        entries.drop(*unused)
+        yield
         if unused:
-            warnings.warn(f"{type(self).__name__} does not use {unused} of state_dict", stacklevel=3)
-        self.__dict__.update({key: state_dict[key] for key in keys})
+            warnings.warn(f"{type(self).__name__} does not use {unused} of state_dict", stacklevel=4)
+        vars(self).update(found)
 
     def set_dict(self, state_dict):
         """The older name of `set_state_dict`."""
@@ -209,6 +214,9 @@ class PolynomialDecay(_Formula, family=schedules.polynomial_decay):
         super().__init__(learning_rate, last_epoch, verbose)
 
 
+INNER = DictField("LinearWarmup_LR")  # Paddle's name for the state of the scheduler inside
+
+
 class LinearWarmup(_Formula, family=schedules.linear_warmup, base=None):
     """A linear rise before a number or another scheduler, which it drives; see `schedules.linear_warmup`.
 
@@ -242,17 +250,17 @@ class LinearWarmup(_Formula, family=schedules.linear_warmup, base=None):
     def state_dict(self):
         state = super().state_dict()
         if isinstance(self.learning_rate, LRScheduler):
-            state["LinearWarmup_LR"] = self.learning_rate.state_dict()
+            state[INNER.key] = self.learning_rate.state_dict()
         return state
 
-    def set_state_dict(self, state_dict):
-        self.state_keys()
-        if not isinstance(self.learning_rate, LRScheduler):
-            return self._restore(state_dict, self.keys)
-        if "LinearWarmup_LR" not in state_dict:
-            raise KeyError(f"LinearWarmup_LR is not in state_dict; found {sorted(state_dict)}")
-        self._restore(state_dict, self.keys, ["LinearWarmup_LR"])
-        self.learning_rate.set_state_dict(state_dict["LinearWarmup_LR"])
+    def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
+        inner = self.learning_rate
+        found = entries.read(INNER) if isinstance(inner, LRScheduler) else None
+        own = super()._loading(entries, strict)
+        yield next(own)
+        if isinstance(inner, LRScheduler):
+            inner.set_state_dict(found)  # before its own: the inner may be a user's and refuse it
+        next(own, None)
 
 
 class ExponentialDecay(_Formula, family=schedules.exponential_decay):
@@ -443,6 +451,9 @@ class CyclicLR(_Formula, family=schedules.cyclic_lr, base="base_learning_rate"):
         super().__init__(base_learning_rate, last_epoch, verbose)
 
 
+CYCLE = ("T_cur", "T_i")
+
+
 class CosineAnnealingWarmRestarts(_Formula, family=schedules.cosine_annealing_warm_restarts):
     """Half a cosine again and again, in ever longer cycles; see `schedules.cosine_annealing_warm_restarts`.
 
@@ -490,18 +501,20 @@ class CosineAnnealingWarmRestarts(_Formula, family=schedules.cosine_annealing_wa
             self.T_i = self.T_0 * self.T_mult**cycle
 
     def state_dict(self):
-        return super().state_dict() | {"T_cur": self.T_cur, "T_i": self.T_i}
+        return super().state_dict() | {key: getattr(self, key) for key in CYCLE}
 
-    def set_state_dict(self, state_dict):
-        self.state_keys()
-        extra = ["T_cur", "T_i"]
-        if "T_cur" in state_dict or "T_i" in state_dict:
-            return self._restore(state_dict, self.keys + extra)
-        self._restore(state_dict, self.keys)
+    def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
+        told = any(map(entries.has, CYCLE))
+        cycle = {key: entries.read(Field(key, required=told)) for key in CYCLE}
+        yield from super()._loading(entries, strict)
+        vars(self).update(cycle if told else self._counted())
+
+    def _counted(self) -> dict[str, Any]:
+        """The place in the cycle at `last_epoch`, and the cycle's length."""
         place, length = self.last_epoch, self.T_0
         while place >= length and self.T_mult > 1:
             place, length = place - length, length * self.T_mult
-        self.T_cur, self.T_i = place % length, length
+        return {"T_cur": place % length, "T_i": length}
 
 
 class ReduceOnPlateau(LRScheduler):

@@ -16,7 +16,7 @@ from ..average import ModelAverageState, MovingAverageState, exponential_moving_
 from ..hyper import number
 from ..trees import compute_dtype
 from .arguments import check_distinct, checked_name, read_parameters
-from .entries import Entries, counter
+from .ledger import ArrayField, CountField, Entries, Field, load, written
 from .parameter import Parameter
 from .transaction import run_atomically
 
@@ -156,32 +156,37 @@ class ExponentialMovingAverage(ParameterAverage):
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the averages under `<name><parameter>_ema_0`, with Paddle's counter and rate."""
-        entries: dict[str, Any] = {
-            self._key(p): jnp.copy(e) for p, e in zip(self.parameter_list, self._state.ema, strict=True)
-        }
-        entries["@EMA_STEP_COUNTER@"] = counter(self._count)
-        entries["scheduled_ema_decay_rate"] = jnp.copy(self._state.decay).reshape(1)
-        return entries
+        fields, state = self._fields(), self._state
+        ema = [(fields[p], e) for p, e in zip(self.parameter_list, state.ema, strict=True)]
+        decay = state.decay.reshape(1)
+        return written([*ema, (fields["count"], self._count), (fields["decay"], decay)])
 
     def set_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict()` returned, or raise one error with all that does not fit."""
-        entries, state = Entries(state_dict), self._state
-        ema = [
-            entries.take(self._key(p), p.shape, e.dtype)
-            for p, e in zip(self.parameter_list, state.ema, strict=True)
-        ]
-        count = entries.scalar("@EMA_STEP_COUNTER@")
-        decay = entries.take("scheduled_ema_decay_rate", (1,), state.decay.dtype)
-        entries.close()
-        assert count is not None and decay is not None
-        self._count = count
-        self._state = MovingAverageState(jnp.array(count, jnp.int32), decay.reshape(()), ema)
+        load(self._loading, state_dict)
 
     set_dict = set_state_dict
     load_state_dict = set_state_dict
 
-    def _key(self, p: Parameter) -> str:
-        return f"{self._name or ''}{p.name}_ema_0"
+    def _fields(self) -> dict[Any, Field]:
+        pairs = zip(self.parameter_list, self._state.ema, strict=True)
+        return {
+            **{p: ArrayField(f"{self._name or ''}{p.name}_ema_0", p.shape, e.dtype) for p, e in pairs},
+            "count": CountField("@EMA_STEP_COUNTER@"),
+            "decay": ArrayField("scheduled_ema_decay_rate", (1,), self._state.decay.dtype),
+        }
+
+    def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
+        found = entries.read_all(self._fields())
+        yield
+        count, decay = jnp.array(found["count"], jnp.int32), found["decay"].reshape(())
+        self._state = MovingAverageState(count, decay, [found[p] for p in self.parameter_list])
+        self._count = found["count"]
+
+
+# What is saved of a parameter, in the order of Paddle's keys.
+SUMS, COUNTS = ModelAverageState._fields[:3], ModelAverageState._fields[3:]
+ACCUMULATORS = (*SUMS, *COUNTS, "restore")
 
 
 @dataclass(eq=False)
@@ -276,53 +281,52 @@ class ModelAverage(ParameterAverage):
         """
         if not self._cohorts:
             return {}
-        rows: dict[str, dict[int, Any]] = {name: {} for name in (*ModelAverageState._fields, "restore")}
         known = {i for cohort in self._cohorts for i in cohort.members}
         others = [
             _Cohort([i], self._average.init([p.peek()]))
             for i, p in enumerate(self.parameter_list)
             if i not in known
         ]
-        for cohort in (*self._cohorts, *others):
-            for field, x in zip(ModelAverageState._fields, cohort.state, strict=True):
-                copies = map(jnp.copy, x) if isinstance(x, list) else (counter(x) for _ in cohort.members)
-                rows[field] |= dict(zip(cohort.members, copies, strict=True))
         saved = self._saved or {}
-        for i, p in enumerate(self.parameter_list):
-            rows["restore"][i] = jnp.copy(saved[p]) if p in saved else jnp.zeros_like(p.peek())
-        return {
-            self._key(p, field): row[i]
-            for field, row in rows.items()
-            for i, p in enumerate(self.parameter_list)
-        }
+        values: dict[int, dict[str, Any]] = {}
+        for cohort in (*self._cohorts, *others):
+            for j, i in enumerate(cohort.members):
+                p = self.parameter_list[i]
+                own = {k: x[j] if isinstance(x, list) else x for k, x in cohort.state._asdict().items()}
+                values[i] = own | {"restore": saved[p] if p in saved else jnp.zeros_like(p.peek())}
+        fields = [self._fields(p) for p in self.parameter_list]
+        return written((own[k], values[i][k]) for k in ACCUMULATORS for i, own in enumerate(fields))
 
     def set_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict()` returned, or raise one error with all that does not fit.
 
         The entries `restore` are not needed: they are of a moment inside `apply()`.
         """
-        entries = Entries(state_dict)
-        if not entries.rest and not self._cohorts:
-            return
-        groups: dict[tuple[Any, ...], list[tuple[int, list[Any]]]] = {}
-        for i, p in enumerate(self.parameter_list):
-            fields = ModelAverageState._fields
-            wide = compute_dtype((), p.peek())
-            sums = [entries.take(self._key(p, field), p.shape, wide) for field in fields[:3]]
-            counts = tuple(entries.scalar(self._key(p, field)) for field in fields[3:])
-            entries.take(self._key(p, "restore"), p.shape, p.dtype, required=False)
-            groups.setdefault(counts, []).append((i, sums))
-        entries.close()
-        cohorts = []
-        for counts, members in groups.items():
-            if counts[-1]:
-                columns: Any = [[sums[j] for _, sums in members] for j in range(3)]
-                counters = [jnp.array(count, jnp.int32) for count in counts]
-                cohorts.append(_Cohort([i for i, _ in members], ModelAverageState(*columns, *counters)))
-        self._cohorts = cohorts
+        load(self._loading, state_dict)
 
     set_dict = set_state_dict
     load_state_dict = set_state_dict
 
-    def _key(self, p: Parameter, field: str) -> str:
-        return "_".join([p.name, *([self._name] if self._name else []), field, "0"])
+    def _fields(self, p: Parameter) -> dict[str, Field]:
+        keys = {k: "_".join([p.name, *([self._name] if self._name else []), k, "0"]) for k in ACCUMULATORS}
+        wide = compute_dtype((), p.peek())
+        return {
+            **{k: ArrayField(keys[k], p.shape, wide) for k in SUMS},
+            **{k: CountField(keys[k]) for k in COUNTS},
+            "restore": ArrayField(keys["restore"], p.shape, p.dtype, required=False),
+        }
+
+    def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
+        saved = entries.rest or self._cohorts  # else before any step
+        found = [entries.read_all(self._fields(p)) for p in self.parameter_list if saved]
+        yield
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, values in enumerate(found):
+            groups.setdefault(tuple(values[k] for k in COUNTS), []).append(i)
+        cohorts = []
+        for counts, members in groups.items():
+            if counts[-1]:
+                sums: Any = [[found[i][k] for i in members] for k in SUMS]
+                counters = [jnp.array(count, jnp.int32) for count in counts]
+                cohorts.append(_Cohort(members, ModelAverageState(*sums, *counters)))
+        self._cohorts = cohorts

@@ -1,6 +1,6 @@
 """Paddle's `paddle.amp`: the loss scaling of mixed-precision training, as an object."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from .array_types import Numeric
 from .hyper import FLAG, INT, ArgumentError, checked, number, unless
 from .loss_scaling import DECR_RATIO, INCR_RATIO, SCALE, all_finite, next_scale, unscaled
-from .optimizer.cohorts import StateDictError, raise_if
+from .optimizer.ledger import Entries, NumberField, StateDictError, load, written
 from .optimizer.loss import Call, Loss
 from .optimizer.parameter import ZEROS, Parameter
 from .optimizer.wrappers import innermost
@@ -325,52 +325,46 @@ class GradScaler:
         """Scale, counts and settings under Paddle's names; empty if the scaler is not enabled."""
         if not self._enable:
             return {}
-        return {
-            "scale": np.array([self._scale]),  # (1,) float32
-            "incr_ratio": self._ratios[0],
-            "decr_ratio": self._ratios[1],
-            "incr_every_n_steps": self._intervals[0],
-            "decr_every_n_nan_or_inf": self._intervals[1],
-            "incr_count": self._counts[0],
-            "decr_count": self._counts[1],
-            "use_dynamic_loss_scaling": self._dynamic,
-        }
+        return written((field, value) for field, value in zip(FIELDS, self._saved(), strict=True))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict()` returned, or raise one error with all that does not fit, and change
         nothing. A scaler that is not enabled ignores it."""
         if not self._enable:
             return
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"state_dict: found {type(state_dict).__name__}, expected a dict")
-        if not state_dict:
-            raise StateDictError("the state_dict is empty: it may come from a GradScaler with enable=False")
-        loaded, problems = self._read(state_dict)
-        raise_if(problems)
-        self._set_scale(loaded["scale"])
-        self._ratios = [loaded["incr_ratio"], loaded["decr_ratio"]]
-        self._intervals = [loaded["incr_every_n_steps"], loaded["decr_every_n_nan_or_inf"]]
-        self._counts = loaded["incr_count"], loaded["decr_count"]
-        self._dynamic = loaded["use_dynamic_loss_scaling"]
+        load(self._loading, state_dict, counters=False)
 
-    def _read(self, entries: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """The entries as Python numbers, and what is wrong with them."""
-        kinds = {name: (np.ndarray if name == "scale" else type(v)) for name, v in self.state_dict().items()}
-        kinds |= {"incr_ratio": float, "decr_ratio": float}
-        problems = [f"unexpected: {name!r}" for name in entries if name not in kinds]
-        loaded = {}
-        for name, kind in kinds.items():
-            if name not in entries:
-                problems.append(f"missing: {name}")
-                continue
-            value = np.asarray(entries[name])
-            letters = {np.ndarray: "f", float: "fiu", int: "iu", bool: "b"}[kind]
-            if value.size != 1 or value.ndim > 1 or value.dtype.kind not in letters:
-                expected = "a float array of shape (1,)" if name == "scale" else f"one {kind.__name__}"
-                problems.append(f"misfit: {name} is {entries[name]!r}, expected {expected}")
-            else:
-                loaded[name] = value.item()
-        return loaded, problems
+    def _saved(self) -> tuple[Any, ...]:
+        """The values of FIELDS."""
+        return self._scale, *self._ratios, *self._intervals, *self._counts, self._dynamic
+
+    def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
+        if not entries.rest:
+            raise StateDictError("the state_dict is empty: it may come from a GradScaler with enable=False")
+        scale, up, down, every_good, every_bad, good, bad, dynamic = map(entries.read, FIELDS)
+        yield
+        self._set_scale(scale)
+        self._ratios, self._intervals = [up, down], [every_good, every_bad]
+        self._counts, self._dynamic = (good, bad), dynamic
+
+
+class _Scale(NumberField):
+    """Paddle stores the scale as a float32 array of shape (1,)."""
+
+    def write(self, value: Any) -> np.ndarray:
+        return np.array([value], np.float32)
+
+
+FIELDS = (
+    _Scale("scale", float),
+    NumberField("incr_ratio", float),
+    NumberField("decr_ratio", float),
+    NumberField("incr_every_n_steps", int),
+    NumberField("decr_every_n_nan_or_inf", int),
+    NumberField("incr_count", int),
+    NumberField("decr_count", int),
+    NumberField("use_dynamic_loss_scaling", bool),
+)
 
 
 def _parameters(method: str, optimizer: Any) -> list[Parameter]:

@@ -148,6 +148,18 @@ class Rule:
         return None
 
 
+Accumulators = tuple[frozenset[str], frozenset[str]]  # names of slots, names of shared scalars
+# A RuleState does not tell its rule. What a file must know of the rule is kept here, for every rule that was
+# lifted: {accumulators: {name of the class: full_shape}}.
+LIFTED: dict[Accumulators, dict[str, tuple[str, ...]]] = {}
+
+
+def accumulators(source: Any) -> Accumulators:
+    """What a rule, or a RuleState, has: the names of its slots and those of its shared scalars."""
+    shared = source.shared() if isinstance(source, Rule) else source.shared
+    return frozenset(source.slots), frozenset(shared)
+
+
 def check(rule: Rule) -> None:
     """Refuse a missing, mistyped or out-of-range hyperparameter before anything is built from it."""
     declared = _declared(type(rule))
@@ -182,6 +194,8 @@ def lift(
     if isinstance(rule.slots, str):
         raise TypeError(f"{type(rule).__name__}'s slots: found {rule.slots!r}, expected a tuple of names")
     check(rule)
+    name = f"{type(rule).__module__}.{type(rule).__qualname__}"
+    LIFTED.setdefault(accumulators(rule), {})[name] = rule.full_shape
     verify(RATE, f"{type(rule).__name__}'s learning_rate", learning_rate)
     return Lifted(*_Lift(rule, learning_rate, leaf).pair())
 

@@ -18,7 +18,7 @@ from paddlejax.checkpoint import (
     save_parameters,
 )
 from paddlejax.hyper import ArgumentError
-from paddlejax.optimizer.cohorts import StateDictError
+from paddlejax.optimizer.ledger import StateDictError
 
 BY_NAME = {case.name: case for case in CASES}
 ADAM, SGD = BY_NAME["adam"], BY_NAME["sgd_bf16_master"]

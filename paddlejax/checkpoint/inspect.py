@@ -7,26 +7,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from .. import rules
+from . import accumulators
 from .convert import read_any
 from .files import PathLike
 from .layout import is_tensor, leaves, place
-
-RULES = (
-    rules.Adadelta(),
-    rules.Adagrad(),
-    rules.Adam(amsgrad=True),
-    rules.Adamax(),
-    rules.ASGD(),
-    rules.Ftrl(),
-    rules.Momentum(),
-    rules.NAdam(),
-    rules.RAdam(),
-    rules.RMSProp(),
-    rules.Rprop(),
-)
-SLOTS = sorted({slot for rule in RULES for slot in (*rule.slots, *rule.shared())})
-KEY = re.compile(rf"(.+?)_({'|'.join(SLOTS)})_\d+", re.DOTALL)
 
 
 class Row(NamedTuple):
@@ -64,19 +48,20 @@ def inspect(path: PathLike) -> Report:
     {'LR_Scheduler/last_epoch': 7}
     """
     checkpoint = read_any(path)
+    key = re.compile(rf"(.+?)_({'|'.join(accumulators.names())})_\d+", re.DOTALL)
     rows: list[Row] = []
     others: dict[str, Any] = {}
     for where, x in leaves(checkpoint.tree, is_tensor):
         array = x.array if is_tensor(x) else x
         if isinstance(array, np.ndarray):
-            rows.append(_row(where, array))
+            rows.append(_row(where, array, key))
         else:
             others[place(where)] = array.item() if isinstance(array, np.generic) else array
     return Report(str(path), Path(path).stat().st_size, checkpoint.layout, rows, others)
 
 
-def _row(where: tuple[Any, ...], x: np.ndarray) -> Row:
-    key = KEY.fullmatch(str(where[-1]))
+def _row(where: tuple[Any, ...], x: np.ndarray, accumulator: re.Pattern[str]) -> Row:
+    key = accumulator.fullmatch(str(where[-1]))
     slot, name = (key[2], key[1]) if key else ("", str(where[-1]))
     folder = where[:-1]
     if not key and folder[-1:] == ("master_weights",):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..optimizer.cohorts import StateDictError, base
+from ..optimizer.ledger import StateDictError, base
 
 OURS = "paddlejax"  # an entry of our own, which Paddle reads and ignores
 MASTER = "_fp32_master_0"

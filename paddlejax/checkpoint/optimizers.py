@@ -5,7 +5,7 @@ from typing import Any
 
 from ..array_types import ArrayTree
 from ..optimizer.averages import ParameterAverage
-from ..optimizer.cohorts import StateDictError
+from ..optimizer.ledger import StateDictError
 from ..optimizer.optimizer import Optimizer
 from ..optimizer.wrappers import innermost, is_optimizer
 from ..rules import Lamb

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..hyper import ArgumentError
-from ..optimizer.cohorts import StateDictError, misfit, nearest, raise_if
+from ..optimizer.ledger import ArrayField, Entries, StateDictError
 from ..optimizer.parameter import Parameter
 from ..trees import path_name
 from .convert import read_any, save_any
@@ -82,27 +82,23 @@ def load_parameters(
     sources = _matched(mine, arrays, tensors, given)
     met = (own for own, key in zip(mine, sources, strict=True) if key is not None)
     check_needed(given, {*arrays, *tensors.values(), *(word for own in met for word in own.words)})
-    problems: list[str] = []
-    for own, key in zip(mine, sources, strict=True):
-        if key is None:
-            problems.append(f"missing: {own.name}{nearest(own.key, list(arrays))}")
-        else:
-            problems += misfit(key, arrays[key], jnp.shape(own.leaf), jnp.result_type(_value(own.leaf)))
-    used = {key for key in sources if key is not None}
-    unused = [key for key in arrays if key not in used]
-    problems += [f"unexpected: {key}" + _also(tensors[key], key) for key in unused]
-    try:
-        raise_if(problems)
-    except StateDictError as e:
-        left = {key: np.shape(arrays[key]) for key in unused}
+    entries = Entries(arrays, counters=False)
+    values = [
+        entries.read(ArrayField(key or own.name, jnp.shape(own.leaf), jnp.result_type(_value(own.leaf))))
+        for own, key in zip(mine, sources, strict=True)
+    ]
+
+    def hint() -> str:
+        left = {key: np.shape(x) for key, x in entries.rest.items()}
         free = {own.name: jnp.shape(own.leaf) for own, key in zip(mine, sources, strict=True) if key is None}
-        raise StateDictError(f"{e}{proposal(left, free)}") from None
+        return proposal(left, free)
+
+    entries.close(hint, {key: f" (tensor {name})" for key, name in tensors.items() if name != key})
     new = []
-    for own, key in zip(mine, sources, strict=True):
-        value = arrays[key or ""]  # none is missing here
+    for own, value in zip(mine, values, strict=True):
         if isinstance(own.leaf, Parameter):
             own.leaf.set_value(value)
-        new.append(own.leaf if isinstance(own.leaf, Parameter) else jnp.array(value))
+        new.append(own.leaf if isinstance(own.leaf, Parameter) else value)
     return jax.tree.unflatten(jax.tree.structure(target), new)
 
 
@@ -180,7 +176,3 @@ def _matched(
         plain = (keys[w] for w in own.words if w in keys and keys[w] not in taken)
         found.append(next(plain, None) if key is None else key)
     return found
-
-
-def _also(tensor: str, key: str) -> str:
-    return "" if tensor == key else f" (tensor {tensor})"

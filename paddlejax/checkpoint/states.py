@@ -2,7 +2,8 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -15,14 +16,12 @@ from jax.tree_util import GetAttrKey, tree_flatten_with_path
 from ..hyper import ArgumentError
 from ..lifting import RuleState
 from ..master import MasterState
-from ..optimizer.cohorts import StateDictError, raise_if
-from ..optimizer.entries import Entries
-from ..rules import NAdam, RAdam
+from ..optimizer.ledger import ArrayField, Entries, Field, NumberField, SharedField, written
 from ..trees import path_name
+from .accumulators import full_shape
 from .names import MASTER, OURS, check_needed, chosen, owners, proposal, renamed
 from .translate import free_powers, place_of
 
-FULL_SHAPE = {*NAdam.full_shape, *RAdam.full_shape}
 ARRAYS = (int, float, complex, np.generic, np.ndarray, jax.Array)
 POWERS = ("beta1_pow_acc", "beta2_pow_acc")  # which start at beta
 
@@ -30,11 +29,12 @@ POWERS = ("beta1_pow_acc", "beta2_pow_acc")  # which start at beta
 class Leaf(NamedTuple):
     """A leaf of a state and what it is filed under."""
 
-    kind: str  # "slot", "shared", "master", or "own" for what Paddle has no place for
+    kind: str  # "slot", "shared", "master"; "own" or "number" for arrays and scalars Paddle has no place for
     key: str  # the accumulator; a key of our own
     rule: int  # which RuleState of the state
     members: tuple[str, ...]  # the parameters it belongs to
     value: Any
+    full: bool = False  # whether Paddle stores it once per element
 
 
 class State:
@@ -52,22 +52,21 @@ class State:
         self._dtypes: dict[str, Any] = {}  # of the parameters' accumulators
         self._rules = itertools.count()
         self._visit(state, ())
-        if not any(leaf.kind == "own" and leaf.key.endswith("/count") for leaf in self.leaves):
+        if not any(leaf.rule == 0 for leaf in self.leaves):
             found = type(state).__name__
             raise TypeError(
                 f"the state: found {found} without a rule's state in it, expected tx.init(params)"
             )
         for leaf in self.leaves:
             if isinstance(leaf.value, Tracer) or not isinstance(leaf.value, ARRAYS):
-                place = " of ".join((leaf.key or leaf.kind, *leaf.members[: leaf.kind != "own"]))
+                place = " of ".join((leaf.key or leaf.kind, *leaf.members[: leaf.kind != "number"]))
                 found = f"{place} is a {type(leaf.value).__name__}"
                 raise TypeError(f"the state: {found}, expected an array with contents, outside of jax.jit")
         if self._given is not None and (unknown := [n for n in self._shapes if n not in self._given]):
             raise ArgumentError(f"params: found no {', '.join(unknown)}, of which the state has accumulators")
-        keys = [key for leaf in self.leaves if leaf.kind == "slot" for key in self._keys(leaf)]
-        if twice := sorted(
-            {key for key in keys if keys.count(key) > 1} if len(set(keys)) < len(keys) else ()
-        ):
+        slots = (leaf for leaf in self.leaves if leaf.kind == "slot")
+        counts = Counter(field.key for leaf in slots for field in self._fields(leaf).values())
+        if twice := sorted(key for key, times in counts.items() if times > 1):
             raise ArgumentError(f"the state: found two rules with {', '.join(twice)}, expected one")
 
     @property
@@ -93,7 +92,8 @@ class State:
                 self.leaves += [Leaf("master", "", -1, (name,), m) for name, m in masters]
                 self._visit(part.inner, (*at, GetAttrKey("inner")))
             else:
-                self.leaves.append(Leaf("own", f"state/{path_name(at)}", -1, (), part))
+                kind = "own" if getattr(part, "ndim", 0) else "number"
+                self.leaves.append(Leaf(kind, f"state/{path_name(at)}", -1, (), part))
 
     def _visit_rule(self, state: RuleState, number: int) -> None:
         slots = [(k, name, x) for k, tree in sorted(state.slots.items()) for name, x in _named(tree)]
@@ -109,15 +109,32 @@ class State:
                 raise ArgumentError(f"params: {counters} are filed under the parameters' names: give params=")
             members = tuple(self._given)
         own = (("count", state.count), ("learning_rate", state.learning_rate))
-        self.leaves += [Leaf("own", f"{number}/{k}", number, members, x) for k, x in own]
-        self.leaves += [Leaf("shared", k, number, members, x) for k, x in sorted(state.shared.items())]
+        self.leaves += [Leaf("number", f"{number}/{k}", number, members, x) for k, x in own]
+        full = full_shape(state)
+        self.leaves += [
+            Leaf("shared", k, number, members, x, k in full) for k, x in sorted(state.shared.items())
+        ]
         self.leaves += [Leaf("slot", k, number, (name,), x) for k, name, x in slots]
 
-    def _keys(self, leaf: Leaf) -> list[str]:
-        """What a leaf's entries are called, one for each of its parameters."""
-        masters = [MASTER if name in self._narrow else "" for name in leaf.members]
-        pairs = zip(leaf.members, masters, strict=True)
-        return [f"{name}{master}{self._name}_{leaf.key}_0" for name, master in pairs]
+    def _fields(self, leaf: Leaf, absent: Iterable[str] = ()) -> dict[str, Field]:
+        """What a leaf is in a file, one field for each of its parameters; what is `absent` may be."""
+        shape, dtype = jnp.shape(leaf.value), jnp.result_type(leaf.value)
+        if leaf.kind == "own":
+            return {"": _Leaf(f"{OURS}@{leaf.key}", shape, dtype)}
+        if leaf.kind == "number":
+            return {"": _number(leaf.key, dtype)}
+        fields: dict[str, Field] = {}
+        for name in leaf.members:
+            key = f"{name}{MASTER if name in self._narrow else ''}{self._name}_{leaf.key}_0"
+            if leaf.kind == "master":
+                field = _Leaf(name, shape, np.float32)
+            elif leaf.kind == "slot":
+                field = _Leaf(key, shape, dtype)
+            else:
+                own = self._shape(name) if leaf.full else (1,)
+                field = SharedField.of(key, leaf.value, own, self._dtypes.get(name, dtype))
+            fields[name] = replace(field, required=name not in absent)
+        return fields
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name] if name in self._shapes else jnp.shape((self._given or {})[name])
@@ -126,18 +143,8 @@ class State:
 
     def entries(self, schedule: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Paddle's entries, and what goes beside them under a key of our own."""
-        found: dict[str, Any] = {}
-        own: dict[str, Any] = {}
-        for leaf in sorted(self.leaves, key=lambda leaf: leaf.kind == "shared"):  # slots first, as in Paddle
-            if leaf.kind == "slot":
-                found[self._keys(leaf)[0]] = leaf.value
-            elif leaf.kind == "shared":
-                found |= zip(self._keys(leaf), (self._written(leaf, n) for n in leaf.members), strict=True)
-            elif leaf.kind == "own" and jnp.ndim(leaf.value) == 0:
-                own[leaf.key] = np.asarray(leaf.value).item()
-            elif leaf.kind == "own":
-                found[f"{OURS}@{leaf.key}"] = leaf.value
-        if masters := {leaf.members[0]: leaf.value for leaf in self.leaves if leaf.kind == "master"}:
+        found = self._written("slot", "own") | self._written("shared")  # slots first, as in Paddle
+        if masters := self._written("master"):
             found["master_weights"] = masters
         if schedule is not None:
             if not callable(schedule):
@@ -145,15 +152,11 @@ class State:
             count = self._count(0)
             rate: Any = schedule(count)
             found["LR_Scheduler"] = {"last_epoch": count, "last_lr": float(rate)}
-        return found, {"state": own}
+        return found, {"state": self._written("number")}
 
-    def _written(self, leaf: Leaf, name: str) -> np.ndarray:
-        """A shared scalar as Paddle stores it with each parameter."""
-        scalar = np.asarray(leaf.value)
-        if jnp.issubdtype(scalar.dtype, jnp.integer):
-            return np.asarray(scalar, np.int64).reshape(1)
-        dtype = self._dtypes.get(name, scalar.dtype)
-        return np.full(self._shape(name) if leaf.key in FULL_SHAPE else (1,), scalar, dtype)
+    def _written(self, *kinds: str) -> dict[str, Any]:
+        leaves = [leaf for leaf in self.leaves if leaf.kind in kinds]
+        return written((field, leaf.value) for leaf in leaves for field in self._fields(leaf).values())
 
     # ------------------------------------------------------------------ from a file
 
@@ -175,92 +178,58 @@ class State:
             own = None
             entries = {k: v for k, v in entries.items() if not str(k).startswith(f"{OURS}@")}
             free_powers(entries, self._starts())
-        for schedule in ("LR_Scheduler", "global_step"):
-            entries.pop(schedule, None)
-        masters = entries.pop("master_weights", {})
-        reader = Entries(entries)
-        if not isinstance(masters, Mapping):
-            reader.problems.append(f"not a dict: master_weights is {type(masters).__name__}")
-        masters = Entries(masters if isinstance(masters, Mapping) else {})
+        reader = Entries(entries if own is None else {**entries, OURS: own})
+        reader.drop("LR_Scheduler", "global_step")
+        parts = {
+            "master": reader.part("master_weights", "master_weights of {}"),
+            "number": reader.part(OURS),
+        }
         absent = set() if strict else set(ours) - self._present(reader)
-        new = [self._read(leaf, reader, masters, own, place, absent) for leaf in self.leaves]
-        masters.problems += [f"unexpected: {key}" for key in masters.rest]
-        problems = [*(f"{problem} of master_weights" for problem in masters.problems), *reader.problems]
-        try:
-            raise_if([*problems, *(f"unexpected: {key}" for key in reader.rest)])
-        except StateDictError as e:
-            raise StateDictError(f"{e}{proposal(theirs, ours)}") from None
-        return self.structure.unflatten(new)
+        new = [
+            self._told(leaf, reader, place)
+            if own is None and leaf.kind in ("own", "number")
+            else self._read(leaf, parts.get(leaf.kind, reader), absent)
+            for leaf in self.leaves
+        ]
+        parts["number"].drop(*parts["number"].rest)  # of a state that had more around it
+        reader.close(lambda: proposal(theirs, ours))
+        values = [leaf.value for leaf in self.leaves]
+        return self.structure.unflatten(map(_like, values, new))
 
     def _present(self, reader: Entries) -> set[str]:
         """The parameters of which there is anything in the file."""
         filed = (leaf for leaf in self.leaves if leaf.kind in ("slot", "shared"))
-        pairs = ((n, key) for leaf in filed for n, key in zip(leaf.members, self._keys(leaf), strict=True))
-        return {n for n, key in pairs if reader.has(key)}
+        return {n for leaf in filed for n, field in self._fields(leaf).items() if reader.has(field.key)}
 
     def _starts(self) -> dict[str, dict[str, Any]]:
         """Where the powers of every parameter start, as a fresh state has them."""
         starts: dict[str, dict[str, Any]] = {}
         for leaf in self.leaves:
             if leaf.kind == "shared" and leaf.key in POWERS and self._count(leaf.rule) == 0:
-                for key in self._keys(leaf):
-                    starts.setdefault(key.removesuffix(f"_{leaf.key}_0"), {})[leaf.key] = leaf.value
+                for field in self._fields(leaf).values():
+                    starts.setdefault(field.key.removesuffix(f"_{leaf.key}_0"), {})[leaf.key] = leaf.value
         return starts
 
     def _count(self, rule: int) -> int:
         return next(int(leaf.value) for leaf in self.leaves if leaf.key == f"{rule}/count")
 
-    def _read(
-        self, leaf: Leaf, reader: Entries, masters: Entries, own: Any, place: int | None, absent: set[str]
-    ) -> Any:
-        """A leaf's new value; what is wrong is noted."""
-        if leaf.kind == "own":
-            return _like(leaf.value, self._read_own(leaf, reader, own, place))
-        if leaf.kind == "shared":
-            return _like(leaf.value, self._read_shared(leaf, reader, absent))
-        (name,) = leaf.members
-        if leaf.kind == "master":
-            value = masters.take(name, leaf.value.shape, np.float32, required=name not in absent)
-        else:
-            value = reader.take(
-                self._keys(leaf)[0], leaf.value.shape, leaf.value.dtype, required=name not in absent
-            )
-        return _like(leaf.value, value)
-
-    def _read_shared(self, leaf: Leaf, reader: Entries, absent: set[str]) -> Any:
-        """The one value of a scalar that Paddle has once per parameter."""
-        found: dict[str, np.ndarray] = {}
-        counts = jnp.issubdtype(leaf.value.dtype, jnp.integer)
-        for name, key in zip(leaf.members, self._keys(leaf), strict=True):
-            shape = self._shape(name) if leaf.key in FULL_SHAPE else (1,)
-            value = reader.take(key, shape, np.int64 if counts else self._written(leaf, name).dtype,
-                                required=name not in absent)  # fmt: skip
-            if value is not None and value.size:
-                found[name] = np.unique(np.asarray(value))
-        if not found:
-            return None
-        widest = max(found.values(), key=lambda x: x.dtype.itemsize)[:1]
-        if any(x.size > 1 or x[0] != widest.astype(x.dtype)[0] for x in found.values()):
-            several = ", ".join(f"{name}: {x[0]:g}" for name, x in list(found.items())[:6])
-            reader.problems.append(
+    def _read(self, leaf: Leaf, entries: Entries, absent: set[str]) -> Any:
+        """A leaf's new value: the one that all its parameters have; what is wrong is noted."""
+        values = entries.read_all(self._fields(leaf, absent))
+        found = {name: x for name, x in values.items() if x is not None}
+        if leaf.kind != "shared" or not found:
+            return next(iter(found.values()), None)
+        widest = max(found.values(), key=lambda x: x.dtype.itemsize)
+        if any(x != widest.astype(x.dtype) for x in found.values()):
+            several = ", ".join(f"{name}: {x:g}" for name, x in list(found.items())[:6])
+            entries.problems.append(
                 f"{leaf.key} differs between parameters ({several}): this state has one for all; "
                 "an object such as optimizer.Adam can hold them"
             )
-        return widest[0]
+        return widest
 
-    def _read_own(self, leaf: Leaf, reader: Entries, own: Any, place: int | None) -> Any:
-        """What only `save_optimizer` writes; from Paddle's file the count, as far as it can be told."""
-        if own is not None:
-            if jnp.ndim(leaf.value):
-                return reader.take(f"{OURS}@{leaf.key}", leaf.value.shape, leaf.value.dtype)
-            value = own.get(leaf.key)
-            if not isinstance(value, int | float):
-                reader.problems.append(f"missing: {leaf.key}, which a state like this one would have saved")
-                return None
-            if wanted := _no_value(leaf, value):
-                reader.problems.append(f"{leaf.key} is {value!r}, expected {wanted}")
-                return None
-            return value
+    def _told(self, leaf: Leaf, reader: Entries, place: int | None) -> int | None:
+        """The count, as far as Paddle's file tells it; nothing of what else has no place there."""
         if not leaf.key.endswith("/count") or leaf.rule < 0:
             return None
         return place if place is not None else self._recovered(leaf, reader)
@@ -268,7 +237,7 @@ class State:
     def _recovered(self, leaf: Leaf, reader: Entries) -> int | None:
         """How many times a fresh power of beta was multiplied by beta to give what the file has."""
         for power in (x for x in self.leaves if x.kind == "shared" and x.rule == leaf.rule):
-            key = next((k for k in self._keys(power) if reader.has(k)), None)
+            key = next((f.key for f in self._fields(power).values() if reader.has(f.key)), None)
             if power.key in POWERS and key is not None and int(leaf.value) == 0:
                 found, beta = np.asarray(reader.peek(key)).reshape(-1)[:1], np.asarray(power.value)
                 steps = _powers(beta, found.astype(beta.dtype))
@@ -300,14 +269,25 @@ def _is_count(value: Any, place: int) -> bool:
     return isinstance(value, int) and value == place
 
 
-def _no_value(leaf: Leaf, value: int | float) -> str:
-    """What this leaf could be, if it cannot be that."""
-    dtype = jnp.result_type(leaf.value)
+class _Leaf(ArrayField):
+    """An array of a functional state, which no step takes away behind its owner's back: no copy is saved."""
+
+    def write(self, value: Any) -> Any:
+        return value
+
+
+class _Number(NumberField):
+    """A scalar of a functional state, which only `save_optimizer` writes."""
+
+    def write(self, value: Any) -> Any:
+        return np.asarray(value).item()
+
+
+def _number(key: str, dtype: Any) -> _Number:
     if not jnp.issubdtype(dtype, jnp.integer):
-        return ""
-    low, high = 0 if leaf.key.endswith("/count") else jnp.iinfo(dtype).min, jnp.iinfo(dtype).max
-    fits = isinstance(value, int) and low <= value <= high
-    return "" if fits else f"an int from {low} to {high}"
+        return _Number(key, bool if jnp.issubdtype(dtype, jnp.bool_) else float)
+    low = 0 if key.endswith("/count") else int(jnp.iinfo(dtype).min)
+    return _Number(key, int, low=low, high=int(jnp.iinfo(dtype).max))
 
 
 def _named(tree: Any) -> list[tuple[str, Any]]:

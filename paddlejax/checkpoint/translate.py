@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..optimizer.cohorts import StateDictError, base
+from ..optimizer.ledger import StateDictError, base
 from ..optimizer.lr import LinearLR, LRScheduler, ReduceOnPlateau
 
 EPOCHS = {"epoch_num": "last_epoch", "learning_rate": "last_lr"}

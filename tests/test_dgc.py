@@ -867,7 +867,7 @@ def test_a_state_that_does_not_fit(halfway):
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"__g_dgc_counter__": np.array([-1])}, "__g_dgc_counter__ is -1, expected 0 or more"),
+        ({"__g_dgc_counter__": np.array([-1])}, "__g_dgc_counter__ is -1, expected an int from 0"),
         ({f"w1__dgc_{s}__0": np.zeros((0, 128, 128), "f") for s in "uv"}, r"w1_.* has shape \(0, 128, 128\)"),
         ({"b__dgc_v__0": np.zeros(128, "f")}, "b__dgc_v__0, what was not sent yet, but here b is not compr"),
     ],

@@ -1,7 +1,6 @@
 """Paddle's DGCMomentumOptimizer: deep gradient compression behind `minimize`."""
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ from ..hyper import ArgumentError, checked
 from ..lifting import RuleState
 from ..optimizer.arguments import check_program
 from ..optimizer.compiled import CompiledStep
-from ..optimizer.entries import Entries, counter
+from ..optimizer.ledger import ArrayField, CountField, Entries, written
 from ..optimizer.loss import Call, Loss
 from ..optimizer.lr import Rate
 from ..optimizer.optimizer import Optimizer, Pairs
@@ -40,7 +39,7 @@ from .dgc import MIN_NUMEL, compressed_momentum
 from .dgc_arguments import OBJECT
 
 Arrays = dict[int, jax.Array]  # values of Parameters by position
-COUNTER = "__g_dgc_counter__"  # Paddle's name for the number of steps
+COUNTER = CountField("__g_dgc_counter__")  # Paddle's name for the number of steps
 
 
 class DGCMomentumOptimizer(Optimizer):
@@ -58,8 +57,9 @@ class DGCMomentumOptimizer(Optimizer):
     takes its place.
 
     `state_dict()` has u and v of all workers, with a leading axis; of several processes all must call it.
-    Loaded for another number of workers, each gets the mean of all: what was not sent yet will be. A
-    GradScaler cannot scale the loss of several workers.
+    Loaded for another number of workers, each gets the mean of all: what was not sent yet will be. On one
+    worker it has no place: take the `_dgc_v_` entries out to drop it. For a state of `dgc_momentum` itself
+    see `redistribute`. A GradScaler cannot scale the loss of several workers.
 
     >>> params = paddle.parameters({"w": jnp.zeros((128, 128))})
     >>> opt = DGCMomentumOptimizer(0.1, 0.9, rampup_begin_step=0, sparsity=[0.999], parameter_list=params)
@@ -305,75 +305,68 @@ class DGCMomentumOptimizer(Optimizer):
 
         With workers in several processes all must call it, and each gets the entries of all workers.
         """
-        entries: dict[str, Any] = {}
-        if self.state is not None:
-            for name in (U, V):
-                owned = zip(self.owners(), self.state.slots[name], strict=True)
-                entries |= {f"{owner}_{name}_0": _whole(x) for owner, x in owned if x is not None}
-            entries[COUNTER] = counter(self.state.count)
-        return {**entries, **super().state_dict()}
+        if self.state is None:
+            return super().state_dict()
+        slots = [
+            (_Residual(f"{owner}_{name}_0", x.shape, x.dtype), x)
+            for name in (U, V)
+            for owner, x in zip(self.owners(), self.state.slots[name], strict=True)
+            if x is not None
+        ]
+        return written([*slots, (COUNTER, self.state.count)]) | super().state_dict()
 
-    def set_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
-        """As `Optimizer.set_state_dict`, also of another number of workers.
-
-        What several workers have not sent yet has no place on one: take the `_dgc_v_` entries out to drop it.
-        For a state of `dgc_momentum` itself see `redistribute`.
+    def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
+        """The state may be of another number of workers. What several workers have not sent yet has no place
+        on one: take the `_dgc_v_` entries out to drop it.
         """
-        rest: dict[str, Any] = dict(Entries(state_dict).rest)
-        problems: list[str] = []
-        self._taken_schedule(rest, problems)
-        entries = Entries(rest)
-        entries.problems += problems
-        state = self._read(entries, strict) if rest or self.state is not None else None
-        entries.close()
-        super().set_state_dict({k: x for k, x in state_dict.items() if k not in rest}, strict)
+        schedule, state = self._read_schedule(entries), None
+        values = [p.peek() for p in self.parameter_list]
+        if entries.rest or self.state is not None:
+            state = self._tx.init(values)
+            columns = zip(self.owners(), values, state.slots[U], state.slots[V], strict=True)
+            us, vs = zip(*(self._read_slots(entries, strict, *column) for column in columns), strict=True)
+            count = entries.read(COUNTER)
+            state = state._replace(count=jnp.asarray(count or 0, jnp.int32), slots={U: [*us], V: [*vs]})
+        yield
+        if state is not None and self.mesh is not None:
+            state = state_on_mesh(state, values, self.mesh, self.axis_name)
+        self._put_schedule(schedule)
         self.state = state
 
-    def _read(self, entries: Entries, strict: bool) -> RuleState | None:
-        """The state that the entries describe; None if the problems say why there is none."""
-        values = [p.peek() for p in self.parameter_list]
-        shapes = {
-            re.sub(r"_\d+$", "", k): jnp.shape(x) for k, x in entries.rest.items() if isinstance(k, str)
-        }
-        state = self._tx.init(values)
-        slots: dict[str, list[Any]] = {U: [], V: []}
-        for owner, p, u, v in zip(self.owners(), values, state.slots[U], state.slots[V], strict=True):
-            keys = [f"{owner}_{name}_0" for name in (U, V)]
-            shape = shapes.get(keys[0][:-2], p.shape)
-            # else of one worker, which keeps no v
-            by_worker = len(shape) > p.ndim and shape[0] > 0 and shape[1:] == p.shape
-            if not strict and not any(map(entries.has, keys)):
-                found = [u, v]
-            elif v is None:
-                found = [entries.take(keys[0], shape if by_worker else p.shape, u.dtype), None]
-                if entries.has(keys[1]):
-                    entries.take(keys[1], shape, u.dtype)
-                    entries.problems.append(
-                        f"unexpected: {keys[1]}, what was not sent yet, but here {owner} is not compressed; "
-                        f"to drop it take the {V} entries out"
-                    )
-                if by_worker and found[0] is not None:
-                    found = [jnp.mean(found[0], axis=0), None]
-            else:
-                at = shape if by_worker else p.shape
-                found = [entries.take(keys[0], at, u.dtype), entries.take(keys[1], at, v.dtype, by_worker)]
-                found = [x if x is None or by_worker else x[None] for x in found]
-                found = [
-                    zero if x is None else for_workers(x, self._workers)
-                    for x, zero in zip(found, (u, v), strict=True)
-                ]
-            slots[U].append(found[0])
-            slots[V].append(found[1])
-        count = entries.scalar(COUNTER)
-        if count is not None and not 0 <= count < 2**31:
-            entries.problems.append(f"out of range: {COUNTER} is {count}, expected 0 or more, below 2**31")
-        if entries.problems or count is None:
-            return None
-        state = state._replace(count=jnp.asarray(count, jnp.int32), slots=slots)
-        return state if self.mesh is None else state_on_mesh(state, values, self.mesh, self.axis_name)
+    def _read_slots(
+        self, entries: Entries, strict: bool, owner: str, p: Any, u: Any, v: Any
+    ) -> tuple[Any, Any]:
+        """u and v of one parameter; `u` and `v`, where they start, if it has none and may have none."""
+        keys = [f"{owner}_{name}_0" for name in (U, V)]
+        if not strict and not any(map(entries.has, keys)):
+            return u, v
+        shape = getattr(entries.peek(keys[0]), "shape", p.shape)
+        # else of one worker, which keeps no v
+        by_worker = len(shape) > p.ndim and shape[0] > 0 and shape[1:] == p.shape
+        shape = shape if by_worker else p.shape
+        found = entries.read(ArrayField(keys[0], shape, u.dtype))
+        if v is None:
+            if entries.has(keys[1]):
+                entries.drop(keys[1])
+                entries.problems.append(
+                    f"unexpected: {keys[1]}, what was not sent yet, but here {owner} is not compressed; "
+                    f"to drop it take the {V} entries out"
+                )
+            return (jnp.mean(found, axis=0) if by_worker and found is not None else found), None
+        pair = found, entries.read(ArrayField(keys[1], shape, v.dtype, required=by_worker))
+        pair = [x if x is None or by_worker else x[None] for x in pair]
+        u, v = (
+            zero if x is None else for_workers(x, self._workers) for x, zero in zip(pair, (u, v), strict=True)
+        )
+        return u, v
 
-    load_state_dict = set_state_dict
-    set_dict = set_state_dict
+
+class _Residual(ArrayField):
+    """u or v of all workers."""
+
+    def write(self, value: jax.Array) -> Any:
+        """A copy; of what several processes share all of it, in each."""
+        return jnp.copy(value) if value.is_fully_addressable else process_allgather(value, tiled=True)
 
 
 class _Compressed(Given):
@@ -402,8 +395,3 @@ class Program(NamedTuple):
     call: Call
     places: tuple[int, ...]  # of the loss's Parameters among all there are
     split: tuple[bool, ...]
-
-
-def _whole(x: jax.Array) -> Any:
-    """A copy; of what several processes share all of it, in each."""
-    return jnp.copy(x) if x.is_fully_addressable else process_allgather(x, tiled=True)

@@ -10,9 +10,9 @@ import numpy as np
 
 from .. import pages, schedules
 from ..hyper import checked, function_of, instance, require
+from ..optimizer.ledger import Entries, Field, load, written
 from ..schedule import BASE_RATE, RISES, RISING
 from ..schedules import BELOW_ONE, MODES, NOT_ZERO
-from ..optimizer.ledger import Entries, Field, load, written
 
 
 class LearningRateDecay:

@@ -13,11 +13,14 @@ from .. import distributed, pages, rules
 from ..distributed import PipelineOptimizer as PipelineOptimizer
 from ..lifting import Rule
 from ..optimizer.arguments import checked_clip
-from ..optimizer.optimizer import Optimizer
+from ..optimizer.ledger import CountField, Entries, written
+from ..optimizer.optimizer import SCHEDULE, Optimizer
 from ..optimizer.stepping import OWN
 from ..regularizer import as_regularizer
 from .dygraph import LearningRateDecay, LearningRateEpochDecay
 from .wrappers import *  # noqa: F403
+
+GLOBAL_STEP = CountField("global_step", np.int32)
 
 
 class FluidOptimizer(Optimizer):
@@ -109,20 +112,14 @@ class FluidOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As `Optimizer.state_dict`, with `global_step` under a schedule that counts steps."""
-        entries = super().state_dict()
-        if _counts(self._learning_rate):
-            entries["global_step"] = np.array([self._learning_rate.step_num], np.int32)
-        return entries
+        counts = [(GLOBAL_STEP, self._learning_rate.step_num)] if _counts(self._learning_rate) else []
+        return super().state_dict() | written(counts)
 
-    def _taken_schedule(self, entries: dict[str, Any], problems: list[str]) -> Any:
-        step = entries.pop("global_step", None)
-        schedule = super()._taken_schedule(entries, problems)
-        if schedule is not None and _counts(self._learning_rate):
-            if step is None:
-                problems.append("missing: global_step, which the optimizer's schedule needs")
-            elif np.shape(step) != (1,):
-                problems.append(f"misshapen: global_step has shape {np.shape(step)}, expected (1,)")
-        return schedule
+    def _read_schedule(self, entries: Entries) -> Any:
+        if _counts(self._learning_rate) and entries.has(SCHEDULE):
+            entries.read(GLOBAL_STEP)  # needed, as in Paddle, but the schedule's own state has the number too
+        entries.drop(GLOBAL_STEP.key)
+        return super()._read_schedule(entries)
 
     def set_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
         """As `set_state_dict`."""

@@ -1,7 +1,7 @@
 """Paddle's LBFGS: the machine of `paddlejax.lbfgs`, driven by a closure."""
 
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from ..hyper import Must, checked
 from ..quasi_newton import METHOD, Call, Layout, LBFGSState, Method, absorb, begin, proposed
-from .cohorts import raise_if
 from .compiled import CompiledStep
+from .ledger import ArrayField, Entries, Field, Misfit, NumberField, written
 from .loss import Loss
 from .lr import Rate
 from .optimizer import Optimizer
@@ -140,29 +140,16 @@ class LBFGS(Optimizer):
         and `LR_Scheduler`."""
         return {**super().state_dict(), "state": _written(self._state)}
 
-    def set_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
-        """Take over what `state_dict()` returned, or raise one error with all that does not fit, and change
-        nothing.
-
-        With strict=False `state` may be absent and then starts afresh.
-        """
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"state_dict: found {type(state_dict).__name__}, expected a dict")
-        entries = dict(state_dict)
-        problems: list[str] = []
-        schedule = self._taken_schedule(entries, problems)
-        if "state" not in entries and strict:
-            problems.append("missing: state")
+    def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
+        """Without `strict` the state may be absent and then starts afresh."""
+        schedule = self._read_schedule(entries)
         trained, layout = self._laid_out()
-        state = _read(entries.pop("state", {}), layout, self._method, problems)
-        problems += [f"unexpected: {key!r}" for key in entries]
-        raise_if(problems)
-        if schedule is not None:
-            self._learning_rate.set_state_dict(schedule)
+        method, part = self._method, entries.part("state", required=strict)
+        found = _read(part, layout, method) if part.rest else None
+        yield
+        state = None if found is None else _state(found, layout, method)
+        self._put_schedule(schedule)
         self._state, self._trained = state, trained
-
-    load_state_dict = set_state_dict
-    set_dict = set_state_dict
 
 
 @partial(jax.jit, static_argnames="layout")
@@ -195,90 +182,94 @@ def _evaluated(closure: Callable[[], Any], trained: list[Parameter]) -> tuple[An
     return loss, value, [None if p.lazy_grad is ZEROS else p.lazy_grad for p in trained]
 
 
+@dataclass(frozen=True)
+class Real(ArrayField):
+    """A vector or a number; a number may also be a Python number or an array of shape (1,)."""
+
+    def read(self, value: Any, name: str) -> jax.Array:
+        if isinstance(value, np.generic) or isinstance(value, int | float) and not isinstance(value, bool):
+            value = np.asarray(value, None if isinstance(value, np.generic) else self.dtype)
+        elif isinstance(value, np.ndarray | jax.Array) and (*self.shape, *value.shape) == (1,):
+            value = value.reshape(())
+        return super().read(value, name)
+
+
+@dataclass(frozen=True)
+class History(Field):
+    """A list, oldest first."""
+
+    row: Real
+
+    def write(self, value: Any) -> list[Any]:
+        return list(value)
+
+    def read(self, value: Any, name: str) -> list[Any]:
+        if not isinstance(value, list | tuple):
+            raise Misfit(f"not a list: {name} is {type(value).__name__}")
+        blank = jnp.zeros(self.row.shape, self.row.dtype)  # Paddle fills al up with None
+        rows, problems = [], []
+        for i, x in enumerate(value):
+            try:
+                rows.append(blank if x is None and name == "al" else self.row.read(x, f"{name}[{i}]"))
+            except Misfit as e:
+                problems += e.args
+        if problems:
+            raise Misfit(*problems)
+        return rows
+
+
+def _fields(n: int, wide: Any, started: bool = True) -> dict[str, Field]:
+    """What is saved of a state of n elements; before the first iteration nothing but the counters."""
+    kinds = {name: Real(name, (n,), wide, required=started) for name in VECTORS}
+    kinds |= {name: Real(name, (), wide, required=started) for name in SCALARS}
+    return {
+        **{name: NumberField(name, int) for name in COUNTERS},
+        **kinds,
+        **{
+            name: History(name, Real(name, (n,) if vectors else (), wide), required=started and name != "al")
+            for name, vectors in HISTORY.items()
+        },
+    }
+
+
 def _written(state: LBFGSState | None) -> dict[str, Any]:
     if state is None:
         return {}
-    counters = {name: int(getattr(state, name)) for name in COUNTERS}
-    if counters["n_iter"] == 0:
-        return counters
-    stored, m = int(state.stored), len(state.ro)
-    rows = [k % m for k in range(max(0, stored - m), stored)]
-    history = {name: [getattr(state, name)[row] for row in rows] for name in HISTORY}
-    if counters["n_iter"] == 1:
-        del history["al"]
-    return {
-        **counters,
-        **{name: jnp.copy(getattr(state, name)) for name in (*VECTORS, *SCALARS)},
-        **history,
-    }
+    values = {name: int(getattr(state, name)) for name in COUNTERS}
+    if values["n_iter"] > 0:
+        stored, m = int(state.stored), len(state.ro)
+        rows = [k % m for k in range(max(0, stored - m), stored)]
+        values |= {name: getattr(state, name) for name in (*VECTORS, *SCALARS)}
+        values |= {name: [getattr(state, name)[row] for row in rows] for name in HISTORY}
+    if values["n_iter"] == 1:
+        del values["al"]
+    fields = _fields(len(state.d), state.d.dtype)
+    return written((fields[name], value) for name, value in values.items())
 
 
-def _read(found: Any, layout: Layout, method: Method, problems: list[str]) -> LBFGSState | None:
-    """The state from Paddle's dictionary; what does not fit is added to the problems."""
-    if not isinstance(found, Mapping):
-        problems.append(f"not a dict: state is {type(found).__name__}")
-    if not isinstance(found, Mapping) or not found:
-        return None
-    wide, n = np.dtype(layout.wide), sum(layout.sizes)
-    given: dict[str, Any] = {}
+def _read(entries: Entries, layout: Layout, method: Method) -> dict[str, Any]:
+    """The values of Paddle's dictionary."""
+    iterations = entries.read(NumberField("n_iter", int, required=False))
+    started = entries.has("n_iter") and iterations != 0
+    found = entries.read_all(_fields(sum(layout.sizes), np.dtype(layout.wide), started))
+    lengths = {k: len(x) for k in HISTORY if k != "al" and (x := found[k]) is not None}
+    if len(set(lengths.values())) > 1 or max(lengths.values(), default=0) > method.history_size:
+        listed = ", ".join(f"{length} {name}" for name, length in lengths.items())
+        entries.problems.append(
+            f"wrong length: {listed}, expected equally many, at most {method.history_size}"
+        )
+    return found
 
-    def read(name: str, value: Any, shape: tuple[int, ...]) -> Any:
-        """The value as an array of this shape, or zeros and a problem."""
-        plain = shape == () and isinstance(value, int | float) and not isinstance(value, bool)
-        array = jnp.asarray(value, wide) if plain else value
-        if not isinstance(array, jax.Array | np.ndarray | np.generic):
-            problems.append(f"not an array: {name} is {type(value).__name__}")
-        elif array.shape != shape and not (shape == () and array.shape == (1,)):
-            problems.append(f"misshapen: {name} has shape {array.shape}, expected {shape}")
-        elif array.dtype != wide:
-            problems.append(f"wrong dtype: {name} is {array.dtype}, expected {wide}")
-        else:
-            return jnp.array(array).reshape(shape)
-        return jnp.zeros(shape, wide)
 
-    def read_list(name: str, value: Any, shape: tuple[int, ...]) -> list[Any]:
-        if not isinstance(value, list | tuple):
-            problems.append(f"not a list: {name} is {type(value).__name__}")
-            return []
-        blank = jnp.zeros(shape, wide)  # Paddle fills al up with None
-        return [
-            blank if x is None and name == "al" else read(f"{name}[{i}]", x, shape)
-            for i, x in enumerate(value)
-        ]
-
-    for name in COUNTERS:
-        count = found.get(name)
-        integer = isinstance(count, int | np.integer | np.ndarray | jax.Array) and np.ndim(count) == 0
-        if name in found and not (integer and np.asarray(count).dtype.kind in "iu"):
-            problems.append(f"not an int: {name} is {count!r}")
-        elif name in found:
-            given[name] = jnp.array(count, jnp.int32)
-    started = "n_iter" in found and ("n_iter" not in given or given["n_iter"] > 0)
-    needed = [*COUNTERS, *([*VECTORS, *SCALARS, "old_yk", "old_sk", "ro"] if started else [])]
-    known = [*COUNTERS, *VECTORS, *SCALARS, *HISTORY]
-    for name in needed:
-        if name not in found:
-            near = difflib.get_close_matches(name, [k for k in found if k not in known], 1, 0.5)
-            problems.append(f"missing: {name}" + (f" (nearest: {near[0]})" if near else ""))
-    problems += [f"unexpected: {key!r}" for key in found if key not in known]
-    given |= {name: read(name, found[name], (n,)) for name in VECTORS if name in found}
-    given |= {name: read(name, found[name], ()) for name in SCALARS if name in found}
-    lists = {
-        name: read_list(name, found[name], (n,) if vectors else ())
-        for name, vectors in HISTORY.items()
-        if name in found
-    }
-    pairs = {name: len(x) for name, x in lists.items() if name != "al"}
-    if len(set(pairs.values())) > 1 or max(pairs.values(), default=0) > method.history_size:
-        lengths = ", ".join(f"{length} {name}" for name, length in pairs.items())
-        problems.append(f"wrong length: {lengths}, expected equally many, at most {method.history_size}")
-    stored = pairs.get("ro", 0)
-    if problems:
-        return None
+def _state(found: dict[str, Any], layout: Layout, method: Method) -> LBFGSState:
+    """The state that has these values, where there are any."""
     fresh = layout.state(method, 0.0)
-    history = {
-        name: getattr(fresh, name).at[:stored].set(jnp.stack(x[:stored]))
-        for name, x in lists.items()
-        if stored and len(x) >= stored
+    stored = len(found["ro"] or ())
+    values = {k: jnp.asarray(x) for k, x in found.items() if k not in HISTORY and x is not None}
+    values |= {k: x.astype(jnp.int32) for k, x in values.items() if k in COUNTERS}
+    values |= {
+        k: getattr(fresh, k).at[:stored].set(jnp.stack(rows[:stored]))
+        for k in HISTORY
+        if stored and len(rows := found[k] or ()) >= stored
     }
-    return fresh._replace(**given, **history, stored=jnp.array(stored, jnp.int32))
+    return fresh._replace(**values, stored=jnp.array(stored, jnp.int32))

@@ -1,17 +1,16 @@
 """The Paddle-style object: a cell around the functional chain with parameters, gradients, state and rate."""
 
-import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ..hyper import ArgumentError, number
 from ..lifting import Lifted, Rule, lift
 from ..paths import describe_leaves
 from ..regularizer import as_regularizer
 from ..trees import is_narrow
+from . import cohorts
 from .arguments import (
     check_distinct,
     check_program,
@@ -22,12 +21,13 @@ from .arguments import (
     read_parameters,
     selected,
 )
-from .cohorts import owners_of, read_masters, read_state_dict, state_dict
+from .ledger import DictField, Entries, load, undone_on_error, written
 from .loss import Loss, LossFunction, backward_of
 from .lr import LambdaDecay, LRScheduler, Rate
 from .parameter import Parameter
 from .stepping import OWN, Stepping, Steps
 
+SCHEDULE = "LR_Scheduler"
 Pairs = list[tuple[Parameter, jax.Array | None]]
 
 
@@ -228,12 +228,12 @@ class Optimizer(Stepping):
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of all accumulators under Paddle's names, and `LR_Scheduler`; empty before any step."""
-        entries = state_dict(self._steps.groups, self.parameter_list, self.owners())
+        entries = written(cohorts.saved(self._steps.groups, self.parameter_list, self.owners()))
         if self._steps.masters:
-            masters = self._steps.masters.items()
-            entries["master_weights"] = {self.parameter_list[i].name: jnp.copy(m) for i, m in masters}
+            fields = cohorts.master_fields(self.parameter_list)
+            entries["master_weights"] = written((fields[i], m) for i, m in self._steps.masters.items())
         if not isinstance(self._learning_rate, float):
-            entries["LR_Scheduler"] = self._learning_rate.state_dict()
+            entries[SCHEDULE] = self._learning_rate.state_dict()
         return entries
 
     def set_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
@@ -242,26 +242,7 @@ class Optimizer(Stepping):
 
         With strict=False a parameter none of whose accumulators is there starts afresh.
         """
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"state_dict: found {type(state_dict).__name__}, expected a dict")
-        entries = dict(state_dict)
-        problems: list[str] = []
-        schedule = self._taken_schedule(entries, problems)
-        groups, masters, owners = self._steps.groups, self._steps.masters, self.owners()
-        if entries or groups or problems:
-            if masters is not None:
-                given = entries.pop("master_weights", {})
-                masters = read_masters(given, self.parameter_list, strict, problems)
-            groups = read_state_dict(entries, self._rules, self.parameter_list, owners, strict, problems)
-        if schedule is not None:
-            before = copy.deepcopy(vars(self._learning_rate))
-            try:
-                self._learning_rate.set_state_dict(schedule)
-                self._rate_for_step()
-            except Exception:
-                vars(self._learning_rate).update(before)
-                raise
-        self._steps = self._steps.afresh(groups=groups, masters=masters)
+        load(self._loading, state_dict, strict)
 
     @property
     def rules(self) -> list[Rule]:
@@ -270,20 +251,34 @@ class Optimizer(Stepping):
 
     def owners(self) -> list[str]:
         """Return per Parameter what its accumulators are filed under."""
-        return owners_of(self.parameter_list, self._steps.masters is not None, self._name)
+        return cohorts.owners_of(self.parameter_list, self._steps.masters is not None, self._name)
 
     load_state_dict = set_state_dict
     set_dict = set_state_dict
 
-    def _taken_schedule(self, entries: dict[str, Any], problems: list[str]) -> Any:
-        """Remove the scheduler's part from the entries, and note if it is needed and not there."""
-        schedule = entries.pop("LR_Scheduler", None)
-        if isinstance(self._learning_rate, float) or not entries and schedule is None:
-            return None
-        if isinstance(schedule, Mapping):
-            return schedule
+    def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
+        """Read this optimizer's entries, and after the `yield` put them in force; see the ledger."""
+        schedule, steps = self._read_schedule(entries), self._steps
+        masters, found = steps.masters, None  # {} was saved before any step
+        if entries.rest or steps.groups:
+            if masters is not None:
+                masters = cohorts.read_masters(entries, self.parameter_list, strict)
+            found = cohorts.read(entries, self._rules, self.parameter_list, self.owners(), strict)
+        yield
+        groups = [] if found is None else cohorts.cohorts_of(found, self._rules, self.parameter_list)
+        self._put_schedule(schedule)
+        self._steps = steps.afresh(groups=groups, masters=masters)
+
+    def _read_schedule(self, entries: Entries) -> Any:
+        """The state of the scheduler, or None if it keeps what it has."""
+        if isinstance(self._learning_rate, float):
+            return entries.drop(SCHEDULE)
+        needed = bool(entries.rest) and not isinstance(self._learning_rate, LambdaDecay)
+        return entries.read(DictField(SCHEDULE, required=needed))
+
+    def _put_schedule(self, schedule: Any) -> None:
+        """Put a scheduler's state in force, unless the scheduler refuses it or has no rate then."""
         if schedule is not None:
-            problems.append(f"not a dict: LR_Scheduler is {type(schedule).__name__}")
-        elif not isinstance(self._learning_rate, LambdaDecay):
-            problems.append("missing: LR_Scheduler, which the optimizer's scheduler needs")
-        return None
+            with undone_on_error(self._learning_rate):
+                self._learning_rate.set_state_dict(schedule)
+                self._rate_for_step()

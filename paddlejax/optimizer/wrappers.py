@@ -1,7 +1,7 @@
 """Optimizers around an optimizer, as Paddle has them: lookahead, gradient accumulation, recomputation."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,10 +17,9 @@ from ..lifting import GradientTransformation
 from ..selected_rows import dense
 from ..trees import compute_dtype, is_narrow
 from .arguments import check_program
-from .cohorts import raise_if
-from .entries import Entries
+from .ledger import ArrayField, CountField, Entries, load, written
 from .loss import Loss
-from .optimizer import Optimizer, Pairs
+from .optimizer import SCHEDULE, Optimizer, Pairs
 from .parameter import Parameter
 
 
@@ -86,7 +85,11 @@ class Wrapper:
     def set_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
         """Take over what `state_dict()` returned, or raise an error that tells what does not fit, and change
         nothing."""
-        self.inner_optimizer.set_state_dict(state_dict, strict)
+        load(self._loading, state_dict, strict)
+
+    def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
+        """Read the wrapper's entries and the inner optimizer's, and after the `yield` put them in force."""
+        return self.inner_optimizer._loading(entries, strict)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
         self.set_state_dict(state_dict, strict)
@@ -202,25 +205,21 @@ class LookAhead(Wrapper):
         count = int(self._part.count)
         if not count:
             return super().state_dict()
-        slow = {self._key(self.parameter_list[i]): jnp.copy(s) for i, s in self._part.slow.items()}
-        return {**super().state_dict(), **slow, self._counter: np.array([count], np.int32)}
+        slow = ((self._field(self.parameter_list[i]), s) for i, s in self._part.slow.items())
+        return super().state_dict() | written([*slow, (CountField(self._counter, np.int32), count)])
 
-    def set_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
-        """Take over what `state_dict()` returned, or raise an error that tells what does not fit, and change
-        nothing."""
-        entries = Entries(state_dict)
-        stepped = any(key not in ("LR_Scheduler", "global_step") for key in entries.rest)
-        count = entries.scalar(self._counter, required=strict and stepped) or 0
-        slow = {
-            i: entries.take(
-                self._key(p), p.shape, self._part.dtype(p), required=strict and p.trainable and count > 0
-            )
-            for i, p in enumerate(self.parameter_list)
-        }
-        raise_if(entries.problems)
-        super().set_state_dict(entries.rest, strict)
+    def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
+        stepped = any(key not in (SCHEDULE, "global_step") for key in entries.rest)
+        count = entries.read(CountField(self._counter, required=strict and stepped)) or 0
+        needed = strict and count > 0
+        fields = {i: self._field(p, needed and p.trainable) for i, p in enumerate(self.parameter_list)}
+        slow = entries.read_all(fields)
+        yield from super()._loading(entries, strict)
         self._part.count = jnp.array(count, jnp.int32)
         self._part.slow = {i: s for i, s in slow.items() if s is not None}
+
+    def _field(self, p: Parameter, required: bool = True) -> ArrayField:
+        return ArrayField(self._key(p), p.shape, self._part.dtype(p), required=required)
 
     def _key(self, p: Parameter) -> str:
         return "_".join([p.name, *([self._name] if self._name else []), "slow", "0"])
@@ -333,31 +332,26 @@ class GradientMergeOptimizer(Wrapper):
         count = self._part.count
         if not count:
             return super().state_dict()
-        sums = {self._key(self.parameter_list[i]): jnp.copy(s) for i, s in self._part.sums.items()}
-        return {**super().state_dict(), **sums, "gradient_merge_step": np.array([count], np.int32)}
+        sums = ((self._field(self.parameter_list[i]), s) for i, s in self._part.sums.items())
+        return super().state_dict() | written([*sums, (self._count_field(), count)])
 
-    def set_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
-        """Take over what `state_dict()` returned, or raise an error that tells what does not fit, and change
-        nothing."""
-        entries = Entries(state_dict)
-        count = entries.scalar("gradient_merge_step", required=False) or 0
-        sums = {
-            i: entries.take(self._key(p), p.shape, compute_dtype((), p.peek()), required=False)
-            for i, p in enumerate(self.parameter_list)
-            if entries.has(self._key(p))
-        }
+    def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
+        count = entries.read(self._count_field()) or 0
+        found = entries.read_all({i: self._field(p) for i, p in enumerate(self.parameter_list)})
+        sums = {i: s for i, s in found.items() if s is not None}
         if sums and not count:  # without sums a count stands where no parameter had a gradient
             entries.problems.append(
                 f"gradient_merge_step is {count}, but there are {len(sums)} sums beside it"
             )
-        if not 0 <= count < self.k_steps:
-            entries.problems.append(f"gradient_merge_step is {count}, expected less than {self.k_steps}")
-        raise_if(entries.problems)
-        super().set_state_dict(entries.rest, strict)
-        self._part.count, self._part.sums = count, {i: s for i, s in sums.items() if s is not None}
+        yield from super()._loading(entries, strict)
+        self._part.count, self._part.sums = count, sums
 
-    def _key(self, p: Parameter) -> str:
-        return f"{p.name}@GRAD@GradientMerge"
+    def _count_field(self) -> CountField:
+        return CountField("gradient_merge_step", np.int32, high=self.k_steps - 1, required=False)
+
+    def _field(self, p: Parameter) -> ArrayField:
+        key = f"{p.name}@GRAD@GradientMerge"
+        return ArrayField(key, p.shape, compute_dtype((), p.peek()), required=False)
 
 
 class RecomputeOptimizer(Wrapper):

@@ -392,7 +392,7 @@ def test_a_compressed_step_happens_as_a_whole_or_not_at_all():
         value -= 0.1 * velocity
 
     def taken():
-        return int(opt.state_dict()[COUNTER].item())
+        return int(opt.state_dict()[COUNTER.key].item())
 
     def check():
         np.testing.assert_allclose(w.numpy(), expected[taken()], rtol=1e-4)

@@ -117,6 +117,15 @@ BOMBS = {
     "an open mark": program(b"}("),
     "bytes after the end": program(b"}") + b"x",
     "a missing memo": program(entry(b"h\x09")),
+    "a dict made of a deep key": program(
+        entry(b"ccollections\nOrderedDict\n])" + b"\x85" * 100_000 + b"N\x86a\x85R")
+    ),
+    "a tuple made of a list": program(entry(b"cbuiltins\ntuple\n](NNNe\x85R")),
+    "a dtype named by a list": program(entry(b"cnumpy\ndtype\n](" + b"N" * 100_000 + b"e\x89\x88\x87R")),
+    "a call with many arguments": program(entry(b"cnumpy\ndtype\n](" + b"N" * 100_000 + b"eR")),
+    "a number of no dtype": program(entry(b"cnumpy.core.multiarray\nscalar\nNC\x01x\x86R")),
+    "an unknown instruction": program(b"}\xff"),
+    "a lone surrogate as key": program(b"}X\x03\x00\x00\x00\xed\xa0\x80Ns"),
     "a lone surrogate": program(entry(b"X\x03\x00\x00\x00\xed\xa0\x80")),
     "an odd number of items": program(b"}(Nu"),
     "a table of names that is none": program(raw({"StructuredToParameterName@@": [1]})),

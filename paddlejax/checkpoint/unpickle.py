@@ -1,49 +1,41 @@
 """Read a pickle of arrays and plain containers, and nothing else.
 
-Paddle's files are pickles, and a pickle is a program: loading one with Python's own machine runs whatever its
-author wrote. This machine knows only the instructions Paddle's files contain, and a dozen globals that stand
-for entries of a table below; it imports and calls nothing. Whatever it allocates is bounded by the size of
-the file: lengths are compared with what is left of the file before they are read, arrays with the bytes they
-claim, and a container that is referred to many times is counted every time.
+Paddle's files are pickles, and a pickle is a program: loading one runs whatever its author wrote. This is the
+machine of the standard library with most of its instructions taken out. Each global that a file may name is a
+function of a table below, so no code but ours is ever called. What it allocates is bounded by the size of the
+file: `_Bounded` refuses to read more than is left, arrays are compared with the bytes they claim, and a
+container that is referred to many times is counted every time. What a file decides is never compared, copied,
+hashed or printed before its type is known: a list that costs a few bytes to name again may be long or deep.
 """
 
 import math
-import struct
+import pickle
 from collections.abc import Callable
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
 from .errors import Refused
 
 DEPTH = 100  # of nested containers
-LENGTH = 10_000_000  # instructions; an array takes about 40
 DTYPES = tuple("b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16".split())
-ARRAY, NDARRAY, DTYPE, SCALAR, ENCODE, TUPLE, ORDERED = "array ndarray dtype scalar encode tuple dict".split()
-GLOBALS = {
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): ARRAY for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): SCALAR for core in ("core", "_core")},
-    ("numpy", "ndarray"): NDARRAY,
-    ("numpy", "dtype"): DTYPE,
-    ("_codecs", "encode"): ENCODE,
-    ("builtins", "tuple"): TUPLE,
-    ("__builtin__", "tuple"): TUPLE,
-    ("collections", "OrderedDict"): ORDERED,
-}
-
-
-class _Global:
-    """What a global of the table is in here: a mark, not a function."""
-
-    def __init__(self, kind: str):
-        self.kind = kind
+INSTRUCTIONS = (
+    "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE "
+    "SHORT_BINUNICODE BINUNICODE8 BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_DICT "
+    "EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 SETITEM SETITEMS APPEND APPENDS BINPUT LONG_BINPUT "
+    "MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD"
+).split()
+NDARRAY = object()  # stands for numpy.ndarray, the first argument of _reconstruct
 
 
 class _Dtype:
     """An element type, complete once BUILD has told its byte order."""
 
-    def __init__(self, code: str):
-        self.code, self.dtype = code, np.dtype(code)
+    def __init__(self, code: Any, align: Any, copy: Any):
+        if type(code) is not str or code not in DTYPES:
+            found = repr(code[:100]) if type(code) is str else f"a {type(code).__name__}"
+            raise Refused(f"an array's dtype is {found}, expected one of {', '.join(DTYPES)}")
+        self.dtype = np.dtype(code)
 
     def build(self, state: Any) -> None:
         if not _fits(state, int, str) or state[1] not in ("<", ">", "|", "=") or state[2:5] != (None,) * 3:
@@ -54,7 +46,7 @@ class _Dtype:
 class _Array:
     """An array, complete once BUILD has given its contents."""
 
-    def __init__(self, machine: "Machine"):
+    def __init__(self, machine: "_Machine"):
         self.machine = machine
         self.value: np.ndarray | None = None
 
@@ -73,45 +65,14 @@ class _Array:
         self.value = value.astype(dtype.newbyteorder("="), copy=False)
 
 
-def unpickle(file: BinaryIO, size: int) -> Any:
-    """The object in a file of this size; arrays are read-only views of what was read.
-
-    Raises Refused, or any other Exception that hostile bytes provoke; the caller words it.
-    """
-    return Machine(file, size).run()
-
-
-class Machine:
-    """A stack, a memo, and one method per kind of instruction."""
+class _Bounded:
+    """A file of which the machine can read what is left, and no more."""
 
     def __init__(self, file: BinaryIO, size: int):
         self.file, self.size, self.left = file, size, size
-        self.stack: list[Any] = []
-        self.marks: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
-        self.claimed = self.visited = 0
-
-    def run(self) -> Any:
-        if self.size == 0:
-            raise Refused("it is empty")
-        if (start := self.read(1)) != b"\x80":
-            raise Refused(f"it is no pickle of protocol 2 to 4: it begins with {start!r}")
-        self.proto()
-        for _ in range(LENGTH):
-            code = self.read(1)
-            if code == b".":
-                break
-            instruction = INSTRUCTIONS.get(code)
-            if instruction is None:
-                raise Refused(f"the byte {code[0]:#04x} is no instruction of a checkpoint")
-            instruction(self)
-        else:
-            raise Refused(f"it has more than {LENGTH} instructions")
-        if len(self.stack) != 1 or self.marks or self.left:
-            raise Refused(f"it is incomplete, or {self.left} bytes follow its end")
-        return self.plain(self.stack[0])
 
     def read(self, n: int) -> bytes:
+        """Return exactly n bytes."""
         if not 0 <= n <= self.left:
             raise Refused(f"it is cut short: {n} more bytes wanted, {self.left} left of {self.size}")
         data = self.file.read(n)
@@ -120,129 +81,114 @@ class Machine:
             raise Refused("it shrank while it was read")
         return data
 
-    def number(self, form: str) -> Any:
-        return struct.unpack(form, self.read(struct.calcsize(form)))[0]
-
-    def long(self) -> int:
-        value = int.from_bytes(self.read(self.number("<B")), "little", signed=True)
-        if value.bit_length() > 64:
-            raise Refused(f"it has an integer of {value.bit_length()} bits, expected at most 64")
-        return value
-
-    def line(self) -> str:
-        text = self.file.readline(200)
-        self.left -= len(text)
-        if not text.endswith(b"\n"):
+    def readline(self) -> bytes:
+        """Return a line, half of the name of a global."""
+        line = self.file.readline(200)
+        self.left -= len(line)
+        if not line.endswith(b"\n"):
             raise Refused("the name of a global does not end")
-        return text[:-1].decode()
+        return line
+
+
+class _Table(dict[int, Any]):
+    """Instructions by their byte; another byte is refused by its number."""
+
+    def __missing__(self, code: int) -> Any:
+        raise Refused(f"the byte {code:#04x} is no instruction of a checkpoint")
+
+
+class _Machine(pickle._Unpickler):  # type: ignore[name-defined]
+    """The machine of the standard library, which calls, builds and sets only what is written here."""
+
+    stack: list[Any]  # these are the standard machine's, which the type checker does not see
+    metastack: list[list[Any]]  # the stacks below each mark
+    pop_mark: Callable[[], list[Any]]
+    _unframer: Any
+
+    dispatch: ClassVar = _Table(
+        (code, pickle._Unpickler.dispatch[code])  # type: ignore[attr-defined]
+        for code in (getattr(pickle, name)[0] for name in INSTRUCTIONS)
+    )
+
+    def __init__(self, file: _Bounded):
+        super().__init__(file, encoding="latin1")
+        self.file, self.claimed, self.visited = file, 0, 0
+        self.globals = {
+            **{(f"numpy.{core}.multiarray", "_reconstruct"): self.array for core in ("core", "_core")},
+            **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+            ("numpy", "ndarray"): NDARRAY,
+            ("numpy", "dtype"): _Dtype,
+            ("_codecs", "encode"): self.encode,
+            ("builtins", "tuple"): _tuple,
+            ("__builtin__", "tuple"): _tuple,
+            ("collections", "OrderedDict"): _ordered_dict,
+        }
 
     def claim(self, n: int) -> None:
-        """Count bytes made from the file's: never more than it has."""
+        """Count bytes that were made from the file's; refuse more than twice as many as it has."""
         self.claimed += n
-        if self.claimed > 2 * self.size:
+        if self.claimed > 2 * self.file.size:
             raise Refused("its arrays claim more bytes than it has")
 
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what stands here for a global."""
+        if (module, name) not in self.globals:
+            raise Refused(f"it wants {f'{module}.{name}'[:200]!r}, which no checkpoint needs")
+        return self.globals[module, name]
 
-    def pop(self) -> Any:
-        if not self.stack:
-            raise Refused("it takes from an empty stack")
-        return self.stack.pop()
+    # What REDUCE may call, here and below, takes a fixed number of arguments: a long list of them, which a
+    # file can name again and again, is refused the first time.
 
-    def take(self, n: int) -> list[Any]:
-        return [self.pop() for _ in range(n)][::-1]
+    def array(self, kind: Any, shape: Any, code: Any) -> _Array:
+        """numpy's _reconstruct: return an array without contents."""
+        if kind is not NDARRAY:
+            raise Refused("it makes an array of another class")
+        return _Array(self)
 
-    def mark(self) -> None:
-        self.marks.append(self.stack)
-        self.stack = []
+    def encode(self, text: Any, encoding: Any) -> bytes:
+        """_codecs.encode, with which protocol 2 writes bytes."""
+        if type(text) is not str or type(encoding) is not str or encoding != "latin1":
+            raise Refused("it encodes something else than a text as latin1")
+        self.claim(len(text))
+        return text.encode("latin1")
 
-    def since_mark(self) -> list[Any]:
-        if not self.marks:
-            raise Refused("a mark is missing")
-        items, self.stack = self.stack, self.marks.pop()
-        return items
+    def load_build(self) -> None:
+        """BUILD: give an array or a dtype its state."""
+        state = self.stack.pop()
+        if not isinstance(self.stack[-1], _Array | _Dtype):
+            raise Refused(f"it gives a state to a {type(self.stack[-1]).__name__}")
+        self.stack[-1].build(state)
 
-    def proto(self) -> None:
-        protocol = self.number("<B")
-        if not 2 <= protocol <= 4:
-            raise Refused(f"it is a pickle of protocol {protocol}, expected 2, 3 or 4")
+    def load_setitem(self) -> None:
+        """SETITEM: the dict below the last two objects takes them as key and value."""
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set_items([key, value])
 
-    def frame(self) -> None:
-        self.read(8)
-
-    def put(self, index: int | None = None) -> None:
-        if not self.stack:
-            raise Refused("it takes from an empty stack")
-        self.memo[len(self.memo) if index is None else index] = self.stack[-1]
-
-    def get(self, index: int) -> None:
-        if index not in self.memo:
-            raise Refused(f"it refers to an object {index} that is not there")
-        self.push(self.memo[index])
+    def load_setitems(self) -> None:
+        """SETITEMS: the same with all objects since the last mark."""
+        self.set_items(self.pop_mark())
 
     def set_items(self, items: list[Any]) -> None:
-        target = self.stack[-1] if self.stack else None
+        """Put keys and values in turn into the dict on top of the stack."""
+        target = self.stack[-1]
         if type(target) is not dict or len(items) % 2:
             raise Refused("it sets items of what is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Other keys could be slow or deep to hash.
             if not (type(key) is str or type(key) is int and abs(key) < 2**63):
-                raise Refused(f"a key of a dict is of type {_kind(key)}, expected str or int")
-            target[key] = value
+                raise Refused(f"a key of a dict is of type {type(key).__name__}, expected str or int")
+            target[_text(key) if type(key) is str else key] = value
 
-    def extend(self, items: list[Any]) -> None:
-        target = self.stack[-1] if self.stack else None
-        if type(target) is not list:
-            raise Refused("it appends to what is no list")
-        target.extend(items)
-
-    def find(self, module: Any, name: Any) -> None:
-        if type(module) is not str or type(name) is not str or (module, name) not in GLOBALS:
-            raise Refused(f"it wants {f'{module}.{name}'[:200]!r}, which no checkpoint needs")
-        self.push(_Global(GLOBALS[module, name]))
-
-    def reduce(self) -> None:
-        function, args = self.take(2)
-        if not isinstance(function, _Global) or type(args) is not tuple:
-            raise Refused(f"it calls a {_kind(function)}")
-        kind, args = function.kind, cast(Any, args)
-        if kind == ARRAY and len(args) == 3 and _fits(args, _Global) and args[0].kind == NDARRAY:
-            self.push(_Array(self))
-        elif kind == DTYPE and len(args) == 3 and type(args[0]) is str:
-            if args[0] not in DTYPES:
-                raise Refused(f"an array's dtype is {args[0][:100]!r}, expected one of {', '.join(DTYPES)}")
-            self.push(_Dtype(args[0]))
-        elif kind == SCALAR and _fits(args, _Dtype) and len(args) == 2:
-            self.push(self.scalar(args[0].dtype, _bytes(args[1])))
-        elif kind == ENCODE and _fits(args, str, str) and args[1:] == ("latin1",):
-            self.claim(len(args[0]))
-            self.push(args[0].encode("latin1"))
-        elif kind == TUPLE and _fits(args, tuple) and len(args) == 1:
-            self.push(args[0])
-        elif kind == ORDERED and args == ():
-            self.push({})
-        else:
-            raise Refused(f"it calls {kind} in a way no checkpoint does")
-
-    def scalar(self, dtype: np.dtype, data: bytes) -> Any:
-        if len(data) != dtype.itemsize:
-            raise Refused(f"a number of dtype {dtype} needs {dtype.itemsize} bytes, found {len(data)}")
-        return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))[0]
-
-    def build(self) -> None:
-        target, state = self.take(2)
-        if not isinstance(target, _Array | _Dtype):
-            raise Refused(f"it gives a state to a {_kind(target)}")
-        target.build(state)
-        self.push(target)
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
 
     def plain(self, value: Any, depth: int = 0) -> Any:
-        """The tree with its arrays in place; what it refers to twice is there twice."""
+        """Return the tree with its arrays in place; what it refers to twice is there twice."""
         self.visited += 1
         if depth > DEPTH:
             raise Refused(f"it is nested more than {DEPTH} deep")
-        if self.visited > self.size:
+        if self.visited > self.file.size:
             raise Refused("it refers to the same containers again and again")
         if type(value) is dict:
             return {k: self.plain(v, depth + 1) for k, v in value.items()}
@@ -250,78 +196,75 @@ class Machine:
             return type(value)(self.plain(v, depth + 1) for v in value)
         if isinstance(value, _Array) and value.value is not None:
             return value.value
-        if value is None or isinstance(value, bool | int | float | str | np.generic):
+        if type(value) is int and value.bit_length() > 64:
+            raise Refused(f"it has an integer of {value.bit_length()} bits, expected at most 64")
+        if type(value) is str:
+            return _text(value)
+        if value is None or isinstance(value, bool | int | float | np.generic):
             return value
-        raise Refused(f"it holds an object of type {_kind(value)}, which no checkpoint does")
+        kind = type(value).__name__.lstrip("_").lower()
+        raise Refused(f"it holds an object of type {kind}, which no checkpoint does")
+
+
+def _scalar(dtype: Any, data: Any) -> Any:
+    """numpy's scalar: return one number of this dtype."""
+    if not isinstance(dtype, _Dtype):
+        raise Refused("it makes a number of what is no dtype")
+    if len(data := _bytes(data)) != dtype.dtype.itemsize:
+        raise Refused(f"a number of dtype {dtype.dtype} needs other than {len(data)} bytes")
+    return np.frombuffer(data, dtype.dtype).astype(dtype.dtype.newbyteorder("="))[0]
+
+
+def _tuple(items: Any) -> Any:
+    """builtins.tuple, of a tuple only, which is not copied."""
+    if type(items) is not tuple:
+        raise Refused(f"it makes a tuple of a {type(items).__name__}")
+    return items
+
+
+def _ordered_dict() -> dict[Any, Any]:
+    """collections.OrderedDict, empty: a dict keeps its order."""
+    return {}
 
 
 def _fits(values: Any, *kinds: type) -> bool:
     """Whether this is a tuple that begins with exactly these types."""
-    return type(values) is tuple and tuple(map(type, values))[: len(kinds)] == kinds
+    return type(values) is tuple and tuple(map(type, values[: len(kinds)])) == kinds
 
 
 def _bytes(data: Any) -> bytes:
-    """An array's contents; Python 2 wrote them as a string."""
+    """Return an array's contents as bytes; Python 2 wrote them as a string."""
     if type(data) is str:
         return data.encode("latin1")
     if type(data) is not bytes:
-        raise Refused(f"the contents of an array are a {_kind(data)}")
+        raise Refused(f"the contents of an array are a {type(data).__name__}")
     return data
 
 
-def _kind(value: Any) -> str:
-    return type(value).__name__.lstrip("_").lower()
+def _text(text: str) -> str:
+    """Return the text; refuse half a character, which the machine of the standard library lets pass."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise Refused("it has a text that is no UTF-8") from None
+    return text
 
 
-def _value(make: Callable[[Machine], Any]) -> Callable[[Machine], None]:
-    return lambda machine: machine.push(make(machine))
+def unpickle(file: BinaryIO, size: int) -> Any:
+    """Return the object in a file of this size; its arrays are read-only views of what was read.
 
-
-def _text(form: str, encoding: str = "utf-8") -> Callable[[Machine], None]:
-    return _value(lambda m: m.read(m.number(form)).decode(encoding))
-
-
-def _data(form: str) -> Callable[[Machine], None]:
-    return _value(lambda m: m.read(m.number(form)))
-
-
-INSTRUCTIONS: dict[bytes, Callable[[Machine], None]] = {
-    b"\x95": Machine.frame,  # the length of a frame, of use to a slow reader only
-    b"(": Machine.mark,
-    b"N": _value(lambda m: None),
-    b"\x88": _value(lambda m: True),
-    b"\x89": _value(lambda m: False),
-    b"J": _value(lambda m: m.number("<i")),
-    b"K": _value(lambda m: m.number("<B")),
-    b"M": _value(lambda m: m.number("<H")),
-    b"\x8a": _value(Machine.long),
-    b"G": _value(lambda m: m.number(">d")),
-    b"X": _text("<I"),
-    b"\x8c": _text("<B"),
-    b"\x8d": _text("<Q"),
-    b"T": _text("<i", "latin1"),
-    b"U": _text("<B", "latin1"),
-    b"B": _data("<I"),
-    b"C": _data("<B"),
-    b"\x8e": _data("<Q"),
-    b"}": _value(lambda m: {}),
-    b"]": _value(lambda m: []),
-    b")": _value(lambda m: ()),
-    b"t": lambda m: m.push(tuple(m.since_mark())),
-    b"\x85": lambda m: m.push(tuple(m.take(1))),
-    b"\x86": lambda m: m.push(tuple(m.take(2))),
-    b"\x87": lambda m: m.push(tuple(m.take(3))),
-    b"s": lambda m: m.set_items(m.take(2)),
-    b"u": lambda m: m.set_items(m.since_mark()),
-    b"a": lambda m: m.extend(m.take(1)),
-    b"e": lambda m: m.extend(m.since_mark()),
-    b"q": lambda m: m.put(m.number("<B")),
-    b"r": lambda m: m.put(m.number("<I")),
-    b"\x94": Machine.put,
-    b"h": lambda m: m.get(m.number("<B")),
-    b"j": lambda m: m.get(m.number("<I")),
-    b"c": lambda m: m.find(m.line(), m.line()),
-    b"\x93": lambda m: m.find(*m.take(2)),
-    b"R": Machine.reduce,
-    b"b": Machine.build,
-}
+    Raises Refused, or any other Exception that hostile bytes provoke; the caller words it.
+    """
+    if size == 0:
+        raise Refused("it is empty")
+    start = file.read(2)
+    if start[:1] != b"\x80" or start[1:] not in (b"\x02", b"\x03", b"\x04"):
+        raise Refused(f"it is no pickle of protocol 2 to 4: it begins with {start!r}")
+    file.seek(0)
+    machine = _Machine(_Bounded(file, size))
+    value = machine.load()
+    frame = machine._unframer.current_frame
+    if machine.stack or machine.metastack or machine.file.left or frame and frame.read(1):
+        raise Refused("it is incomplete, or something follows its end")
+    return machine.plain(value)

@@ -1,7 +1,8 @@
 """Paddle's `paddle.amp`: the loss scaling of mixed-precision training, as an object."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,11 @@ import numpy as np
 
 from .array_types import Numeric
 from .hyper import FLAG, INT, ArgumentError, checked, number, unless
-from .loss_scaling import DECR_RATIO, INCR_RATIO, SCALE, all_finite, next_scale, unscaled
+from .loss_scaling import DECR_RATIO, INCR_RATIO, SCALE, all_finite, next_scale, times, unscaled
 from .optimizer.ledger import Entries, NumberField, StateDictError, load, written
-from .optimizer.loss import Call, Loss
+from .optimizer.loss import Loss
 from .optimizer.parameter import ZEROS, Parameter
 from .optimizer.wrappers import innermost
-from .trees import compute_dtype
 
 __all__ = ["GradScaler"]
 
@@ -27,34 +27,6 @@ def _unscale(grads: list[jax.Array], scale: Any) -> tuple[list[jax.Array], jax.A
     return grads_, all_finite(grads) & all_finite(grads_)  # 1/scale may overflow, or be infinite itself
 
 
-@jax.jit
-def _times(x: Any, scale: Any) -> jax.Array:
-    wide = compute_dtype((), x)
-    return jnp.asarray(x, wide) * jnp.asarray(scale, wide)
-
-
-class _ScaledCall(NamedTuple):
-    """A call whose last traced argument is the factor on its loss: another factor is not another program."""
-
-    call: Call
-
-    @property
-    def function(self) -> Any:
-        return self.call.function
-
-    @property
-    def tables(self) -> Any:
-        return self.call.tables
-
-    def running(self, function: Any) -> "_ScaledCall":
-        return _ScaledCall(self.call.running(function))
-
-    def __call__(self, trained: list[jax.Array], fixed: list[Any]) -> tuple[jax.Array, Any]:
-        *fixed, scale = fixed
-        loss, aux = self.call(trained, fixed)
-        return _times(loss, scale), (loss, aux)
-
-
 class ScaledLoss(Loss):
     """What `GradScaler.scale` makes of a Loss that has not run backward.
 
@@ -62,7 +34,7 @@ class ScaledLoss(Loss):
     """
 
     def __init__(self, loss: Loss, scale: np.ndarray):
-        super().__init__(_ScaledCall(loss.call), loss.parameters, [*loss.fixed, scale])  # type: ignore[arg-type]
+        super().__init__(replace(loss.call, scaled=True), loss.parameters, [*loss.fixed, scale])
         self.trained = loss.trained
         self._unscaled = loss
 
@@ -72,7 +44,7 @@ class ScaledLoss(Loss):
 
     def _computed(self) -> Any:
         result = super()._computed()
-        self._unscaled._result = result[1]
+        self._unscaled.result = result[1]
         return result
 
     @property
@@ -157,7 +129,7 @@ class GradScaler:
                 number("scale's loss", loss, "a Loss, an array or a number")
             loss = jnp.asarray(loss.peek() if isinstance(loss, Parameter) else loss)
             floating = jnp.issubdtype(loss.dtype, jnp.inexact)
-            return _times(loss if floating else loss.astype(jnp.float32), self._scale)
+            return times(loss if floating else loss.astype(jnp.float32), self._scale)
         if not hasattr(loss, "call"):  # of a pipeline
             expected = "expected what a @paddle.loss function returned"
             raise TypeError(f"scale's loss: found {type(loss).__name__}, {expected}")

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import jaxlib.version
 
+from . import step as stepping
+
 Result = tuple[Any, dict[str, Any]]
 OPTION = "xla_cpu_use_multi_output_fusion"
 SCATTERS = (0, 12)  # the first jaxlib that compiles any scatters with it
-_on = False
 
 
 def enable_cpu_fusion() -> bool:
@@ -51,8 +52,7 @@ def enable_cpu_fusion() -> bool:
 
     optax and torch have no such switch; torch's fused optimizers are kernels of this form.
     """
-    global _on
-    if _on:
+    if stepping.reform is single_pass:
         return True
     before = os.environ.get("XLA_FLAGS")
     if OPTION not in (before or ""):
@@ -71,17 +71,13 @@ def enable_cpu_fusion() -> bool:
             f"XLA_FLAGS=--xla_backend_extra_options={OPTION}=true"
         )
     jax.clear_caches()  # rules that were traced before, if the option was in XLA_FLAGS from the start
-    _on = True
+    stepping.reform, stepping.refuse_rows = single_pass, _refuse_rows
     return True
 
 
-def cpu_fusion_is_on() -> bool:
-    return _on
-
-
-def refuse_rows(where: str) -> None:
+def _refuse_rows(where: str) -> None:
     """Say that XLA would abort, where it would."""
-    if _on and jaxlib.version.__version_info__ < SCATTERS:
+    if jaxlib.version.__version_info__ < SCATTERS:
         found = f"{where}: found a SelectedRows gradient under enable_cpu_fusion, where XLA would abort"
         expected = "an array such as its to_dense(), a process without it, or jaxlib 0.12 or later"
         raise RuntimeError(f"{found}; expected {expected}")

@@ -270,7 +270,7 @@ class _Lift:
         wide = jnp.float64 if jnp.float64 in dtypes else jnp.float32
         count = jnp.zeros((), jnp.int32)
         scalars = {k: jnp.array(v, jnp.result_type(v)) for k, v in in_wide(self.rule, wide).shared().items()}
-        count, rate, scalars = beside(leaves, (count, jnp.array(self._rate(count), wide), scalars))
+        count, rate, scalars = beside(leaves, (count, jnp.array(self.rate(count), wide), scalars))
         slots = {name: tree.unflatten(column) for name, column in columns.items()}
         return RuleState(count, rate, scalars, slots)
 
@@ -294,7 +294,7 @@ class _Lift:
             return grads, state
         rate = state.learning_rate
         if callable(self.learning_rate):
-            rate = jnp.asarray(self._rate(state.count), rate.dtype)
+            rate = jnp.asarray(self.rate(state.count), rate.dtype)
         about = [self.leaf(path_name(path)) for path in paths]
         factors = dict.fromkeys(factor for _, factor in about)
         ks = {factor: advance(self.rule, rate, state.shared, factor) for factor in factors}
@@ -334,7 +334,7 @@ class _Lift:
             return jax.lax.optimization_barrier(g.to_dense())
         return g if len(g.rows) else None
 
-    def _rate(self, count: jax.Array) -> Any:
+    def rate(self, count: jax.Array) -> Any:
         """Return the rate of the step that is made after `count` others."""
         if not callable(self.learning_rate):
             return self.learning_rate

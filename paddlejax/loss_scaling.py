@@ -34,6 +34,13 @@ class LossScaleState(NamedTuple):
     total_skips: jax.Array  # () int32
 
 
+@jax.jit
+def times(x: Any, scale: Any) -> jax.Array:
+    """Return x times the scale, in float32 or wider."""
+    wide = compute_dtype((), x)
+    return jnp.asarray(x, wide) * jnp.asarray(scale, wide)
+
+
 @checked(tx=PAIR)
 def skip_nonfinite(tx: Any, *, axis_name: Any = None) -> GradientTransformation:
     """Leave out every step with an infinite or NaN gradient: parameters and state stay bit for bit.

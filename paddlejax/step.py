@@ -1,5 +1,6 @@
 """The compiled step of a rule on one tensor, and of many alike at once."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .cpu_fusion import cpu_fusion_is_on, refuse_rows, single_pass
 from .selected_rows import SelectedRows
 from .trees import compute_dtype
 
 Slots = dict[str, jax.Array]
 TOGETHER = 8  # how many tensors alike are stepped by one call, for which tracing and lowering pay
+# An optional feature puts its functions here when it is switched on; nothing here imports it.
+reform: Callable[..., Any] | None = None  # (step, its result, its arguments) -> the result in another form
+refuse_rows: Callable[[str], None] | None = None  # raises where rows cannot be stepped
 
 
 def stepped(given: dict[int, tuple[Any, ...]]) -> dict[int, tuple[Any, Slots]]:
@@ -72,8 +75,8 @@ def step(rule: Any, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple[j
         return own.step(g, p, k, slots | moved)
 
     delta, new = result = _checked(rule, run((g, p, k, slots)), p, slots)
-    if rule.elementwise and p.dtype == wide and cpu_fusion_is_on():
-        delta, new = single_pass(run, result, (g, p, k, slots))
+    if rule.elementwise and p.dtype == wide and reform is not None:
+        delta, new = reform(run, result, (g, p, k, slots))
     return delta.astype(p.dtype), {name: new[name].astype(slot.dtype) for name, slot in slots.items()}
 
 
@@ -131,7 +134,7 @@ def check_sparse(rule: Any, where: str) -> None:
     if rule.sparse is None:
         found = f"found a SelectedRows gradient, which {type(rule).__name__} cannot take"
         raise TypeError(f"{where}: {found}; expected an array, such as its to_dense()")
-    if rule.sparse == "rows" and rule.slots:
+    if rule.sparse == "rows" and rule.slots and refuse_rows is not None:
         refuse_rows(where)
 
 

@@ -185,7 +185,7 @@ class _DGC:
         self._check_axis([(paths[i], gs[i]) for i in there])
         rate, source = state.learning_rate, self.momentum.source
         if callable(source.learning_rate):
-            rate = jnp.asarray(source._rate(state.count), rate.dtype)
+            rate = jnp.asarray(source.rate(state.count), rate.dtype)
 
         plain = [i for i in there if vs[i] is None]
         prepared = _prepared(self.ordinary, params, tree, plain, self._means([gs[i] for i in plain]))

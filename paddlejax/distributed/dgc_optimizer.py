@@ -143,7 +143,7 @@ class DGCMomentumOptimizer(Optimizer):
         if not isinstance(loss, Loss):
             expected = "expected what a @paddle.loss function returned: its arrays are split over the workers"
             raise ArgumentError(f"loss: found {type(loss).__name__}, {expected}")
-        if not isinstance(loss.call, Call):
+        if loss.call.scaled:
             raise ArgumentError(
                 "loss: found one that GradScaler scaled, expected the unscaled; use dgc_momentum inside "
                 "dynamic_loss_scale(..., axis_name=...)"

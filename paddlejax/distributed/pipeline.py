@@ -282,19 +282,19 @@ class PipelineLoss(Loss):
 
     def __init__(self, pipeline: PipelineOptimizer, micro_batches: list[Any]):
         self.pipeline, self.micro_batches = pipeline, micro_batches
-        self.ran_backward, self._result = False, None
+        self.ran_backward, self.result = False, None
 
     def backward(self) -> None:
         """Run all sections, and add the gradients to every Parameter's `.grad`."""
         if self.ran_backward:
             raise RuntimeError("backward() ran already for this loss; call loss(x, y) again for another")
-        self._result = self.pipeline._backward(self.micro_batches), None
+        self.result = self.pipeline._backward(self.micro_batches), None
         self.ran_backward, self.micro_batches = True, []
 
     def _computed(self) -> Any:
-        if self._result is None:
+        if self.result is None:
             raise RuntimeError("the loss of a pipeline is known once backward() or minimize has run")
-        return self._result
+        return self.result
 
     def is_current(self) -> bool:
         """Never part of another optimizer's program: the sections are programs of their own."""

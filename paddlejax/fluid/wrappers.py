@@ -4,9 +4,10 @@ from typing import Any
 
 from .. import pages
 from ..array_types import Numeric
-from ..optimizer import averages, wrappers
+from ..optimizer import averages, lookahead
+from ..optimizer.gradient_merge import GradientMergeOptimizer
 from ..optimizer.parameter import Parameter
-from ..optimizer.wrappers import GradientMergeOptimizer, RecomputeOptimizer
+from ..optimizer.wrappers import RecomputeOptimizer
 
 __all__ = [
     "ExponentialMovingAverage",
@@ -72,8 +73,8 @@ class ModelAverage(averages.ModelAverage):
         return True
 
 
-@pages.of(wrappers.LookAhead)
-class LookaheadOptimizer(wrappers.LookAhead):
+@pages.of(lookahead.LookAhead)
+class LookaheadOptimizer(lookahead.LookAhead):
     """Paddle 1.x's LookaheadOptimizer: slow weights start as the initial parameters.
 
     >>> p = Parameter(jnp.zeros(1), "p")

@@ -5,9 +5,11 @@ from typing import Any
 from .. import pages, rules
 from ..distributed import DGCMomentumOptimizer, PipelineOptimizer
 from ..optimizer.averages import ModelAverage
+from ..optimizer.gradient_merge import GradientMergeOptimizer
 from ..optimizer.lbfgs import LBFGS
+from ..optimizer.lookahead import LookAhead
 from ..optimizer.optimizer import Optimizer
-from ..optimizer.wrappers import GradientMergeOptimizer, LookAhead, RecomputeOptimizer
+from ..optimizer.wrappers import RecomputeOptimizer
 from ..regularizer import as_regularizer
 
 __all__ = [

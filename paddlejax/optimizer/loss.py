@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..hyper import ArgumentError
+from ..loss_scaling import times
 from ..sparse import value_and_grads
 from ..trees import compute_dtype
 from .parameter import Parameter, inside_loss
@@ -25,10 +26,11 @@ class Call:
     tree: Any  # structure of (args, kwargs)
     places: tuple[tuple[str, Any], ...]  # per leaf: where its value is, or the value itself if it is static
     tables: tuple[str | None, ...]  # per trained Parameter: its name if only `embedding` may read it
+    scaled: bool = False  # whether the last of what is fixed is a factor on the loss; then aux is (loss, aux)
 
     @functools.cached_property
     def _hash(self) -> int:
-        return hash((self.function, self.has_aux, self.tree, self.places, self.tables))
+        return hash((self.function, self.has_aux, self.tree, self.places, self.tables, self.scaled))
 
     def __hash__(self) -> int:
         return self._hash
@@ -48,8 +50,9 @@ class Call:
             raise TypeError(
                 f"{name}: found {type(result).__name__}, expected (loss, aux) because has_aux=True"
             )
-        loss: Any = result[0] if self.has_aux else result
-        return scalar(name, loss), result[1] if self.has_aux else None
+        loss, aux = result if self.has_aux else (result, None)
+        loss = scalar(name, loss)
+        return (times(loss, fixed[-1]), (loss, aux)) if self.scaled else (loss, aux)
 
 
 def scalar(name: str, loss: Any) -> jax.Array:
@@ -104,7 +107,7 @@ class Loss:
         self.call, self.parameters, self.fixed = call, parameters, fixed
         self.trained: Any = Values.of([p.store for p in parameters])
         self.ran_backward = False
-        self._result: Any = None
+        self.result: Any = None
 
     def backward(self) -> None:
         """Compute the gradients and add them to every Parameter's `.grad`."""
@@ -132,7 +135,7 @@ class Loss:
 
     def settle(self, result: Any) -> None:
         """Backward has run, wherever: keep the value and let go of what it was computed from."""
-        self._result, self.ran_backward = result, True
+        self.result, self.ran_backward = result, True
         self.trained, self.fixed = Values([], None), []
 
     def is_current(self) -> bool:
@@ -148,9 +151,9 @@ class Loss:
         return compiled(self.call, self.trained.where, self.trained.arrays, self.fixed)
 
     def _computed(self) -> Any:
-        if self._result is None:
-            self._result = self._run(_forward)
-        return self._result
+        if self.result is None:
+            self.result = self._run(_forward)
+        return self.result
 
     @property
     def _name(self) -> str:
@@ -178,7 +181,7 @@ class Loss:
 
     def __repr__(self) -> str:
         return f"Loss({self._name}" + (
-            ", not computed yet)" if self._result is None else f" = {self.item():g})"
+            ", not computed yet)" if self.result is None else f" = {self.item():g})"
         )
 
 

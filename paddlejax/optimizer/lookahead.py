@@ -1,0 +1,131 @@
+"""Lookahead around an optimizer object."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import pages
+from ..array_types import Numeric
+from ..average import LookaheadState, lookahead
+from ..hyper import COUNT, FRACTION, NAME, checked
+from ..trees import is_narrow
+from .ledger import ArrayField, CountField, Entries, written
+from .optimizer import SCHEDULE, Pairs
+from .parameter import Parameter
+from .wrappers import OPTIMIZER, Wrapper, innermost
+
+
+class _Lookahead:
+    """`lookahead` in the step of an object: the number of steps, and slow weights by position."""
+
+    waits = False
+
+    def __init__(self, optimizer: Any, alpha: float, k: int, slow_start: str):
+        self._optimizer, self._arguments, self._slow_start = optimizer, (alpha, k), slow_start
+        self.count: Any = np.zeros((), np.int32)
+        self.slow: dict[int, jax.Array] = {}
+
+    def joins(self, i: int) -> bool:
+        return False
+
+    def takes_rows(self) -> bool:
+        return False
+
+    def idle(self) -> None:
+        """Count a step in which no Parameter has a gradient."""
+        self.count, self.slow = self.count + np.ones((), np.int32), self._started()
+
+    def around(self, tx: Any) -> Any:
+        return lookahead(tx, *self._arguments, slow_start=self._slow_start)
+
+    def state(self, positions: Sequence[int], inner: Any) -> LookaheadState:
+        slow = self._started()
+        return LookaheadState(self.count, [slow[i] for i in positions], inner)
+
+    def keep(self, positions: Sequence[int], state: LookaheadState) -> Any:
+        new = zip(positions, state.slow, strict=True)
+        self.count, self.slow = state.count, self._started() | dict(new)
+        return state.inner
+
+    def dtype(self, p: Parameter) -> Any:
+        """Return the dtype of a slow weight: float32 where the optimizer moves a master."""
+        return jnp.float32 if self._optimizer.masters is not None and is_narrow(p.peek()) else p.dtype
+
+    def _started(self) -> dict[int, jax.Array]:
+        """Return the slow weights of all trainable Parameters; new ones as `lookahead` starts them."""
+        new = [
+            (i, p) for i, p in enumerate(self._optimizer.parameter_list) if p.trainable and i not in self.slow
+        ]
+        if not new:
+            return self.slow
+        if self._slow_start == "first_step":
+            return self.slow | {i: jnp.zeros_like(p.peek(), self.dtype(p)) for i, p in new}
+        masters = self._optimizer.masters or {}
+        return self.slow | {i: jnp.array(masters.get(p, p.peek()), self.dtype(p)) for i, p in new}
+
+
+@pages.of(lookahead)
+class LookAhead(Wrapper):
+    """Paddle's LookAhead around an optimizer, see `lookahead`.
+
+    Its state_dict holds everything: the inner state, the slow weights (`w_slow_0`) and the counter
+    (`lookahead_step_0`). `get_lr` and `set_lr` are the inner optimizer's.
+
+    >>> w = Parameter(jnp.zeros(1), "w")
+    >>> opt = LookAhead(paddle.optimizer.SGD(1.0, [w]), alpha=0.5, k=2)
+    >>> for _ in range(2):
+    ...     _ = opt.apply_gradients([(w, -jnp.ones(1))])
+    >>> print(w.value)
+    [1.5]
+    """
+
+    _slow_from_the_start = False  # Paddle 1.x: the initial parameters, else what the first step led to
+    _counter = "lookahead_step_0"
+
+    @checked(inner_optimizer=OPTIMIZER, alpha=FRACTION, k=COUNT, name=NAME)
+    def __init__(self, inner_optimizer: Any, alpha: Numeric = 0.5, k: int = 5, name: str | None = None):
+        super().__init__(inner_optimizer)
+        self.alpha, self.k, self._name = float(alpha), k, name
+        slow_start = "initial" if self._slow_from_the_start else "first_step"
+        self._part = _Lookahead(innermost(self), self.alpha, k, slow_start)
+
+    def step(self, *closure: Any) -> Any:
+        """The inner optimizer's step, and at every k-th the way back towards the slow weights."""
+        return self._within(self.inner_optimizer.step, *closure)
+
+    def minimize(
+        self, loss: Any, startup_program: None = None, *args: Any, **kwargs: Any
+    ) -> tuple[list[Any], Pairs]:
+        """Backward and step; what the inner optimizer returns."""
+        return self._within(self.inner_optimizer.minimize, loss, startup_program, *args, **kwargs)
+
+    def apply_gradients(self, params_grads: Iterable[tuple[Parameter, Any]]) -> list[Any]:
+        """One step with exactly these gradients."""
+        return self._within(self.inner_optimizer.apply_gradients, params_grads)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner optimizer's, the slow weights and the counter."""
+        count = int(self._part.count)
+        if not count:
+            return super().state_dict()
+        slow = ((self._field(self.parameter_list[i]), s) for i, s in self._part.slow.items())
+        return super().state_dict() | written([*slow, (CountField(self._counter, np.int32), count)])
+
+    def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
+        stepped = any(key not in (SCHEDULE, "global_step") for key in entries.rest)
+        count = entries.read(CountField(self._counter, required=strict and stepped)) or 0
+        needed = strict and count > 0
+        fields = {i: self._field(p, needed and p.trainable) for i, p in enumerate(self.parameter_list)}
+        slow = entries.read_all(fields)
+        yield from super()._loading(entries, strict)
+        self._part.count = jnp.array(count, jnp.int32)
+        self._part.slow = {i: s for i, s in slow.items() if s is not None}
+
+    def _field(self, p: Parameter, required: bool = True) -> ArrayField:
+        return ArrayField(self._key(p), p.shape, self._part.dtype(p), required=required)
+
+    def _key(self, p: Parameter) -> str:
+        return "_".join([p.name, *([self._name] if self._name else []), "slow", "0"])

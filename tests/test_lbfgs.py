@@ -54,13 +54,13 @@ def compare(case, step, params, loss, counters):
     assert list(map(int, counters)) == case.arrays["func_evals_n_iter"][step - 1].tolist()
 
 
-def updating(tx, f):
-    """One compiled call: params, state -> params, state, value before."""
+def updating(tx, f, programs=1):
+    """One compiled call: params, state -> params, state, value before; so many are in use at once."""
     chex.clear_trace_counter()
     f = jax.value_and_grad(f)
 
     @jax.jit
-    @chex.assert_max_traces(n=1)
+    @chex.assert_max_traces(n=programs)
     def call(params, state):
         value, grads = f(params)
         updates, state = tx.update(grads, state, params, value=value, value_and_grad=f)
@@ -337,8 +337,8 @@ def test_the_state_keeps_its_shapes_through_scan_and_chain():
 def test_the_rate_is_data_or_a_schedule_of_the_calls():
     p = jnp.array([1.0, 2.0])
     tx, scheduled = paddle.lbfgs(0.5, max_iter=1), paddle.lbfgs(lambda count: 0.5 / 2**count, max_iter=1)
-    call, state = updating(tx, lambda x: x @ x), tx.init(p)
-    by_schedule, other = updating(scheduled, lambda x: x @ x), scheduled.init(p)
+    call, state = updating(tx, lambda x: x @ x, 2), tx.init(p)
+    by_schedule, other = updating(scheduled, lambda x: x @ x, 2), scheduled.init(p)
     q = p
     for rate in (0.5, 0.25, 0.125):
         state = paddle.set_learning_rate(state, rate)

@@ -198,7 +198,7 @@ class DGCMomentumOptimizer(Optimizer):
             )
 
     def _fuses(self, loss: Loss) -> bool:
-        return False  # one worker: backward, then _apply
+        return False  # one worker: backward, then apply
 
     def _compiled(self, present: tuple[bool, ...], grad_clip: Any) -> CompiledStep | None:
         layers = self.layers

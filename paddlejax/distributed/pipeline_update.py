@@ -114,7 +114,8 @@ class ObjectUpdate:
         """Update every Parameter that has a gradient."""
         optimizer = self.optimizer
         optimizer.apply(
-            [None if p.stop_gradient else p.grad for p in optimizer.parameter_list], self._program
+            [None if p.stop_gradient else p.grad for p in optimizer.parameter_list],
+            program_of=self._program,
         )
 
     def _program(self, compiled: CompiledStep) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from ..trees import as_array
 from .loss import Call, value_and_grad
 from .parameter import Parameter
 from .parts import Part
-from .store import gathered, spread
+from .store import Store, gathered, spread
 
 
 class CompiledStep:
@@ -29,6 +29,7 @@ class CompiledStep:
         for part in parts:
             tx = part.around(tx)
         self._tx = tx
+        self._buffers = [s for s in self.stores if not isinstance(s, Store)]
         self._straight = self.order == list(range(len(parameters)))
         self._place = {parameters[i]: at for at, i in enumerate(self.order)}
         many = base.arrays > MANY and base.elements < SMALL * len(self.order)
@@ -42,6 +43,10 @@ class CompiledStep:
 
     # ------------------------------------------------------------------ arguments and results, on the host
 
+    def arguments(self, grads: list[Any], rate: Any) -> tuple[Any, ...]:
+        """Return what `step` takes for these gradients, one or None per Parameter of the optimizer."""
+        return self.values(), self.state(), grads if self._straight else [grads[i] for i in self.order], rate
+
     def values(self) -> list[Any]:
         """Return the arrays to donate."""
         return [s.array if s.owned else s.take() for s in self.stores]
@@ -52,10 +57,6 @@ class CompiledStep:
         for part in self.parts:
             state = part.state(self.base.first, state)
         return state
-
-    def gradients(self, grads: list[Any]) -> list[Any]:
-        """Return those of the gradients, one per Parameter of the optimizer, that the programs take."""
-        return grads if self._straight else [grads[i] for i in self.order]
 
     def rate(self, rate: float, stays: bool) -> Any:
         """Return the rate as the programs take it. One that stays is made an array only once."""
@@ -74,7 +75,9 @@ class CompiledStep:
     def keep(self, values: list[jax.Array], state: Any) -> Info | None:
         """Store what the programs returned, and return the Info if they measure; twice is as good as once."""
         for s, value in zip(self.stores, values, strict=True):
-            s.keep(value)
+            s.array = value  # what `keep` does; a call for each Store would show in the step's time
+        for buffer in self._buffers:
+            buffer.keep(buffer.array)
         for part in reversed(self.parts):
             state = part.keep(self.base.first, state)
         return self.base.keep(state)

@@ -110,7 +110,7 @@ class LBFGS(Optimizer):
             moves = dict(zip(trained, _moves(before, values), strict=True))
             for p, x in zip(trained, before, strict=True):
                 p.store.put(jnp.copy(x))
-            self.apply([moves.get(p) for p in self.parameter_list], lambda compiled: compiled.step)
+            self.apply([moves.get(p) for p in self.parameter_list])
         else:
             for p, x in zip(trained, values, strict=True):
                 p.store.put(x)

@@ -108,7 +108,7 @@ class Optimizer(Stepping):
 
     def step(self) -> None:
         """Update every parameter that has a gradient, from its `.grad`."""
-        self._apply([None if p.stop_gradient else p.lazy_grad for p in self.parameter_list])
+        self.apply([None if p.stop_gradient else p.lazy_grad for p in self.parameter_list])
 
     def minimize(
         self, loss: Any, startup_program: None = None, parameters: Any = None, no_grad_set: Any = None
@@ -130,7 +130,7 @@ class Optimizer(Stepping):
             mine = set(loss.parameters)
             return [(p, p.grad) for p in self.parameter_list if p in mine]
         pairs = self.backward(loss, startup_program, chosen, excluded)
-        self._apply(self._aligned(pairs), grad_clip)
+        self.apply(self._aligned(pairs), grad_clip)
         return pairs
 
     def backward(
@@ -165,7 +165,7 @@ class Optimizer(Stepping):
 
     def apply_gradients(self, params_grads: Iterable[tuple[Parameter, Any]]) -> list[Any]:
         """The second half of `minimize`: update exactly these parameters with these gradients; `[]`."""
-        self._apply(self._aligned(params_grads))
+        self.apply(self._aligned(params_grads))
         return []
 
     def apply_optimize(

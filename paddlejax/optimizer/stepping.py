@@ -57,48 +57,40 @@ class Stepping(Measured):
         """Return the rate of the step that is being made."""
         raise NotImplementedError(f"{type(self).__name__} has no rate")
 
-    def _apply(self, grads: list[Any], grad_clip: Any = OWN) -> None:
-        """Run the compiled step over the parameters that have a gradient."""
-        self.apply(grads, lambda compiled: compiled.step, grad_clip)
-
     def apply(
-        self, grads: list[Any], program_of: Callable[[CompiledStep], Any], grad_clip: Any = OWN
+        self, grads: list[Any], grad_clip: Any = OWN, program_of: Callable[[CompiledStep], Any] | None = None
     ) -> None:
         """Step with these gradients, one or None per Parameter, as a whole or not at all.
 
-        `program_of` says how the step is run: `CompiledStep.step`, or another way to run its `update`.
+        `program_of` gives another way to run a CompiledStep's `update` than its `step`.
         """
         kinds = set(map(type, grads))
         if SelectedRows in kinds and not any([part.takes_rows() for part in self.layers]):
             self._check_rows(grads)
         if type(ZEROS) in kinds:
             grads = [p.grad if g is ZEROS else g for p, g in zip(self.parameter_list, grads, strict=True)]
-
-        def arguments(compiled: CompiledStep, rate: Any) -> tuple[Any, ...]:
-            return compiled.values(), compiled.state(), compiled.gradients(grads), rate
-
-        self._run(tuple([g is not None for g in grads]), grad_clip, program_of, arguments)
+        present = tuple([g is not None for g in grads])
+        self._run(present, grad_clip, program_of, lambda compiled, rate: compiled.arguments(grads, rate))
 
     def _run(
         self,
         present: tuple[bool, ...],
         grad_clip: Any,
-        program_of: Callable[[CompiledStep], Any],
+        program_of: Callable[[CompiledStep], Any] | None,
         arguments_of: Callable[[CompiledStep, Any], tuple[Any, ...]],
-        also_store: Callable[..., None] = lambda: None,
+        loss: Loss | None = None,
     ) -> None:
         """Run a program of the step that reaches these parameters, and store what it returns; or neither.
 
-        It returns (values, state, ...); `also_store` is given the rest.
+        It returns (values, state), and of a loss that it also computed what `Loss.take` takes.
         """
-        layers = self._reached()
+        layers = self._reached() if self.layers else ()
         waits = bool(layers) and layers[0].waits
         rate = 0.0 if waits else self._rate_for_step()
         before = self._steps
         try:
             compiled = self._compiled(present, grad_clip)
             if compiled is None:
-                also_store()
                 for part in layers:
                     part.idle()
                 return None if waits else self._stepped()
@@ -108,14 +100,16 @@ class Stepping(Measured):
             raise
 
         def store(done: tuple[Any, ...]) -> None:
-            values, state, *rest = done
+            values, state, *results = done
             info = compiled.keep(values, state)
-            also_store(*rest)
+            if loss is not None:
+                loss.take(*results)
             if not waits:
                 self._info = info
                 self._stepped()
 
-        run_atomically(program_of(compiled), arguments, store, lambda: setattr(self, "_steps", before))
+        program = compiled.step if program_of is None else program_of(compiled)
+        run_atomically(program, arguments, store, lambda: setattr(self, "_steps", before))
 
     def _check_rows(self, grads: list[Any]) -> None:
         for i, (p, r, g) in enumerate(zip(self.parameter_list, self._rules, grads, strict=True)):
@@ -148,15 +142,11 @@ class Stepping(Measured):
             others = [p.peek() for p, place in zip(loss.parameters, places, strict=True) if place is None]
             return loss.call, places, values, compiled.state(), others, loss.fixed, rate
 
-        def store(*results: Any) -> None:
-            if results:
-                loss.take(*results)
-
-        self._run(present, grad_clip, lambda compiled: compiled.minimize, arguments, store)
+        self._run(present, grad_clip, lambda compiled: compiled.minimize, arguments, loss)
 
     def _compiled(self, present: tuple[bool, ...], grad_clip: Any) -> CompiledStep | None:
         """Return the programs for the parameters that take part in this step; None if there are none."""
-        layers = self._reached()
+        layers = self._reached() if self.layers else ()
         if layers:
             joins = [any([part.joins(i) for part in layers]) for i in range(len(present))]
             present = tuple([here or joined for here, joined in zip(present, joins, strict=True)])

@@ -278,7 +278,7 @@ def test_as_optax_changes_neither_state_nor_numbers():
 
 
 def test_as_optax_says_what_is_wrong(monkeypatch):
-    with pytest.raises(TypeError, match=r"as_optax: found 0\.1, expected an \(init, update\) pair"):
+    with pytest.raises(TypeError, match=r"as_optax's tx: found 0\.1, expected an \(init, update\) pair"):
         as_optax(0.1)
     imported = builtins.__import__
 

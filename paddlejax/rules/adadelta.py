@@ -34,6 +34,7 @@ class Adadelta(Rule):
     use_learning_rate: bool = True
 
     def step(self, g, p, k, slots):
+        """Without `use_learning_rate` the rate k has no effect."""
         a, b = (slots[name] for name in self.slots)
         a = self.rho * a + (1 - self.rho) * g * g
         u = -jnp.sqrt(b + self.epsilon) / jnp.sqrt(a + self.epsilon) * g

@@ -34,9 +34,11 @@ class Adagrad(Rule):
     initial_accumulator_value: NonNegative = 0.0
 
     def init(self, p):
+        """The moment starts at `initial_accumulator_value`, not at zero."""
         return {"moment": jnp.full_like(p, self.initial_accumulator_value)}
 
     def step(self, g, p, k, slots):
+        """The moment is a sum, so that steps only become shorter."""
         m = slots["moment"] + g * g
         return -k * g / (root(m) + self.epsilon), {"moment": m}
 

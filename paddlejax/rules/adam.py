@@ -16,6 +16,7 @@ class Moments(Rule):
     beta2: Beta
 
     def means(self, g):
+        """Declare both moments; they have moved before `step` sees them."""
         return {
             "moment1": (self.beta1, (1 - self.beta1) * g),
             "moment2": (self.beta2, (1 - self.beta2) * g * g),
@@ -60,16 +61,20 @@ class Adam(Moments):
 
     @property
     def slots(self):  # type: ignore[override]
+        """The names of the accumulators; `amsgrad` adds the largest second moment."""
         return ("moment1", "moment2", "moment2_max") if self.amsgrad else ("moment1", "moment2")
 
     @property
     def sparse(self):  # type: ignore[override]
+        """In lazy mode only the listed rows are stepped, else all rows."""
         return "rows" if self.lazy_mode else "dense"
 
     def shared(self):
+        """The powers of the betas start at the betas: the first step is t = 1."""
         return {"beta1_pow_acc": self.beta1, "beta2_pow_acc": self.beta2}
 
     def advance(self, learning_rate, shared):
+        """Correct the bias in the rate, and in epsilon where the rule says `scaled_epsilon`."""
         c1, c2 = shared["beta1_pow_acc"], shared["beta2_pow_acc"]
         corrected = jnp.sqrt(1 - c2)
         k = {
@@ -79,6 +84,7 @@ class Adam(Moments):
         return k, {"beta1_pow_acc": c1 * self.beta1, "beta2_pow_acc": c2 * self.beta2}
 
     def step(self, g, p, k, slots):
+        """With `amsgrad` the largest second moment so far divides, in place of the second moment."""
         m, v = slots["moment1"], slots["moment2"]
         if self.amsgrad:
             v = jnp.maximum(slots["moment2_max"], v)

@@ -35,13 +35,16 @@ class Adamax(Rule):
     epsilon: NonNegative = 1e-8
 
     def shared(self):
+        """The power of beta1 starts at beta1: the first step is t = 1."""
         return {"beta1_pow_acc": self.beta1}
 
     def advance(self, learning_rate, shared):
+        """Correct the bias in the rate; the norm needs no correction."""
         c = shared["beta1_pow_acc"]
         return learning_rate / (1 - c), {"beta1_pow_acc": c * self.beta1}
 
     def step(self, g, p, k, slots):
+        """Epsilon stands inside the maximum, as in Paddle's kernel."""
         m = self.beta1 * slots["moment"] + (1 - self.beta1) * g
         u = jnp.maximum(jnp.abs(g), self.beta2 * slots["inf_norm"] + self.epsilon)
         return -k * m / u, {"moment": m, "inf_norm": u}

@@ -44,6 +44,7 @@ class AdamW(Adam):
             raise RatioError(f"AdamW's lr_ratio: found {self.lr_ratio!r}, expected a function of the leaf")
 
     def at(self, leaf):
+        """Ask `apply_decay_param_fun` whether this leaf decays, and `lr_ratio` for its factor on the rate."""
         name = getattr(leaf, "name", leaf)
         decays = self.apply_decay_param_fun is None or self.apply_decay_param_fun(name)
         ratio = 1.0 if self.lr_ratio is None else self.lr_ratio(leaf)
@@ -57,10 +58,12 @@ class AdamW(Adam):
         )
 
     def advance(self, learning_rate, shared):
+        """Beside Adam's, give the plain rate for the decay: the decay has no bias to correct."""
         k, shared = super().advance(learning_rate, shared)
         return {**k, "plain": learning_rate}, shared
 
     def step(self, g, p, k, slots):
+        """Adam's step and the decay, both times the leaf's ratio."""
         delta, slots = super().step(g, p, k, slots)
         return self.ratio * (delta - k["plain"] * self.weight_decay * p), slots
 

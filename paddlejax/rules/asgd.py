@@ -34,22 +34,27 @@ class ASGD(Rule):
     batch_num: Annotated[int, Interval(1)] = 1
 
     def init(self, p):
+        """Start with a zero gradient for each of the `batch_num` batches."""
         zeros = jnp.zeros_like(p)
         return {"d": zeros, "y": jnp.broadcast_to(zeros, self.slot_shape("y", p.shape))}
 
     def slot_shape(self, name, shape):
+        """The slot y has one gradient per batch: an axis more than the parameter."""
         return (self.batch_num, *shape) if name == "y" else shape
 
     def shared(self):
+        """The count m of steps starts at 0."""
         return {"m": 0}
 
     def advance(self, learning_rate, shared):
+        """Return the rate over the number of batches seen so far, and the index i of the batch in turn."""
         m = shared["m"]
         n = jnp.full_like(m, self.batch_num)
         seen = jnp.minimum(m + 1, n).astype(learning_rate.dtype)
         return {"rate": learning_rate / seen, "i": m % n}, {"m": m + 1}
 
     def step(self, g, p, k, slots):
+        """The sum d loses this batch's last gradient and gains the new one."""
         d = slots["d"] - lax.dynamic_index_in_dim(slots["y"], k["i"], keepdims=False) + g
         return -k["rate"] * d, {"d": d, "y": lax.dynamic_update_index_in_dim(slots["y"], g, k["i"], 0)}
 

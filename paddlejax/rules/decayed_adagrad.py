@@ -31,6 +31,7 @@ class DecayedAdagrad(Rule):
     epsilon: NonNegative = 1e-6
 
     def step(self, g, p, k, slots):
+        """The moment is a mean, not a sum as Adagrad's is."""
         m = self.decay * slots["moment"] + (1 - self.decay) * g * g
         return -k * g / (root(m) + self.epsilon), {"moment": m}
 

@@ -56,17 +56,21 @@ class Dpsgd(Rule):
             raise TypeError(f"Dpsgd's key: found {key!r}, expected one key such as jax.random.key(0)")
 
     def at(self, leaf):
+        """Fold the leaf's name into the key, so that every tensor draws noise of its own."""
         tensor = np.uint32(crc32(getattr(leaf, "name", leaf).encode()))
         return replace(self, key=jax.random.fold_in(self.key, tensor))
 
     def shared(self):
+        """The count of draws starts at 0."""
         return {"draws": 0}
 
     def advance(self, learning_rate, shared):
+        """Give `step` the count of draws, so that every step draws other noise."""
         draws = shared["draws"]
         return {"rate": learning_rate, "draws": draws}, {"draws": draws + 1}
 
     def step(self, g, p, k, slots):
+        """The noise is one number per tensor, or with `per_element` one per element."""
         key = jax.random.fold_in(self.key, k["draws"])
         if self.per_element and self.axis_name is not None:  # each device has other elements
             key = jax.random.fold_in(key, jax.lax.axis_index(self.axis_name))

@@ -37,6 +37,7 @@ class Ftrl(Rule):
     guard: NonNegative = 1e-10
 
     def step(self, g, p, k, slots):
+        """The rule computes where p goes; the step is the way there."""
         l1, l2 = self.l1 + self.guard, self.l2 + self.guard
         n = slots["squared"] + g * g
         old, new = (_power(x, -self.lr_power) / k for x in (slots["squared"], n))

@@ -47,14 +47,17 @@ class Lamb(Moments):
     axis_name: str | tuple[str, ...] | None = None
 
     def at(self, leaf):
+        """A leaf that `exclude_from_weight_decay_fn` names does not decay."""
         excluded = self.exclude_from_weight_decay_fn is not None and self.exclude_from_weight_decay_fn(leaf)
         decay = 0.0 if excluded else self.lamb_weight_decay
         return replace(self, lamb_weight_decay=decay, exclude_from_weight_decay_fn=None)
 
     def shared(self):
+        """The powers of the betas start at the betas: the first step is t = 1."""
         return {"beta1_pow_acc": self.beta1, "beta2_pow_acc": self.beta2}
 
     def advance(self, learning_rate, shared):
+        """Without `bias_correction` nothing is corrected and the powers stay."""
         c1, c2 = shared["beta1_pow_acc"], shared["beta2_pow_acc"]
         if not self.bias_correction:
             return {"rate": learning_rate, "m": jnp.ones_like(c1), "v": jnp.ones_like(c2)}, shared
@@ -62,11 +65,13 @@ class Lamb(Moments):
         return {"rate": learning_rate, "m": 1 - c1, "v": 1 - c2}, powers
 
     def step(self, g, p, k, slots):
+        """The trust ratio is a factor on the whole tensor's step."""
         m, v = slots["moment1"], slots["moment2"]
         ratio, r = self._ratio_and_direction(p, k, m, v)
         return -k["rate"] * ratio * r, slots
 
     def trust_ratio(self, g, p, k, slots):
+        """Return the ratio that `step` used."""
         return self._ratio_and_direction(p, k, slots["moment1"], slots["moment2"])[0]
 
     def _ratio_and_direction(self, p, k, m, v):

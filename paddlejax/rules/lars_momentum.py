@@ -49,11 +49,13 @@ class LarsMomentum(Rule):
             object.__setattr__(self, "exclude_from_weight_decay", tuple(self.exclude_from_weight_decay))
 
     def at(self, leaf):
+        """A leaf whose name contains a part of `exclude_from_weight_decay` does not decay."""
         excluded = any(part in getattr(leaf, "name", leaf) for part in self.exclude_from_weight_decay)
         decay = 0.0 if excluded else self.lars_weight_decay
         return replace(self, lars_weight_decay=decay, exclude_from_weight_decay=())
 
     def step(self, g, p, k, slots):
+        """The ratio of the norms scales the rate inside the velocity."""
         g = self.rescale_grad * g
         adapt, ratio = self._ratio(g, p)
         direction = g + self.lars_weight_decay * p
@@ -61,6 +63,7 @@ class LarsMomentum(Rule):
         return -v, {"velocity": v}
 
     def trust_ratio(self, g, p, k, slots):
+        """Return the ratio that `step` used, 1 where it used none."""
         adapt, ratio = self._ratio(self.rescale_grad * g, p)
         return jnp.where(adapt, ratio, 1)
 

@@ -33,6 +33,7 @@ class Momentum(Rule):
     rescale_grad: float = 1.0
 
     def step(self, g, p, k, slots):
+        """The gradient is multiplied by `rescale_grad` first."""
         g = self.rescale_grad * g
         v = self.momentum * slots["velocity"] + g
         d = g + self.momentum * v if self.use_nesterov else v

@@ -43,9 +43,12 @@ class NAdam(Moments):
     momentum_decay: NonNegative = 0.004
 
     def shared(self):
+        """All three scalars start at 1; the first `advance` moves them to t = 1."""
         return dict.fromkeys(self.full_shape, self.beta2**0)  # 1 in the dtype of the rule
 
     def advance(self, learning_rate, shared):
+        """Return the factors on the first moment and on the gradient, and the correction of the second
+        moment."""
         q, c2, product = (shared[name] for name in self.full_shape)
         # Below 1 anyway: the minimum keeps XLA from 1 - β₂c₂ in one rounding, 1e-5 off the kernel's at first.
         q, c2 = 0.96 * q, jnp.minimum(self.beta2 * c2, 1)
@@ -59,6 +62,7 @@ class NAdam(Moments):
         return k, {"momentum_decay_pow": q, "beta2_pow": c2, "mu_product": product}
 
     def step(self, g, p, k, slots):
+        """The second moment is corrected under the root."""
         m, v = slots["moment1"], slots["moment2"]
         delta = -(k["m"] * m + k["g"] * g) / (root(v / k["v"]) + self.epsilon)
         return delta, slots

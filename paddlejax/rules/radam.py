@@ -40,9 +40,11 @@ class RAdam(Moments):
     epsilon: NonNegative = 1e-8
 
     def shared(self):
+        """All three scalars start at 1; the first `advance` moves them to t = 1."""
         return dict.fromkeys(self.full_shape, self.beta2**0)  # 1 in the dtype of the rule
 
     def advance(self, learning_rate, shared):
+        """Decide whether the second moment is certain enough to divide by it: only where rho is above 5."""
         c1, c2, r = (shared[name] for name in self.full_shape)
         # Below 1 anyway: the minimum keeps XLA from 1 - β₂c₂ in one rounding, 1e-5 off the kernel's at first.
         c1, c2 = self.beta1 * c1, jnp.minimum(self.beta2 * c2, 1)
@@ -59,6 +61,7 @@ class RAdam(Moments):
         return k, {"beta1_pow": c1, "beta2_pow": c2, "rho": r}
 
     def step(self, g, p, k, slots):
+        """As long as the step is not adaptive, it is momentum's."""
         m, v = slots["moment1"], slots["moment2"]
         d = jnp.where(k["adaptive"], k["root"] / (root(v) + self.epsilon), 1)
         return -k["rate"] * m * d, slots

@@ -37,6 +37,7 @@ class RMSProp(Rule):
     centered: bool = False
 
     def step(self, g, p, k, slots):
+        """Epsilon stands under the root; `centered` subtracts the squared mean gradient there."""
         r = self.rho * slots["mean_square"] + (1 - self.rho) * g * g
         m, spread = slots["mean_grad"], r
         if self.centered:

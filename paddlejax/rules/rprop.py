@@ -59,9 +59,11 @@ class Rprop(Rule):
             raise ArgumentError(f"Rprop's etas: found {self.etas}, expected 0 < etas[0] < 1 < etas[1]")
 
     def init(self, p):
+        """Every element starts with the step size `learning_rate`."""
         return {"prevs": jnp.zeros_like(p), "learning_rates": jnp.full_like(p, self.learning_rate)}
 
     def step(self, g, p, k, slots):
+        """Only the signs of the gradients count; the rate k has no effect."""
         s = g * slots["prevs"]
         g = jnp.where(s < 0, 0, g)
         shrink, grow = self.etas

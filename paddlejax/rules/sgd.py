@@ -25,6 +25,7 @@ class SGD(Rule):
     sparse: ClassVar = "rows"
 
     def step(self, g, p, k, slots):
+        """There is no state."""
         return -k * g, {}
 
 

@@ -71,6 +71,7 @@ def has_groups(given: Any) -> bool:
 
 
 def _read_group(where: str, group: Any) -> tuple[list[Parameter], dict[str, Any]]:
+    """Return the Parameters of a group dict, and what else the dict says."""
     is_group = isinstance(group, Mapping) and "params" in group
     require(is_group, where, group, "a dict with 'params'", ParametersError)
     require(group["params"] is not None, where, None, "Parameters", ParametersError)
@@ -89,6 +90,7 @@ def _ordered(given: Any, where: str) -> Any:
 
 
 def check_distinct(argument: str, parameters: list[Parameter]) -> None:
+    """Raise if two Parameters have one name, one appears twice, or a trainable one has no real dtype."""
     names: dict[str, Parameter] = {}
     for p in parameters:
         if names.setdefault(p.name, p) is not p:
@@ -111,16 +113,19 @@ CHOSEN = instance(Iterable, "Parameters or names")
 
 
 def checked_clip(argument: str, value: Any) -> ClipGradBase | None:
+    """Return a clip or None; raise on anything else."""
     verify(CLIP, argument, value)
     return value
 
 
 def checked_name(name: Any) -> str | None:
+    """Return the name of an optimizer, a str or None; raise on anything else."""
     verify(NAME, "name", name)
     return name
 
 
 def check_program(startup_program: Any) -> None:
+    """Raise unless `startup_program` is None: there are no programs here."""
     verify(PROGRAM, "startup_program", startup_program)
 
 

@@ -42,6 +42,7 @@ class StepGroup:
         return RuleState(*self.start, shared, slots)
 
     def _by_member(self, slot: list[jax.Array]) -> list[jax.Array]:
+        """Return a slot that is stored by blocks as a list, one array per member."""
         found: dict[int, Any] = {}
         for block, layout, x in zip(self.blocks or (), self._layouts, slot, strict=True):
             found |= zip(block, [x] if layout is None else layout.split_on_host(x), strict=True)

@@ -126,9 +126,11 @@ class LBFGS(Optimizer):
         return self.minimize()
 
     def _compiled(self, present: tuple[bool, ...], grad_clip: Any) -> CompiledStep | None:
+        """Return a program that adds moves to the parameters: the search itself runs outside of it."""
         return self._compiled_given(present)
 
     def _laid_out(self) -> tuple[list[Parameter], Layout]:
+        """Return the trainable Parameters, and how they lie in one vector."""
         trained = [p for p in self.parameter_list if p.trainable]
         paths = [(jax.tree_util.GetAttrKey(p.name),) for p in trained]
         return trained, Layout.of(paths, [p.peek() for p in trained])
@@ -154,6 +156,7 @@ class LBFGS(Optimizer):
 
 @partial(jax.jit, static_argnames="layout")
 def _begin(state: LBFGSState, values: list[Any], *, layout: Layout) -> Call:
+    """Start a step at these values."""
     return begin(state, layout.join(values))
 
 
@@ -161,12 +164,14 @@ def _begin(state: LBFGSState, values: list[Any], *, layout: Layout) -> Call:
 def _absorb(
     method: Method, call: Call, value: Any, grads: list[Any], *, layout: Layout
 ) -> tuple[Call, list[Any]]:
+    """Take in loss and gradients at the point asked for; return the call and the next such point."""
     call = absorb(method, call, layout.value(value), layout.join(grads))
     return call, layout.split(proposed(call))
 
 
 @jax.jit
 def _moves(before: list[Any], after: list[Any]) -> list[Any]:
+    """Return what leads from `before` to `after`."""
     return jax.tree.map(jnp.subtract, after, before)
 
 
@@ -187,6 +192,7 @@ class Real(ArrayField):
     """A vector or a number; a number may also be a Python number or an array of shape (1,)."""
 
     def read(self, value: Any, name: str) -> jax.Array:
+        """Return a scalar; a Python or NumPy number and an array of shape (1,) are taken too."""
         if isinstance(value, np.generic) or isinstance(value, int | float) and not isinstance(value, bool):
             value = np.asarray(value, None if isinstance(value, np.generic) else self.dtype)
         elif isinstance(value, np.ndarray | jax.Array) and (*self.shape, *value.shape) == (1,):
@@ -201,9 +207,11 @@ class History(Field):
     row: Real
 
     def write(self, value: Any) -> list[Any]:
+        """Return the rows as a list, as Paddle stores them."""
         return list(value)
 
     def read(self, value: Any, name: str) -> list[Any]:
+        """Return the list of the rows; what is wrong with any of them is in one Misfit."""
         if not isinstance(value, list | tuple):
             raise Misfit(f"not a list: {name} is {type(value).__name__}")
         blank = jnp.zeros(self.row.shape, self.row.dtype)  # Paddle fills al up with None
@@ -233,6 +241,7 @@ def _fields(n: int, wide: Any, started: bool = True) -> dict[str, Field]:
 
 
 def _written(state: LBFGSState | None) -> dict[str, Any]:
+    """Return the entries of a state; {} before any step. The vectors appear after one iteration."""
     if state is None:
         return {}
     values = {name: int(getattr(state, name)) for name in COUNTERS}

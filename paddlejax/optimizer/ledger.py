@@ -88,6 +88,7 @@ class AttributeField(Field):
     """An attribute of a scheduler; an array of one element becomes a float."""
 
     def write(self, value: Any) -> Any:
+        """Return the value, an array of one element as a float."""
         return float(value.reshape(())) if isinstance(value, jax.Array) else value
 
 
@@ -99,13 +100,16 @@ class ArrayField(Field):
     dtype: Any
 
     def write(self, value: Any) -> jax.Array:
+        """Return a copy of the array."""
         return jnp.copy(value)
 
     def read(self, value: Any, name: str) -> Any:
+        """Return a copy of the array in this field's shape; a scalar passes for shape (1,)."""
         self._check(value, name)
         return jnp.array(value if value.shape == self.shape else value.reshape(self.shape))
 
     def _check(self, value: Any, name: str) -> None:
+        """Raise a Misfit if this is no array of the field's shape and dtype."""
         if not isinstance(value, jax.Array | np.ndarray):
             raise Misfit(f"not an array: {name} is {type(value).__name__}")
         if value.shape != self.shape and not (self.shape == (1,) and value.shape == ()):
@@ -134,11 +138,13 @@ class SharedField(ArrayField):
         return cls(key, shape, dtype, start)
 
     def write(self, value: Any) -> Any:
+        """Return the scalar as an array that is full of it."""
         if self.dtype == np.int64:
             return np.asarray(value, np.int64).reshape(1)
         return jnp.full(self.shape, value, self.dtype)
 
     def read(self, value: Any, name: str) -> np.ndarray | None:
+        """Return the scalar that fills the array; None if the array is empty and the field has no `start`."""
         self._check(value, name)
         if not value.size:
             return None if self.start is None else np.asarray(self.start, self.dtype)
@@ -158,6 +164,7 @@ class NumberField(Field):
     high: int = LARGEST
 
     def read(self, value: Any, name: str) -> Any:
+        """Return the number as Python's, if it has the right kind and lies in the range."""
         array, kind = np.asarray(value), self.kind.__name__
         wanted = f"an int from {self.low} to {self.high}" if self.kind is int else f"a {kind}"
         if array.dtype.kind not in LETTERS[self.kind]:
@@ -178,9 +185,11 @@ class CountField(NumberField):
     dtype: Any = np.int64
 
     def write(self, value: Any) -> np.ndarray:
+        """Return the count as an array of shape (1,)."""
         return np.asarray(value, self.dtype).reshape(1)
 
     def read(self, value: Any, name: str) -> int:
+        """Return the count as an int; only an array is taken, as Paddle writes it."""
         if not isinstance(value, jax.Array | np.ndarray):
             raise Misfit(f"not an array: {name} is {type(value).__name__}")
         return super().read(value, name)
@@ -190,6 +199,7 @@ class DictField(Field):
     """A dict."""
 
     def read(self, value: Any, name: str) -> Mapping[Any, Any]:
+        """Return the dict; any other value is a Misfit."""
         if not isinstance(value, Mapping):
             raise Misfit(f"not a dict: {name} is {type(value).__name__}")
         return value
@@ -240,6 +250,7 @@ class Entries:
             self._keys.setdefault(self._stem(key), []).append(key)
 
     def _stem(self, key: Any) -> Any:
+        """Return the key under which an entry is filed here: without its counter, if it may have one."""
         return base(key) if self._counters and isinstance(key, str) else key
 
     @property

@@ -77,6 +77,7 @@ class LRScheduler:
         self._report()
 
     def _report(self):
+        """Print the rate if `verbose`."""
         if self.verbose:
             print(f"Epoch {self.last_epoch}: {type(self).__name__} set learning rate to {self.last_lr}.")
 
@@ -96,10 +97,13 @@ class LRScheduler:
         load(self._loading, state_dict, counters=False)
 
     def _fields(self) -> list[Field]:
+        """Return the ledger's fields of the attributes that are saved."""
         self.state_keys()
         return [AttributeField(key) for key in self.keys]
 
     def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
+        """Read the attributes, and after the `yield` take them over; entries that are unknown cause a
+        warning."""
         found = {field.key: entries.read(field) for field in self._fields()}
         unused = sorted(entries.rest)
         entries.drop(*unused)
@@ -137,15 +141,18 @@ class _Formula(LRScheduler):
         super().__init__(learning_rate, last_epoch, verbose)
 
     def _arguments(self, base_lr):
+        """Return the arguments of the formula, from the attributes that hold them."""
         arguments = {name: getattr(self, name) for name in self._attributes}
         if self._base is not None:
             arguments[self._base] = base_lr
         return arguments
 
     def _check(self, base_lr=None):
+        """Refuse bad arguments."""
         self._family.check(type(self).__name__, self._arguments(base_lr))
 
     def get_lr(self):
+        """Return what the formula gives at this epoch."""
         return self._family.at(self.last_epoch, **self._arguments(self.base_lr))
 
 
@@ -240,6 +247,7 @@ class LinearWarmup(_Formula, family=schedules.linear_warmup, base=None):
         super().__init__(start_lr, last_epoch, verbose)
 
     def get_lr(self):
+        """Return the rate of the ramp; after it a scheduler inside runs on and gives its own rate."""
         arguments, inner = self._arguments(self.base_lr), self.learning_rate
         if isinstance(inner, LRScheduler):
             if self.last_epoch >= self.warmup_steps:
@@ -248,12 +256,14 @@ class LinearWarmup(_Formula, family=schedules.linear_warmup, base=None):
         return self._family.at(self.last_epoch, **arguments)
 
     def state_dict(self):
+        """Return the state, with that of a scheduler inside."""
         state = super().state_dict()
         if isinstance(self.learning_rate, LRScheduler):
             state[INNER.key] = self.learning_rate.state_dict()
         return state
 
     def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
+        """Read and take over the state, and that of a scheduler inside."""
         inner = self.learning_rate
         found = entries.read(INNER) if isinstance(inner, LRScheduler) else None
         own = super()._loading(entries, strict)
@@ -329,6 +339,7 @@ class MultiplicativeDecay(_Formula, family=schedules.multiplicative_decay):
         super().__init__(learning_rate, last_epoch, verbose)
 
     def get_lr(self):
+        """Return the last rate times one more factor; after a jump, the whole product."""
         # One factor more than at the epoch before: from the start, a step would cost more the later it is.
         before = (self.last_epoch - 1, self.base_lr, self.lr_lambda)
         known = self._known[:3] == before
@@ -353,6 +364,8 @@ class CosineAnnealingDecay(_Formula, family=schedules.cosine_annealing_decay):
         super().__init__(learning_rate, last_epoch, verbose)
 
     def get_lr(self):
+        """Return the rate computed from the last rate, as Paddle does, so that a changed last rate carries
+        on."""
         t, low, last = self.last_epoch, self.eta_min, self.last_lr
         if t == 0:
             return self.base_lr
@@ -362,6 +375,7 @@ class CosineAnnealingDecay(_Formula, family=schedules.cosine_annealing_decay):
         return now / before * (last - low) + low
 
     def _get_closed_form_lr(self):
+        """Return the rate computed from the epoch alone."""
         return super().get_lr()
 
 
@@ -382,6 +396,7 @@ class LinearLR(_Formula, family=schedules.linear_lr):
         super().__init__(learning_rate, last_epoch, verbose)
 
     def get_lr(self):
+        """Return the rate computed from the last rate, as Paddle does."""
         if self.last_epoch == 0:
             return self.base_lr * self.start_factor
         if self.last_epoch > self.total_steps:
@@ -419,6 +434,7 @@ class OneCycleLR(_Formula, family=schedules.one_cycle_lr, base=None):
         super().__init__(max_learning_rate / divide_factor, last_epoch, verbose)
 
     def get_lr(self):
+        """Return the rate; an epoch after the end of the cycle is an error."""
         last, total = self.last_epoch, self.total_steps
         require(last <= total, "epoch", last, f"at most total_steps, {total}", ValueError)
         return super().get_lr()
@@ -472,10 +488,12 @@ class CosineAnnealingWarmRestarts(_Formula, family=schedules.cosine_annealing_wa
         super().__init__(learning_rate, last_epoch, verbose)
 
     def get_lr(self):
+        """Return the rate at this place of the cycle."""
         return schedules.cosine_annealing_decay.at(self.T_cur, self.base_lr, self.T_i, self.eta_min)
 
     @_whole
     def step(self, epoch=None):
+        """Go to the next epoch, or to this one, which may have a fraction."""
         if epoch is None and self.last_epoch >= 0:
             self.last_epoch += 1
             self.T_cur += 1
@@ -491,6 +509,7 @@ class CosineAnnealingWarmRestarts(_Formula, family=schedules.cosine_annealing_wa
         self._report()
 
     def _jump(self, epoch):
+        """Find the cycle that this epoch lies in, and the place in it."""
         if epoch < self.T_0:
             self.T_cur, self.T_i = epoch, self.T_0
         elif self.T_mult == 1:
@@ -501,9 +520,11 @@ class CosineAnnealingWarmRestarts(_Formula, family=schedules.cosine_annealing_wa
             self.T_i = self.T_0 * self.T_mult**cycle
 
     def state_dict(self):
+        """Return the state, with the place in the cycle."""
         return super().state_dict() | {key: getattr(self, key) for key in CYCLE}
 
     def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
+        """Read and take over the state; a state without the place in the cycle counts it from the epoch."""
         told = any(map(entries.has, CYCLE))
         cycle = {key: entries.read(Field(key, required=told)) for key in CYCLE}
         yield from super()._loading(entries, strict)
@@ -547,6 +568,7 @@ class ReduceOnPlateau(LRScheduler):
         self.last_epoch = self.num_bad_epochs = self.cooldown_counter = 0  # no first step: there is no metric
 
     def state_keys(self):
+        """Say which attributes are saved: more than the base's."""
         self.keys = ["cooldown_counter", "best", "num_bad_epochs", "last_epoch", "last_lr"]
 
     @_whole
@@ -563,6 +585,7 @@ class ReduceOnPlateau(LRScheduler):
 
 
 def _metric(x: Any):
+    """Return a metric that can be compared: a float, or an array of one element; raise on anything else."""
     if hasattr(x, "numpy"):  # a loss
         return float(x)
     if isinstance(x, (jax.Array, np.ndarray)):

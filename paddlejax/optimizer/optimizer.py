@@ -124,6 +124,7 @@ class Optimizer(Stepping):
     def _minimize(
         self, loss: Any, startup_program: Any, chosen: Any, excluded: Any, grad_clip: Any = OWN
     ) -> Pairs:
+        """Step by this loss and return the pairs: in one program where `_fuses` allows it."""
         if chosen is None and excluded is None and isinstance(loss, Loss) and self._fuses(loss):
             check_program(startup_program)
             self._run_fused(loss, grad_clip)
@@ -184,15 +185,18 @@ class Optimizer(Stepping):
     clear_gradients = clear_grad
 
     def _aligned(self, params_grads: Iterable[tuple[Parameter, Any]]) -> list[Any]:
+        """Return these gradients, one or None per Parameter of the optimizer, in its order."""
         pairs = checked_pairs(params_grads, self._position)
         return [pairs.get(p) for p in self.parameter_list]
 
     def _selected(self, argument: str, chosen: Any, default: Iterable[Parameter]) -> set[Parameter]:
+        """Return the Parameters that the argument names; those of `default` if it is None."""
         return set(default) if chosen is None else selected(argument, chosen, self.parameter_list)
 
     # ------------------------------------------------------------------ learning rate
 
     def _checked_rate(self, learning_rate: Any) -> Any:
+        """Return the rate as a float, or the scheduler; raise on anything else."""
         if isinstance(learning_rate, LRScheduler):
             return learning_rate
         if learning_rate is None:
@@ -201,6 +205,7 @@ class Optimizer(Stepping):
         return float(learning_rate)
 
     def _rate_for_step(self) -> float:
+        """The rate of the next step is what `get_lr` says."""
         return self.get_lr()
 
     def get_lr(self) -> float:

@@ -139,26 +139,32 @@ class Parameter:
 
     @property
     def learning_rate(self) -> float:
+        """The factor on the optimizer's rate."""
         return self._learning_rate
 
     @property
     def regularizer(self) -> Any:
+        """The decay in place of the optimizer's, or None."""
         return self._regularizer
 
     @property
     def need_clip(self) -> bool:
+        """Whether the gradient is clipped."""
         return self._need_clip
 
     @property
     def sparse(self) -> bool:
+        """Whether a loss may read it only by rows, and its gradient is a SelectedRows."""
         return self._sparse
 
     @property
     def trainable(self) -> bool:
+        """Whether it has gradients and is stepped: the opposite of `stop_gradient`."""
         return not self.stop_gradient
 
     @trainable.setter
     def trainable(self, trainable: bool) -> None:
+        """Set `stop_gradient` to the opposite."""
         self.stop_gradient = not trainable
 
     @property
@@ -172,6 +178,7 @@ class Parameter:
         return self.store.peek()
 
     def _check_outside(self) -> None:
+        """Raise inside a loss function, where the value would become a constant of the program."""
         name = getattr(_inside, "loss", None)
         if name is not None:
             raise RuntimeError(
@@ -181,6 +188,7 @@ class Parameter:
 
     @value.setter
     def value(self, value: Any) -> None:
+        """Replace the value, see `set_value`."""
         self.set_value(value)
 
     def set_value(self, value: Any) -> None:
@@ -205,6 +213,7 @@ class Parameter:
 
     @grad.setter
     def grad(self, grad: Any) -> None:
+        """Replace the gradient by another, or by None."""
         self.lazy_grad = None if grad is None else self.check_gradient(grad)
 
     def check_gradient(self, grad: Any) -> Any:
@@ -228,6 +237,7 @@ class Parameter:
         self.lazy_grad = self.accumulated(grad)
 
     def accumulated(self, grad: Any) -> Any:
+        """Return what the gradient is once this one is added; nothing changes."""
         return grad if self.lazy_grad is None or self.lazy_grad is ZEROS else self.lazy_grad + grad
 
     def clear_grad(self, set_to_zero: bool = True) -> None:
@@ -243,21 +253,26 @@ class Parameter:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the value, which never changes."""
         return self._shape
 
     @property
     def dtype(self) -> Any:
+        """The dtype of the value, which never changes."""
         return self._dtype
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return len(self._shape)
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return math.prod(self._shape)
 
     def numpy(self) -> np.ndarray:
+        """Return a copy of the value as a NumPy array."""
         return np.array(self.peek())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -288,6 +303,7 @@ class Parameter:
 
 
 def _array(value: Any, what: str) -> jax.Array:
+    """Return a copy of a value as an array, or raise; `what` is what the error calls it."""
     try:
         array = jnp.array(value.value if isinstance(value, Parameter) else value)
         return array.astype(array.dtype)  # for good, where it was Python's: else a step would compile twice
@@ -296,10 +312,12 @@ def _array(value: Any, what: str) -> jax.Array:
 
 
 def _refuse_in_place(self: Parameter, other: Any) -> Any:
+    """Raise: `w += 1` would put an array in the variable w, and the Parameter would not change."""
     raise TypeError(f"Parameter {self.name}: found an assignment such as +=, expected set_value(...)")
 
 
 def _delegate(name: str, swap: bool) -> Any:
+    """Return the method for an operator: it applies to the value, as right operand if `swap`."""
     apply = getattr(operator, name)
 
     def method(self: Parameter, other: Any) -> Any:

@@ -51,11 +51,17 @@ class Part(Protocol):
     def idle(self) -> None:
         """Note a step in which no Parameter takes part."""
 
-    def around(self, tx: GradientTransformation) -> GradientTransformation: ...
+    def around(self, tx: GradientTransformation) -> GradientTransformation:
+        """Return this wrapper's transformation, made around the one inside."""
+        ...
 
-    def state(self, positions: Sequence[int], inner: Any) -> Any: ...
+    def state(self, positions: Sequence[int], inner: Any) -> Any:
+        """Return the state for the arrays at these positions, with the inner state in it."""
+        ...
 
-    def keep(self, positions: Sequence[int], state: Any) -> Any: ...
+    def keep(self, positions: Sequence[int], state: Any) -> Any:
+        """Store the state that the program returned, and return the inner state out of it."""
+        ...
 
 
 class Masters:
@@ -67,21 +73,26 @@ class Masters:
         self.masters = masters  # returns the dict that is in force
 
     def joins(self, i: int) -> bool:
+        """No Parameter takes part because of its master."""
         return False
 
     def takes_rows(self) -> bool:
+        """Rows are left to the rule inside."""
         return False
 
     def idle(self) -> None:
         """No master moves."""
 
     def around(self, tx: GradientTransformation) -> GradientTransformation:
+        """Return the transformation, which then moves the masters."""
         return with_master_weights(tx)
 
     def state(self, positions: Sequence[int], inner: Any) -> MasterState:
+        """Return the masters of these Parameters; None for one that is not narrow."""
         return MasterState([self.masters().get(i) for i in positions], inner)
 
     def keep(self, positions: Sequence[int], state: MasterState) -> Any:
+        """Store the masters that moved; return the inner state."""
         new = zip(positions, state.master, strict=True)
         self.masters().update({i: m for i, m in new if m is not None})
         return state.inner
@@ -103,9 +114,11 @@ class Given:
         """There is nothing to arrange."""
 
     def state(self) -> Any:
+        """There is no state."""
         return ()
 
     def keep(self, state: Any) -> None:
+        """There is nothing to keep, and no Info."""
         return None
 
 
@@ -173,6 +186,7 @@ class Rules:
                 g.arrange(blocks, self.layouts[span])
 
     def state(self) -> list[Any]:
+        """Return the state of every group to donate."""
         return [g.stored for g in self.groups]
 
     def keep(self, state: Any) -> Info | None:
@@ -189,6 +203,7 @@ class Rules:
     # ------------------------------------------------------------------ inside the program
 
     def _plain(self) -> Any:
+        """Return the update function of the step."""
         tx, stages = self._per_leaf(), self._per_leaf(rule=None)
 
         def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, list[Any]]:
@@ -230,6 +245,7 @@ class Rules:
         return tuple(states)
 
     def _stored(self, state: PathState) -> list[Any]:
+        """Return (shared, slots) per group out of the state of `per_leaf`: the opposite of `_rule_states`."""
         return [
             (s.shared, {name: slot[span] for name, slot in s.slots.items()})
             for s, span in zip(state.rule, self._spans, strict=True)

@@ -112,6 +112,8 @@ class Stepping(Measured):
         run_atomically(program, arguments, store, lambda: setattr(self, "_steps", before))
 
     def _check_rows(self, grads: list[Any]) -> None:
+        """Raise if a rule takes no SelectedRows; a Parameter that gets one leaves the packed buffers for
+        good."""
         for i, (p, r, g) in enumerate(zip(self.parameter_list, self._rules, grads, strict=True)):
             if isinstance(g, SelectedRows):
                 check_sparse(r.source.rule, f"Parameter {p.name}")
@@ -132,6 +134,7 @@ class Stepping(Measured):
         return all([p in mine or p.lazy_grad is None or p.stop_gradient for p in self.parameter_list])
 
     def _run_fused(self, loss: Loss, grad_clip: Any) -> None:
+        """Run forward, backward and step of this loss as one program."""
         mine = set(loss.parameters)
         present = tuple([p in mine for p in self.parameter_list])
         if not any(present):  # none of the loss's parameters is this optimizer's

@@ -70,6 +70,7 @@ def load_npz(path: PathLike, return_numpy: bool = False, keep_name_table: bool =
 
 
 def _safetensors() -> Any:
+    """Return the library; it is imported only when a file needs it."""
     try:
         import safetensors.numpy
     except ImportError as e:
@@ -78,6 +79,7 @@ def _safetensors() -> Any:
 
 
 def write_safetensors(checkpoint: Checkpoint, path: PathLike) -> None:
+    """Write a checkpoint as a .safetensors file: arrays in it, all else as JSON in its metadata."""
     library = _safetensors()
     arrays, text = outlined(checkpoint)
     for key, x in arrays.items():
@@ -89,6 +91,7 @@ def write_safetensors(checkpoint: Checkpoint, path: PathLike) -> None:
 
 
 def read_safetensors(path: PathLike) -> Checkpoint:
+    """Return the checkpoint in a .safetensors file, or what arrays there are in a foreign one."""
     library = _safetensors()
     with opened(path) as (file, _), library.safe_open(path, "np") as tensors:
         arrays = {key: _checked(key, tensors.get_tensor(key)) for key in tensors.keys()}  # noqa: SIM118
@@ -96,12 +99,14 @@ def read_safetensors(path: PathLike) -> Checkpoint:
 
 
 def _checked(key: str, x: np.ndarray) -> np.ndarray:
+    """Return an array of a known dtype; refuse others."""
     if x.dtype != jnp.bfloat16 and x.dtype.str[1:] not in DTYPES:
         raise Refused(f"{key!r} has dtype {x.dtype}, expected bfloat16 or one of {', '.join(DTYPES)}")
     return x
 
 
 def write_npz(checkpoint: Checkpoint, path: PathLike) -> None:
+    """Write a checkpoint as an .npz file: arrays in it, all else as JSON in an array of bytes."""
     arrays, text = outlined(checkpoint)
     for key in arrays:
         if (size := len(key.encode())) > LONGEST:
@@ -115,6 +120,7 @@ def write_npz(checkpoint: Checkpoint, path: PathLike) -> None:
 
 
 def read_npz(path: PathLike) -> Checkpoint:
+    """Return the checkpoint in an .npz file; a file that unpacks to far more than its size is refused."""
     with opened(path) as (file, size), zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         plain = all(m.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for m in members)

@@ -61,6 +61,7 @@ def inspect(path: PathLike) -> Report:
 
 
 def _row(where: tuple[Any, ...], x: np.ndarray, accumulator: re.Pattern[str]) -> Row:
+    """Return the row of the table for one array: owner, accumulator, shape, norm and number of NaNs."""
     key = accumulator.fullmatch(str(where[-1]))
     slot, name = (key[2], key[1]) if key else ("", str(where[-1]))
     folder = where[:-1]

@@ -58,6 +58,7 @@ def understand(raw: Any) -> Checkpoint:
 
 
 def _is_pair(x: Any) -> bool:
+    """Return whether x is how Paddle pickles a tensor: (name, array)."""
     return type(x) is tuple and len(x) == 2 and type(x[0]) is str and isinstance(x[1], np.ndarray)
 
 
@@ -66,6 +67,7 @@ def _is_array(x: Any) -> bool:
 
 
 def is_tensor(x: Any) -> bool:
+    """Return whether x is a Tensor; as `is_leaf` it keeps tree functions from looking inside."""
     return isinstance(x, Tensor)
 
 
@@ -155,6 +157,7 @@ def arranged(obj: Any) -> Checkpoint:
 
 
 def place(path: tuple[Any, ...]) -> str:
+    """Return a path as text, for messages: its keys with slashes between them."""
     return "/".join(map(str, path))
 
 
@@ -214,6 +217,7 @@ def _storable(x: Any, path: tuple[Any, ...]) -> Any:
 
 
 def _check_text(text: str, path: tuple[Any, ...]) -> None:
+    """Raise if a text cannot be written as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as e:

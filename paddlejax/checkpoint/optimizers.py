@@ -132,6 +132,7 @@ def _is_object(x: Any, what: str, instead: str) -> bool:
 
 
 def _no_functional_arguments(**arguments: Any) -> None:
+    """Raise if an argument was given that only the functions need."""
     for argument, value in arguments.items():
         if value is not None:
             raise TypeError(f"{argument}: found {value!r:.80}, expected None, as an object knows it itself")
@@ -148,6 +149,7 @@ def _read(file: PathLike | Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[str,
 def _load_object(
     target: Any, entries: dict[Any, Any], extra: dict[str, Any], names: Any, strict: bool
 ) -> None:
+    """Load these entries into an optimizer object, under the names of its parameters."""
     place_of(entries, whole=False)  # raises if it is none
     optimizer = innermost(target)
     rules = getattr(optimizer, "rules", ())

@@ -51,6 +51,7 @@ def outlined(checkpoint: Checkpoint) -> tuple[Arrays, str]:
 
 
 def _mark(x: Any) -> dict[str, str]:
+    """Return what the outline must say of this array beside its place: only that it is bfloat16."""
     return {"dtype": "bfloat16"} if x.dtype == jnp.bfloat16 else {}
 
 
@@ -73,6 +74,7 @@ def filled(text: str | None, arrays: Arrays) -> Checkpoint:
 
 
 def _filled(node: Any, rest: Arrays, depth: int = 0) -> Any:
+    """Return what an outline describes, with the arrays of `rest` in their places."""
     if depth > DEPTH:
         raise Refused(f"its outline is nested more than {DEPTH} deep")
     if node is None or type(node) in (bool, float, str) or type(node) is int and -(2**64) < node < 2**64:

@@ -129,6 +129,7 @@ def save_parameters(
 
 
 def _members(tree: Any) -> list[_Own]:
+    """Return the leaves of a tree with the names under which a file has them."""
     bare = isinstance(tree, list | tuple) and all(isinstance(x, Parameter) for x in tree)
     found = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:

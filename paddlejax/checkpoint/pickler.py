@@ -21,11 +21,13 @@ class Pickler:
         self.write, self.protocol = file.write, protocol
 
     def dump(self, obj: Any) -> None:
+        """Write one object as a whole pickle."""
         self.write(bytes((0x80, self.protocol)))
         self.save(obj)
         self.write(b".")
 
     def save(self, x: Any) -> None:
+        """Write the instructions that make x; what a checkpoint cannot hold is an error."""
         if x is None or x is True or x is False:
             self.write({None: b"N", True: b"\x88", False: b"\x89"}[x])
         elif isinstance(x, np.ndarray | jax.Array):
@@ -53,21 +55,25 @@ class Pickler:
             self.tuple(*x)
 
     def items(self, *items: Any) -> None:
+        """Write several objects in a row."""
         for item in items:
             self.save(item)
 
     def tuple(self, *items: Any) -> None:
+        """Write a tuple of these items."""
         self.write(b"(")
         self.items(*items)
         self.write(b"t")
 
     def integer(self, x: int) -> None:
+        """Write an int, in 4 bytes where it fits, else in 9."""
         if -(2**31) <= x < 2**31:
             self.write(b"J" + struct.pack("<i", x))
         else:
             self.write(b"\x8a\x09" + x.to_bytes(9, "little", signed=True))
 
     def text(self, text: bytes) -> None:
+        """Write a str, given in UTF-8."""
         self.write(b"X" + struct.pack("<I", len(text)) + text)
 
     def data(self, data: Any) -> None:
@@ -86,9 +92,11 @@ class Pickler:
             self.write(data)
 
     def name(self, module: str, name: str) -> None:
+        """Write the reference to a function or class of a module."""
         self.write(f"c{module}\n{name}\n".encode())
 
     def array(self, x: np.ndarray) -> None:
+        """Write an array as NumPy pickles it; bfloat16 as the uint16 with the same bits, as Paddle does."""
         x = np.ascontiguousarray(x).reshape(x.shape)
         if x.dtype == jnp.bfloat16:
             x = x.view(np.uint16)
@@ -104,6 +112,7 @@ class Pickler:
         self.write(b"tb")
 
     def scalar(self, x: np.generic) -> None:
+        """Write a NumPy scalar as NumPy pickles it."""
         self.name("numpy.core.multiarray", "scalar")
         self.write(b"(")
         self.dtype(x.dtype)
@@ -111,6 +120,7 @@ class Pickler:
         self.write(b"tR")
 
     def dtype(self, dtype: np.dtype) -> None:
+        """Write a dtype as NumPy pickles it."""
         order, code = dtype.str[0], dtype.str[1:]
         self.name("numpy", "dtype")
         self.tuple(code, False, True)

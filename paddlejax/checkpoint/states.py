@@ -71,6 +71,7 @@ class State:
 
     @property
     def parameters(self) -> list[str]:
+        """The names of the parameters: those of the given parameters, else of the leaves of the state."""
         return list(self._given or self._shapes)
 
     # ------------------------------------------------------------------ layout
@@ -96,6 +97,7 @@ class State:
                 self.leaves.append(Leaf(kind, f"state/{path_name(at)}", -1, (), part))
 
     def _visit_rule(self, state: RuleState, number: int) -> None:
+        """Note the shapes, dtypes and members of one RuleState inside the state."""
         slots = [(k, name, x) for k, tree in sorted(state.slots.items()) for name, x in _named(tree)]
         for _, name, x in slots:
             shape = self._shapes.get(name)
@@ -137,6 +139,7 @@ class State:
         return fields
 
     def _shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a parameter, as the slots show it or as it was given."""
         return self._shapes[name] if name in self._shapes else jnp.shape((self._given or {})[name])
 
     # ------------------------------------------------------------------ to a file
@@ -155,6 +158,7 @@ class State:
         return found, {"state": self._written("number")}
 
     def _written(self, *kinds: str) -> dict[str, Any]:
+        """Return the entries of all leaves of these kinds."""
         leaves = [leaf for leaf in self.leaves if leaf.kind in kinds]
         return written((field, leaf.value) for leaf in leaves for field in self._fields(leaf).values())
 
@@ -211,6 +215,7 @@ class State:
         return starts
 
     def _count(self, rule: int) -> int:
+        """Return the count of updates of the RuleState with this number."""
         return next(int(leaf.value) for leaf in self.leaves if leaf.key == f"{rule}/count")
 
     def _read(self, leaf: Leaf, entries: Entries, absent: set[str]) -> Any:
@@ -266,6 +271,7 @@ def _given(params: Any) -> dict[str, Any]:
 
 
 def _is_count(value: Any, place: int) -> bool:
+    """Return whether a saved count of updates is this one."""
     return isinstance(value, int) and value == place
 
 
@@ -284,6 +290,7 @@ class _Number(NumberField):
 
 
 def _number(key: str, dtype: Any) -> _Number:
+    """Return the field of a scalar: bool, int or float, as its dtype says. A count is not negative."""
     if not jnp.issubdtype(dtype, jnp.integer):
         return _Number(key, bool if jnp.issubdtype(dtype, jnp.bool_) else float)
     low = 0 if key.endswith("/count") else int(jnp.iinfo(dtype).min)

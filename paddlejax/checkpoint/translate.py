@@ -43,6 +43,7 @@ def translate_schedule(entries: dict[Any, Any], scheduler: Any) -> None:
 
 
 def _from_fluid(found: Mapping[str, Any], scheduler: LRScheduler) -> Mapping[str, Any]:
+    """Return a 1.x scheduler's saved state as this scheduler of 2.x and later would have saved it."""
     if "step_num" not in found:
         return {PLATEAU.get(k, k): _plain(v) for k, v in found.items()}
     if isinstance(scheduler, ReduceOnPlateau | LinearLR):
@@ -55,6 +56,7 @@ def _from_fluid(found: Mapping[str, Any], scheduler: LRScheduler) -> Mapping[str
 
 
 def _to_fluid(found: Mapping[str, Any], scheduler: Any) -> dict[str, Any]:
+    """Return a scheduler's saved state as Paddle 1.x would have saved it."""
     if scheduler.counts != "steps":
         words = EPOCHS if scheduler.counts == "epochs" else PLATEAU
         return {word: found[theirs] for word, theirs in words.items() if theirs in found}
@@ -66,6 +68,7 @@ def _to_fluid(found: Mapping[str, Any], scheduler: Any) -> dict[str, Any]:
 
 
 def _plain(x: Any) -> Any:
+    """Return a NumPy scalar as a Python number, all else as it is."""
     return x.item() if isinstance(x, np.generic) else x
 
 

@@ -38,6 +38,7 @@ class _Dtype:
         self.dtype = np.dtype(code)
 
     def build(self, state: Any) -> None:
+        """Take over the state of a pickled dtype: its byte order. Refuse any other form."""
         if not _fits(state, int, str) or state[1] not in ("<", ">", "|", "=") or state[2:5] != (None,) * 3:
             raise Refused("an array's dtype has fields or an unknown byte order")
         self.dtype = self.dtype.newbyteorder(state[1])
@@ -51,6 +52,8 @@ class _Array:
         self.value: np.ndarray | None = None
 
     def build(self, state: Any) -> None:
+        """Take over the state of a pickled array: shape, dtype and bytes, which must agree; refuse any other
+        form."""
         if self.value is not None or not _fits(state, int, tuple, _Dtype) or len(state) != 5:
             raise Refused("an array is not built as NumPy builds it")
         _, shape, dtype, fortran, data = state

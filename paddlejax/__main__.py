@@ -25,6 +25,7 @@ COLUMNS = ("name", "slot", "shape", "dtype", "norm", "NaNs")
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     about = "Look into and convert the checkpoints of PaddlePaddle and paddlejax."
     main = argparse.ArgumentParser(
         "python -m paddlejax",

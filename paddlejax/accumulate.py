@@ -93,6 +93,7 @@ def accumulate_gradients(inner: Any, k: int, avg: bool = True) -> GradientTransf
 
 
 def add(sums: Sequence[jax.Array], grads: Sequence[Any]) -> list[jax.Array]:
+    """Return sums + grads, each in the dtype of its sum."""
     return [s + jnp.asarray(g, s.dtype) for s, g in zip(sums, grads, strict=True)]
 
 

@@ -25,9 +25,11 @@ class ClipGradBase:
     need_clip: Callable[[Any], bool] | None = None  # 1.x: which parameters, besides those that opted out
 
     def selects(self, p: Any) -> bool:
+        """Return whether this parameter is clipped: its `need_clip` and the clip's own must agree."""
         return getattr(p, "need_clip", True) and (self.need_clip is None or bool(self.need_clip(p)))
 
     def clip(self, grads: list[jax.Array]) -> list[jax.Array]:
+        """Return the gradients, clipped; a subclass says how."""
         raise NotImplementedError(f"{type(self).__name__} has no clip")
 
     across_groups = False  # whether parameter groups share one norm; in Paddle each has its own
@@ -110,6 +112,7 @@ class ClipGradByValue(ClipGradBase):
         self.min = -self.max if min is None else _limit(min)
 
     def clip(self, grads):
+        """Return every element, moved into [min, max]."""
         return [jnp.clip(g, jnp.asarray(self.min, g.dtype), jnp.asarray(self.max, g.dtype)) for g in grads]
 
     def __str__(self):
@@ -128,6 +131,7 @@ class ClipGradByNorm(ClipGradBase):
         self.clip_norm, self.axis_name = _limit(clip_norm), axis_name
 
     def clip(self, grads):
+        """Return every gradient, scaled so that its own norm is at most `clip_norm`."""
         return [g * _factor(norm(g, self.axis_name), self.clip_norm) for g in grads]
 
     def __str__(self):
@@ -163,6 +167,10 @@ class ClipGradByGlobalNorm(ClipGradBase):
         self.across_groups = across_groups
 
     def clip(self, grads):
+        """Return all gradients, scaled by one factor so that their common norm is at most `clip_norm`.
+
+        If their dtypes differ, the norm is summed up in float64, or the widest dtype that JAX allows.
+        """
         if not grads:
             return []
         wide = jnp.result_type(*grads) if len({g.dtype for g in grads}) == 1 else jnp.float64

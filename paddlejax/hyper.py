@@ -54,6 +54,7 @@ def require(ok: Any, name: str, value: Any, expected: str, error: type[Exception
 
 
 def is_traced(x: Any) -> bool:
+    """Return whether x is traced: then its value is not known and cannot be checked."""
     return isinstance(x, Tracer)
 
 
@@ -222,6 +223,7 @@ def given(expected: str) -> Check:
 
 
 def instance(kind: Any, expected: str, error: type[Exception] = TypeError) -> Check:
+    """Return the check that a value is of this type, or of one of these types."""
     return Must(lambda x: isinstance(x, kind), expected, error)
 
 
@@ -236,10 +238,12 @@ def each(*checks: Check) -> Check:
 
 
 def function_of(what: str) -> Check:
+    """Return the check that a value can be called; `what` is for the error: what it is called with."""
     return Must(callable, f"a function of {what}")
 
 
 def one_of(*choices: str | None, error: type[Exception] = ArgumentError) -> Check:
+    """Return the check that a value is one of these strings, or None if None is among them."""
     *others, last = map(repr, choices)
     # By type first: an array would be compared element by element.
     return Must(

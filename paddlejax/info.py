@@ -142,6 +142,7 @@ def get_info(state: Any) -> Info:
 
 
 def _inside(state: Any, kind: Any) -> list[Any]:
+    """Return all states of this kind inside a state."""
     return [s for s in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, kind)) if isinstance(s, kind)]
 
 
@@ -172,6 +173,7 @@ def _reached(update: Any, p: Any) -> Any:
 
 
 def _norm(leaves: list[Any], dtype: Any, axis_name: Any) -> jax.Array:
+    """Return the norm of all leaves together, rows of a table merged first; 0 if there are none."""
     arrays = [x.merge().values if isinstance(x, SelectedRows) else x for x in leaves if x is not None]
     squares = [squared_norm(jnp.asarray(x, compute_dtype((), x)), axis_name).astype(dtype) for x in arrays]
     return root(sum(squares[1:], squares[0])) if squares else jnp.zeros((), dtype)

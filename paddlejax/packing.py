@@ -23,6 +23,7 @@ class Layout:
 
     @functools.cached_property
     def sizes(self) -> tuple[int, ...]:
+        """The number of elements of each array."""
         return tuple(math.prod(shape) for shape in self.shapes)
 
     @functools.cached_property
@@ -38,10 +39,15 @@ class Layout:
         return self._hash
 
     def join(self, arrays: Sequence[Any], xp: Any = jnp) -> Any:
+        """Return one array with these end to end along the last axis.
+
+        Axes in front of the layout's shapes stay. `xp` is the library that computes: jax.numpy or numpy.
+        """
         lead = arrays[0].shape[: arrays[0].ndim - len(self.shapes[0])]
         return xp.concatenate([xp.reshape(x, (*lead, -1)) for x in arrays], axis=-1)
 
     def split(self, buffer: jax.Array) -> list[jax.Array]:
+        """Return the arrays that `join` put into this one."""
         parts = lax.split(buffer, self.sizes, axis=buffer.ndim - 1)
         return [jnp.reshape(x, (*x.shape[:-1], *s)) for x, s in zip(parts, self.shapes, strict=True)]
 
@@ -88,12 +94,14 @@ class Packed:
         )
 
     def tree_flatten_with_keys(self) -> Any:
+        """Return the buffers as leaves, sorted by their names, and what is static. JAX calls this."""
         names = sorted(self.buffers)
         keys = [(jax.tree_util.DictKey(name), self.buffers[name]) for name in names]
         return keys, (tuple(names), self._places)
 
     @classmethod
     def tree_unflatten(cls, static: Any, buffers: Any) -> "Packed":
+        """Return a Packed of these buffers. JAX calls this."""
         names, places = static
         return cls(dict(zip(names, buffers, strict=True)), places)
 

@@ -122,6 +122,7 @@ def per_leaf(choose: Callable[[str], LeafOptions]) -> PerLeaf:
 
 
 def _stillness(g: Any, p: Any) -> Any:
+    """Return the update that moves nothing: -0.0 everywhere."""
     if isinstance(g, SelectedRows):
         return g.with_values(jnp.full_like(g.values, -0.0, dtype=jnp.result_type(p)))
     return jnp.full_like(p, -0.0)
@@ -138,6 +139,7 @@ def _stage(field: str, options: list[Any]) -> list[tuple[Any, list[int]]]:
 
 
 def _only(tree: Any, entries: list[Any], members: list[int]) -> Any:
+    """Return the tree with these members of its entries, and None at all others."""
     return tree.unflatten(_of(members, entries))
 
 
@@ -270,6 +272,7 @@ def _rule_text(o: LeafOptions, path: str) -> str:
 
 
 def _rows(table: Any) -> list[Any]:
+    """Return the rows of `by_path`'s table, checked."""
     verify(TABLE, "by_path's table", table)
     rows = list(table)
     for row in rows:
@@ -280,6 +283,7 @@ def _rows(table: Any) -> list[Any]:
 
 
 def _row(pattern: str | re.Pattern[str], options: Mapping[str, Any], general: LeafOptions) -> LeafOptions:
+    """Return the options of a leaf that this row describes; what the row does not say is `general`'s."""
     where = f"by_path's row {pattern!r}"
     options, own_decay = dict(options), {}
     rule = options.get("rule", general.rule)
@@ -324,6 +328,8 @@ OPTIONS = instance(Mapping, "a dict of options")
 
 
 def _as_declared(declaration: Declaration) -> Callable[[str, Any], Any]:
+    """Return a reader of an option that only checks its value."""
+
     def read(where: str, value: Any) -> Any:
         verify(declaration, where, value)
         return value
@@ -332,6 +338,7 @@ def _as_declared(declaration: Declaration) -> Callable[[str, Any], Any]:
 
 
 def _decay(where: str, value: Any) -> Any:
+    """Return the weight decay of an option as a transformation, or None."""
     if is_transformation(value):
         return value
     regularizer = as_regularizer(where, value)
@@ -339,6 +346,7 @@ def _decay(where: str, value: Any) -> Any:
 
 
 def _clip(where: str, value: Any) -> Any:
+    """Return the clip of an option as a transformation, or None."""
     verify(CLIP, where, value)
     return as_clip(value)
 

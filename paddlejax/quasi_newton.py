@@ -44,6 +44,7 @@ class Method:
 
     @property
     def evaluations(self) -> int:
+        """How often a step may evaluate the loss: `max_eval`, by default 5/4 of `max_iter`."""
         return self.max_iter * 5 // 4 if self.max_eval is None else self.max_eval
 
 
@@ -207,6 +208,8 @@ class Layout:
 
     @classmethod
     def of(cls, paths: list[Any], leaves: list[Any]) -> "Layout":
+        """Return the layout of these leaves; the vector is float64 if a leaf computes in float64, else
+        float32."""
         pairs = zip(paths, leaves, strict=True)
         dtypes = [None if p is None else compute_dtype(path, p) for path, p in pairs]
         return cls(
@@ -217,6 +220,7 @@ class Layout:
 
     @property
     def sizes(self) -> list[int]:
+        """The number of elements of each leaf, 0 where the leaf is None."""
         return [0 if shape is None else math.prod(shape) for shape in self.shapes]
 
     def join(self, leaves: list[Any]) -> jax.Array:
@@ -228,6 +232,7 @@ class Layout:
         return jnp.concatenate(parts) if parts else jnp.zeros(0, self.wide)
 
     def split(self, x: jax.Array) -> list[Any]:
+        """Return the leaves that this vector holds, in their shapes and dtypes."""
         ends = list(itertools.accumulate(self.sizes))
         parts = zip(self.sizes, ends, self.shapes, self.dtypes, strict=True)
         return [
@@ -236,6 +241,7 @@ class Layout:
         ]
 
     def value(self, value: Any) -> jax.Array:
+        """Return a loss in the dtype of the vector, or raise if it is no real floating scalar."""
         if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
             found = f"shape {jnp.shape(value)} and dtype {jnp.result_type(value)}"
             raise TypeError(f"LBFGS: found a value of {found}, expected a real floating scalar")

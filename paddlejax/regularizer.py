@@ -25,6 +25,7 @@ class WeightDecayRegularizer:
         self.coeff = coeff
 
     def term(self, p: jax.Array) -> jax.Array:
+        """Return what is added to the gradient of p; a subclass says what."""
         raise NotImplementedError(f"{type(self).__name__} has no term")
 
     @functools.cached_property
@@ -73,6 +74,7 @@ class L1Decay(WeightDecayRegularizer):
     packs = True
 
     def term(self, p):
+        """Return coeff times the sign of p."""
         return jnp.asarray(self.coeff, p.dtype) * jnp.sign(p)
 
 
@@ -86,6 +88,7 @@ class L2Decay(WeightDecayRegularizer):
     packs = True
 
     def term(self, p):
+        """Return coeff times p."""
         return jnp.asarray(self.coeff, p.dtype) * p
 
 

@@ -38,6 +38,7 @@ class Doubles:
 
     @staticmethod
     def where(condition, a, b):
+        """Return a if the condition holds, else b."""
         return a if condition else b
 
     @staticmethod
@@ -47,6 +48,7 @@ class Doubles:
 
     @staticmethod
     def product(first, factor, n):
+        """Return first * factor(1) * ... * factor(n)."""
         for i in range(1, int(n) + 1):
             first = first * factor(i)
         return first
@@ -63,6 +65,7 @@ class Arrays:
         self.dtype = dtype
 
     def real(self, x):
+        """Return x as an array of the schedule's dtype."""
         return jnp.asarray(x, self.dtype)
 
     # A float: `0.95 ** e` with an integer e is an error under strict promotion.
@@ -70,12 +73,14 @@ class Arrays:
 
     @staticmethod
     def less(t, bound):
+        """Return t < bound. Where t is an integer, the bound becomes one too: nothing is promoted."""
         if jnp.issubdtype(t.dtype, jnp.integer):
             limits = jnp.iinfo(t.dtype)  # t < 2.5 is t < 3, and no integer is promoted
             bound = math.ceil(min(max(bound, limits.min), limits.max))
         return t < bound
 
     def power(self, base, n):
+        """Return base ** n, through the logarithm in double precision where base is a number."""
         n = self.real(n)
         if isinstance(base, jax.Array):
             return base**n
@@ -87,12 +92,14 @@ class Arrays:
 
     @staticmethod
     def row(x, ends, rows):
+        """Return the first row that ends at or after x, else the last, element by element."""
         *earlier, picked = rows
         for row, end in reversed(list(zip(earlier, ends, strict=False))):
             picked = [jnp.where(x <= end, a, b) for a, b in zip(row, picked, strict=True)]
         return picked
 
     def product(self, first, factor, n):
+        """Return first * factor(1) * ... * factor(n) for every n of an array."""
         n = n.astype(jnp.int32) if jnp.issubdtype(n.dtype, jnp.floating) else n
         first = jnp.broadcast_to(self.real(first), n.shape)
 
@@ -159,8 +166,13 @@ class Family(Protocol[P]):
     __signature__: inspect.Signature
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Schedule: ...
-    def at(self, count: Any, *args: P.args, **kwargs: P.kwargs) -> Any: ...
-    def check(self, owner: str, arguments: Arguments) -> None: ...
+    def at(self, count: Any, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Return the rate at this count; nothing is checked."""
+        ...
+
+    def check(self, owner: str, arguments: Arguments) -> None:
+        """Refuse bad arguments, in the name of `owner`."""
+        ...
 
 
 def schedule_family(
@@ -202,6 +214,7 @@ def schedule_family(
 
 
 def is_array(x: Any) -> bool:
+    """Return whether x is an array, whose elements a schedule does not check."""
     return isinstance(x, (jax.Array, np.ndarray))
 
 
@@ -213,10 +226,12 @@ def real(
     above: bool = False,
     error: type[Exception],
 ) -> Check:
+    """Return the check that an argument lies in an interval; arrays pass unchecked."""
     return unless(is_array, Interval(low, high, open, above, error))
 
 
 def number_like(*kinds: type, expected: str = "a number") -> Check:
+    """Return the check that an argument is of these types; arrays pass unchecked."""
     return unless(is_array, instance(kinds, expected))
 
 

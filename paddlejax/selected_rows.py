@@ -49,14 +49,17 @@ class SelectedRows:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the whole tensor, not that of `values`."""
         return (self.height, *jnp.shape(self.values)[1:])
 
     @property
     def ndim(self) -> int:
+        """The number of axes of the whole tensor."""
         return jnp.ndim(self.values)
 
     @property
     def dtype(self) -> Any:
+        """The dtype of the values."""
         return jnp.result_type(self.values)
 
     def with_values(self, values: Any) -> "SelectedRows":
@@ -64,6 +67,7 @@ class SelectedRows:
         return _made(self.rows, values, self.height)
 
     def astype(self, dtype: Any) -> "SelectedRows":
+        """Return the same rows with their values in another dtype."""
         return self.with_values(self.values.astype(dtype))
 
     def all_gather(self, axis_name: Any) -> "SelectedRows":
@@ -201,6 +205,7 @@ jax.tree_util.register_pytree_with_keys(
 
 
 def is_rows(x: Any) -> bool:
+    """Return whether x is a SelectedRows; as `is_leaf` it keeps tree functions from looking inside."""
     return isinstance(x, SelectedRows)
 
 

@@ -34,6 +34,7 @@ def embedding(table: Any, ids: Any, padding_idx: int | None = None) -> jax.Array
 
 
 def _read(table: jax.Array, places: jax.Array) -> jax.Array:
+    """Return these rows of a table; zero where a place lies behind the last row."""
     return table.at[places].get(mode="fill", fill_value=0)
 
 
@@ -70,6 +71,7 @@ class Table:
         self.shape, self.dtype, self.ndim = value.shape, value.dtype, value.ndim
 
     def look_up(self, ids: Any, padding_idx: int | None) -> jax.Array:
+        """Return the rows of these ids and note which they were: the gradient will have these rows."""
         if self._trace != get_opaque_trace_state():
             raise RuntimeError(
                 f"embedding of the table {self.name}: found inside a jit, vmap, scan, cond or checkpoint of "
@@ -83,6 +85,7 @@ class Table:
         return rows if self._taps is None else rows + self._taps[len(self.ids) - 1]
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
+        """Raise: only `embedding` may read a table."""
         raise TableError(
             f"the table {self.name}: found an operation on all of it, expected only embedding(table, ids); "
             "where the loss needs it otherwise, its gradient is dense: do not name it as a table"

@@ -29,6 +29,7 @@ class Named(GradientTransformation):
 
 
 def named(pair: GradientTransformation, text: str, packs: bool = False) -> Named:
+    """Return a transformation with a text for `describe`; see `Named` for `packs`."""
     it = Named(pair.init, pair.update)
     it.text, it.packs = text, packs
     return it

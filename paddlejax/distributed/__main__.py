@@ -7,6 +7,7 @@ from .processes import launch
 
 
 def main() -> int:
+    """Run the command line; return the exit status of the processes."""
     parser = argparse.ArgumentParser(
         "python -m paddlejax.distributed",
         description="Run a Python script as several processes on this machine; the status is theirs.",

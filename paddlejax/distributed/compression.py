@@ -21,6 +21,7 @@ class DGCMomentum(Momentum):
     slots: ClassVar = (U,)
 
     def step(self, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple[jax.Array, Slots]:
+        """Momentum's step; the velocity is filed under the name of DGC's U."""
         d, new = super().step(g, p, k, {"velocity": slots[U]})
         return d, {U: new["velocity"]}
 

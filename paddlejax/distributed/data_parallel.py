@@ -68,6 +68,7 @@ def state_specs(state: ArrayTree, axis_name: str = "data") -> Any:
 
 
 def _first(own: Any, spec: Any) -> Any:
+    """Return the first of the two that is not None."""
     return spec if own is None else own
 
 
@@ -139,6 +140,7 @@ def init_on_mesh(tx: Any, params: ArrayTree, mesh: Mesh, axis_name: str) -> Any:
 
 
 def state_on_mesh(state: ArrayTree, params: ArrayTree, mesh: Mesh, axis_name: str) -> Any:
+    """Return the state with every array laid on the mesh as the parameters' layout asks."""
     return jax.tree.map(placed, state, _shardings(state, params, mesh, axis_name))
 
 
@@ -192,6 +194,7 @@ def on_mesh(params: ArrayTree, mesh: Mesh, axis_name: str) -> Any:
 
 
 def is_on_mesh(x: Any, mesh: Mesh) -> bool:
+    """Return whether x is an array that is laid on this mesh."""
     return isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh
 
 

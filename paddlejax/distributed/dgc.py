@@ -158,6 +158,7 @@ class _DGC:
         return f"dgc_momentum({self.workers} workers on {self.axis_name!r}, sparsity {stages})"
 
     def init(self, params: ArrayTree) -> RuleState:
+        """Return the state: momentum's, with U and V per worker for parameters that are compressed."""
         state = self.momentum.init(params)
         _, leaves, tree = flatten(params)
         us: list[Any] = tree.flatten_up_to(state.slots[U])
@@ -168,6 +169,7 @@ class _DGC:
         return state._replace(slots={U: tree.unflatten(us), V: tree.unflatten(vs)})
 
     def _is_compressed(self, p: Any) -> bool:
+        """Return whether the gradient of this parameter is compressed: only large float32 ones are."""
         return self.workers > 1 and jnp.size(p) >= self.min_numel and jnp.result_type(p) == jnp.float32
 
     def update(
@@ -273,10 +275,12 @@ def _prepared(clip_and_decay: Any, params: Any, tree: Any, at: list[int], gs: Ar
 
 
 def _varies(x: Any, axis: str) -> bool:
+    """Return whether x may differ from device to device of this axis."""
     return axis in jax.typeof(x).mat.varying
 
 
 def _check_local(path: Any, g: Any, u: Any, v: Any) -> None:
+    """Raise if U or V is not that of one worker."""
     expected = (1, *jnp.shape(g))
     for name, slot in ((U, u), (V, v)):
         if jnp.shape(slot) != expected:

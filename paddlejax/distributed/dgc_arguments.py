@@ -26,6 +26,7 @@ LIST = "a list of numbers in [0, 1), such as [0.75, 0.9375, 0.999]"
 
 
 def _check_each(name: str, sparsity: Any, arguments: Arguments) -> None:
+    """Raise if a sparsity is no number in [0, 1)."""
     for s in sparsity:
         if isinstance(s, jax.Array):
             raise TypeError(f"{name}: found an array in it, expected {LIST}; it decides what is compiled")

@@ -191,6 +191,7 @@ class DGCMomentumOptimizer(Optimizer):
         return super().apply_gradients(params_grads)
 
     def _check_alone(self, method: str) -> None:
+        """Raise if there are several workers: this method would need the sum of their gradients."""
         if self._workers > 1:
             raise RuntimeError(
                 f"{method}: found {self._workers} workers, expected one; use minimize(loss), where every "
@@ -198,6 +199,7 @@ class DGCMomentumOptimizer(Optimizer):
             )
 
     def _fuses(self, loss: Loss) -> bool:
+        """Never: backward runs first, and then the step."""
         return False  # one worker: backward, then apply
 
     def _compiled(self, present: tuple[bool, ...], grad_clip: Any) -> CompiledStep | None:
@@ -289,6 +291,7 @@ class DGCMomentumOptimizer(Optimizer):
         return [parts[f"argument {n}"] if s else placed(x, everywhere) for n, x, s in about], split
 
     def state_for(self, values: list[Any]) -> RuleState:
+        """Return the state, a new one for these values before the first step."""
         if self.state is None:
             return (
                 self._tx.init(values)

@@ -43,10 +43,11 @@ class Exchange:
         return lax.pmean(xs, self.axis_name) if xs else []
 
     def dense(self, gs: Arrays, us: Arrays, vs: Arrays) -> list[Sent]:
-        """Before the warm-up: momentum of the mean gradient. All workers hold the same u.
+        """Step before the warm-up, when nothing is compressed: momentum of the mean gradient.
 
-        It is typed as different, though, and a direction made from it would need an all-reduce of its own.
-        So u takes part in the one of the gradients: the mean of m u + g, or with Nesterov of (1+m) g + m² u.
+        All workers hold the same u. But JAX does not know that: u is typed as different on each worker, and
+        a direction made from it would need a second all-reduce. So this method takes the mean of m u + g
+        (with Nesterov of (1+m) g + m² u) instead of the mean of g: one all-reduce gives the direction.
         """
         m = jnp.asarray(self.momentum, jnp.float32)
         if self.use_nesterov:
@@ -111,6 +112,7 @@ class Exchange:
 
 
 def _without(x: jax.Array, indices: jax.Array) -> jax.Array:
+    """Return x with zeros at these indices of its elements."""
     return jnp.reshape(jnp.reshape(x, -1).at[indices].set(0, unique_indices=True), x.shape)
 
 

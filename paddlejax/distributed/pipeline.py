@@ -237,6 +237,7 @@ class PipelineOptimizer:
     def _pass(
         self, params: list[Any], micro_batches: list[Any], update: Any = None, carries: Any = None
     ) -> Pass:
+        """Run forward and backward of all micro-batches and return what came of it."""
         self._check_shapes(params, *micro_batches[0])
         if self._processes:
             done = ProcessesPass(self._sections, self.schedule, self._places)(params, micro_batches)
@@ -255,6 +256,7 @@ class PipelineOptimizer:
             self._seen.add(key)
 
     def _placed(self, params: list[Any]) -> list[Any]:
+        """Return every stage's parameters on the first device of its stage."""
         return [put_tree(p, d) for p, (d, *_) in zip(params, self._places, strict=True)]
 
     def _mean(self, losses: list[Any]) -> jax.Array:
@@ -265,12 +267,14 @@ class PipelineOptimizer:
         return everywhere(mean, self._devices)
 
     def _check_functional(self, method: str) -> None:
+        """Raise if the pipeline steps an optimizer object."""
         if isinstance(self.inner_optimizer, Optimizer):
             raise TypeError(
                 f"{method}: the pipeline was given an optimizer object, expected minimize(loss(x, y))"
             )
 
     def _check_object(self, method: str) -> None:
+        """Raise if the pipeline steps a transformation."""
         if not isinstance(self.inner_optimizer, Optimizer):
             raise TypeError(
                 f"{method}: the pipeline was given a transformation, expected init(...) and step(...)"

@@ -60,6 +60,7 @@ class _Walk:
         self.began = time.perf_counter()
 
     def do(self, task: Task) -> None:
+        """Do one task if it is this process's; else note that its result is elsewhere."""
         section, j, stages = task.section, task.micro_batch, self.whole.sections.stages
         stage = stage_of(section, stages)
         device = self._device(section, j)
@@ -74,6 +75,7 @@ class _Walk:
             self.sent[section, j] = put_tree(result, self._device(section + 1, j))
 
     def _run(self, section: int, j: int, stage: int, device: Any, entered: Any) -> Any:
+        """Run one section on one micro-batch and return what it hands on."""
         sections, params = self.whole.sections, self.params[stage][device]
         x, y = self.micro_batches[j]
         if section == 0:
@@ -101,6 +103,7 @@ class _Walk:
         return floats(self.handed[stage - 1]) if stage else []
 
     def _device(self, section: int, j: int) -> Any:
+        """Return the device that runs this section for this micro-batch."""
         devices = self.whole.places[stage_of(section, self.whole.sections.stages)]
         return devices[j % len(devices)]
 

@@ -47,17 +47,20 @@ class Handover:
         self.failure: BaseException | None = None
 
     def give(self, key: Any, result: Any) -> None:
+        """Hand over a result under its key, and wake whoever waits for it."""
         with self._changed:
             self._results[key] = result
             self._done.add(key)
             self._changed.notify_all()
 
     def wait(self, key: Any) -> None:
+        """Wait until the result with this key is there; raise if a worker failed meanwhile."""
         with self._changed:
             self._changed.wait_for(lambda: key in self._done or self.failure is not None)
             self.check()
 
     def check(self) -> None:
+        """Raise if a worker failed, so that all others stop too."""
         if self.failure is not None:
             raise _Stopped
 
@@ -152,6 +155,7 @@ class _Worker:
         self.spans: list[Span] = []
 
     def run(self, params: Any, carry: Any) -> None:
+        """Do all tasks of this worker's lane, in the order of the schedule."""
         lane, stages = self.lane, self.whole.sections.stages
         self.params, self.carry = jax.device_put(params, lane.device), carry
         for task in self.whole.schedule.tasks:
@@ -161,6 +165,7 @@ class _Worker:
                     self._do(task)
 
     def _do(self, task: Task) -> None:
+        """Do one task: wait for what it needs, run it, and hand its result over."""
         section, j, last = task.section, task.micro_batch, self.whole.sections.stages - 1
         self.handover.check()  # the first forwards wait for nothing
         if task.after is not None:
@@ -187,6 +192,7 @@ class _Worker:
         self.handover.give((section, j), self._sent(section + 1, j, result))
 
     def _gather(self, grads: list[Any]) -> None:
+        """Step by these gradients if there is an update for every micro-batch, else add them up."""
         if self.whole.update is not None:
             self.params, self.carry = self.whole.update(self.lane.stage, self.params, self.carry, grads)
         else:

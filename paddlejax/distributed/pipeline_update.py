@@ -44,6 +44,7 @@ class TreeUpdate:
         self._whole, self._stage = Placed(self._mean_step, first), jax.jit(self._step)
 
     def init(self, params: list[Any]) -> Any:
+        """Return the state of a stage's parameters."""
         return self.tx.init(params)[0]
 
     def init_apart(self, params: list[Any], places: Sequence[Any]) -> Any:
@@ -57,6 +58,7 @@ class TreeUpdate:
         return [self.init(_only(params, s)) for s in range(len(params))]
 
     def step(self, params: list[Any], state: Any, sums: list[Any]) -> tuple[list[Any], Any]:
+        """Return a stage's new parameters and state, given its sums of gradients."""
         return put_like(self._whole(params, state, sums), (params, state))
 
     def step_stage(self, trees: list[Any], stage: int, params: Any, state: Any, grads: list[Any]) -> Any:

@@ -89,6 +89,7 @@ class Placed:
         return jax.tree.unflatten(jax.tree.structure(shape), [v.sources for v in outputs])
 
     def _plan(self, args: tuple[Any, ...], homes: list[Any]) -> _Plan:
+        """Trace the function and return its equations, divided into programs of one device each."""
         closed, shape = jax.make_jaxpr(self.function, return_shape=True)(*args)
         inputs = [_Value(v.aval, at) for v, at in zip(closed.jaxpr.invars, homes, strict=True)]
         walk = _Walk(self.first)
@@ -108,6 +109,7 @@ class _Walk:
         self.parts: dict[tuple[int, Any], list[_Equation]] = {}
 
     def through(self, jaxpr: Jaxpr, inputs: Sequence[_Value], consts: Sequence[Any]) -> list[_Value]:
+        """Walk through the equations of a jaxpr in order; return where each of its outputs is."""
         held = map(self._held, consts)
         known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*held, *inputs], strict=True))
 
@@ -131,6 +133,7 @@ class _Walk:
         return list(map(read, jaxpr.outvars))
 
     def _held(self, constant: Any) -> _Value:
+        """Return the value that stands for a constant."""
         value = _Value(jax.typeof(constant), None if jnp.ndim(constant) else self.first)
         self.consts[value] = constant
         return value
@@ -153,6 +156,7 @@ class _Walk:
 
 
 def _equation(jaxpr: Jaxpr, eqn: Any, inputs: list[_Value], outputs: list[_Value]) -> _Equation:
+    """Return one equation of a jaxpr as a function by itself."""
     variables = dict(zip((v for v in eqn.invars if not isinstance(v, Literal)), inputs, strict=True))
     alone = jaxpr.replace(
         constvars=[], invars=list(variables), outvars=list(eqn.outvars), eqns=[eqn], effects=eqn.effects
@@ -161,6 +165,8 @@ def _equation(jaxpr: Jaxpr, eqn: Any, inputs: list[_Value], outputs: list[_Value
 
 
 def _runner(equations: list[_Equation], inputs: list[_Value], outputs: list[_Value]) -> Callable[..., Any]:
+    """Return a function that runs these equations in order."""
+
     def run(*values: Any) -> list[Any]:
         known = dict(zip(inputs, values, strict=True))
         for apply, entered, made in equations:

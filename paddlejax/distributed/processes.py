@@ -165,6 +165,7 @@ class _Worker(NamedTuple):
 
     @classmethod
     def start(cls, run: _Run, command: list[str], devices: int) -> "_Worker":
+        """Start one process with the environment that `initialize` reads."""
         flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(DEVICE_COUNT + "=")]
         environment = {
             "JAX_PLATFORMS": "cpu",
@@ -186,6 +187,7 @@ class _Worker(NamedTuple):
         return cls(f"process {run.process_id} of {run.processes} (pid {process.pid})", process, output)
 
     def stop(self) -> None:
+        """Kill the process if it runs, and let go of its output."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -193,6 +195,7 @@ class _Worker(NamedTuple):
             self.output.close()
 
     def last_lines(self) -> str:
+        """Return the last lines that it printed, indented, for the message about its failure."""
         if self.output is None:
             return ""
         self.output.seek(0)

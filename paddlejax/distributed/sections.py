@@ -78,6 +78,7 @@ add_to = jax.jit(add, donate_argnums=0)
 
 
 def floats(tree: Any) -> list[Any]:
+    """Return the floating leaves of a tree: those that have gradients."""
     return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
 
 
@@ -106,6 +107,7 @@ def _vjp(f: Callable[..., Any], first: bool, params: Any, x: Any) -> tuple[Any, 
 
 
 def _forward(f: Callable[..., Any], first: bool) -> Callable[..., Any]:
+    """Return the forward pass of a stage, which also returns what backward needs."""
     return lambda params, x: _vjp(f, first, params, x)
 
 
@@ -116,15 +118,19 @@ def _pull(pull: Any, cotangents: list[Any]) -> tuple[list[Any], list[Any]]:
 
 
 def _again(f: Callable[..., Any], first: bool) -> Callable[..., Any]:
+    """Return the backward pass of a stage that computes its forward pass again."""
     return lambda residuals, cotangents: _pull(_vjp(f, first, *residuals)[1], cotangents)
 
 
 def _checked(f: Callable[..., Any]) -> Callable[..., jax.Array]:
+    """Return the last stage, which must return a scalar."""
     name = getattr(f, "__name__", "the last stage")
     return lambda params, x, y: scalar(name, f(params, x, y))
 
 
 def _loss_and_gradients(f: Callable[..., Any], first: bool) -> Callable[..., Any]:
+    """Return the last stage's forward and backward passes in one."""
+
     def run(params: Any, x: Any, y: Any) -> tuple[jax.Array, list[Any], list[Any]]:
         loss, pull = _vjp(lambda params, x: _checked(f)(params, x, y), first, params, x)
         return loss, *_pull(pull, [jnp.ones_like(loss)])

@@ -30,6 +30,7 @@ def home(x: Any) -> Any:
 
 
 def is_here(device: Any) -> bool:
+    """Return whether a device belongs to this process."""
     return device.process_index == jax.process_index()
 
 
@@ -53,6 +54,7 @@ def put(x: Any, device: Any) -> Any:
 
 
 def put_tree(tree: Any, device: Any) -> Any:
+    """Return the tree with every leaf on this device."""
     return jax.tree.map(lambda x: put(x, device), tree)
 
 
@@ -75,6 +77,7 @@ def _exchange(x: Any, source: Any, target: Any) -> Any:
 
 @functools.cache
 def _mover(source: Any, target: Any) -> tuple[NamedSharding, Any]:
+    """Return the sharding over two devices and the program that moves an array from one to the other."""
     mesh = Mesh(np.array([source, target]), ("end",))
     spec = PartitionSpec("end")
     move = jax.shard_map(

@@ -100,6 +100,7 @@ class NoamDecay(LearningRateDecay):
         self.learning_rate, self.d_model, self.warmup_steps = learning_rate, d_model, warmup_steps
 
     def step(self):
+        """Return the rate at `step_num`."""
         return schedules.noam_decay.at(self.step_num, self.d_model, self.warmup_steps, self.learning_rate)
 
 
@@ -117,6 +118,7 @@ class PiecewiseDecay(LearningRateDecay):
         self.boundaries, self.values = boundaries, values
 
     def step(self):
+        """Return the rate at `step_num`."""
         return schedules.piecewise_decay.at(self.step_num, self.boundaries, self.values)
 
 
@@ -144,6 +146,7 @@ class NaturalExpDecay(_Stretched):
     """
 
     def step(self):
+        """Return the rate at `step_num`, over decay_steps and with `staircase` rounded down."""
         return schedules.natural_exp_decay.at(self._count(), self.learning_rate, self.decay_rate)
 
 
@@ -157,6 +160,7 @@ class ExponentialDecay(_Stretched):
     """
 
     def step(self):
+        """Return the rate at `step_num`, over decay_steps and with `staircase` rounded down."""
         return schedules.exponential_decay.at(self._count(), self.learning_rate, self.decay_rate)
 
 
@@ -170,6 +174,7 @@ class InverseTimeDecay(_Stretched):
     """
 
     def step(self):
+        """Return the rate at `step_num`, over decay_steps and with `staircase` rounded down."""
         return schedules.inverse_time_decay.at(self._count(), self.learning_rate, self.decay_rate)
 
 
@@ -198,6 +203,7 @@ class PolynomialDecay(LearningRateDecay):
         self.end_learning_rate, self.cycle = end_learning_rate, cycle
 
     def step(self):
+        """Return the rate at `step_num`."""
         shape = self.decay_steps, self.end_learning_rate, self.power, self.cycle
         return schedules.polynomial_decay.at(self.step_num, self.learning_rate, *shape)
 
@@ -216,6 +222,7 @@ class CosineDecay(LearningRateDecay):
         self.learning_rate, self.step_each_epoch, self.epochs = learning_rate, step_each_epoch, epochs
 
     def step(self):
+        """Return the rate at `step_num`."""
         return schedules.cosine_decay.at(self.step_num, self.learning_rate, self.step_each_epoch, self.epochs)
 
 
@@ -241,6 +248,7 @@ class LinearLrWarmup(LearningRateDecay):
         self.start_lr, self.end_lr = start_lr, end_lr
 
     def step(self):
+        """Return the rate at `step_num`; a decay inside is asked, and so counts, at every step."""
         inner = self.learning_rate
         rate = inner._rate() if isinstance(inner, LearningRateDecay) else inner
         return schedules.linear_warmup.at(self.step_num, rate, self.warmup_steps, self.start_lr, self.end_lr)
@@ -291,6 +299,7 @@ class LearningRateEpochDecay(LearningRateDecay):
         self.learning_rate = float(self._rounded(self.get_lr()))
 
     def step(self):
+        """Return the rate of this epoch."""
         return self.learning_rate
 
     def _advance(self, calls=1):
@@ -316,6 +325,7 @@ class StepDecay(LearningRateEpochDecay):
         super().__init__(learning_rate, step_size)  # counted in epochs here
 
     def get_lr(self):
+        """Return the rate of epoch `epoch_num`."""
         return schedules.step_decay.at(self.epoch_num, self.base_lr, self.step_size, self.decay_rate)
 
 
@@ -334,6 +344,7 @@ class MultiStepDecay(LearningRateEpochDecay):
         super().__init__(learning_rate)
 
     def get_lr(self):
+        """Return the rate of epoch `epoch_num`."""
         return schedules.multi_step_decay.at(self.epoch_num, self.base_lr, self.milestones, self.decay_rate)
 
 
@@ -352,6 +363,7 @@ class LambdaDecay(LearningRateEpochDecay):
         super().__init__(learning_rate)
 
     def get_lr(self):
+        """Return the rate of epoch `epoch_num`."""
         return schedules.lambda_decay.at(self.epoch_num, self.base_lr, self.lr_lambda)
 
 

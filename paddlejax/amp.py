@@ -39,6 +39,7 @@ class ScaledLoss(Loss):
         self._unscaled = loss
 
     def settle(self, result: Any) -> None:
+        """Settle this loss, and the unscaled one with its own value: their one backward pass has run."""
         super().settle(result)
         self._unscaled.settle(result[1])
 
@@ -49,6 +50,7 @@ class ScaledLoss(Loss):
 
     @property
     def aux(self) -> Any:
+        """What the function returned beside the loss, unscaled."""
         return self._computed()[1][1]
 
 
@@ -245,12 +247,15 @@ class GradScaler:
     # ------------------------------------------------------------------ settings
 
     def is_enable(self) -> bool:
+        """Return whether the scaler scales at all."""
         return self._enable
 
     def is_use_dynamic_loss_scaling(self) -> bool:
+        """Return whether the factor changes with what the steps find."""
         return self._dynamic
 
     def get_init_loss_scaling(self) -> float:
+        """Return the factor at the start."""
         return self._init_loss_scaling
 
     @checked(new_init_loss_scaling=SCALE)
@@ -264,31 +269,39 @@ class GradScaler:
             self._scale = np.float32(self._init_loss_scaling)
 
     def get_incr_ratio(self) -> float:
+        """Return by what the factor is multiplied after enough good steps."""
         return self._ratios[0]
 
     @checked(new_incr_ratio=INCR_RATIO)
     def set_incr_ratio(self, new_incr_ratio: float) -> None:
+        """Set by what the factor is multiplied after enough good steps."""
         self._ratios[0] = new_incr_ratio
 
     def get_decr_ratio(self) -> float:
+        """Return by what the factor is multiplied after enough bad steps."""
         return self._ratios[1]
 
     @checked(new_decr_ratio=DECR_RATIO)
     def set_decr_ratio(self, new_decr_ratio: float) -> None:
+        """Set by what the factor is multiplied after enough bad steps."""
         self._ratios[1] = new_decr_ratio
 
     def get_incr_every_n_steps(self) -> int:
+        """Return how many good steps in a row raise the factor."""
         return self._intervals[0]
 
     @checked(new_incr_every_n_steps=INT)
     def set_incr_every_n_steps(self, new_incr_every_n_steps: int) -> None:
+        """Set how many good steps in a row raise the factor."""
         self._intervals[0] = new_incr_every_n_steps
 
     def get_decr_every_n_nan_or_inf(self) -> int:
+        """Return how many bad steps lower the factor."""
         return self._intervals[1]
 
     @checked(new_decr_every_n_nan_or_inf=INT)
     def set_decr_every_n_nan_or_inf(self, new_decr_every_n_nan_or_inf: int) -> None:
+        """Set how many bad steps lower the factor."""
         self._intervals[1] = new_decr_every_n_nan_or_inf
 
     # ------------------------------------------------------------------ state

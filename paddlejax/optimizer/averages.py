@@ -41,6 +41,7 @@ class ParameterAverage:
         self._inside = False
 
     def _averages(self) -> dict[Parameter, jax.Array]:
+        """Return the averages of the parameters, in their dtypes; a subclass says which."""
         raise NotImplementedError(f"{type(self).__name__} has no averages")
 
     @contextmanager
@@ -75,6 +76,8 @@ class ParameterAverage:
         self._saved = None
 
     def _values(self, members: Sequence[int] | None = None) -> list[jax.Array]:
+        """Return the values to average, of all parameters or of these; raise while averages stand in their
+        place."""
         if self._inside or self._saved is not None:
             raise RuntimeError(
                 f"{type(self).__name__}: found an update between apply() and restore(), when these hold "
@@ -197,12 +200,14 @@ class _Cohort:
     state: ModelAverageState
 
     def split(self, present: Sequence[bool]) -> "list[_Cohort]":
+        """Return a cohort of the members that are present and one of the others, if there are both."""
         parts = [[j for j, i in enumerate(self.members) if present[i] is here] for here in (True, False)]
         if not all(parts):
             return [self]
         return [_Cohort([self.members[j] for j in part], self._part(part)) for part in parts]
 
     def _part(self, part: list[int]) -> ModelAverageState:
+        """Return the state of some members."""
         # Scalars are copied: a buffer in two states could not be donated twice.
         fields: Any = ([x[j] for j in part] if isinstance(x, list) else jnp.copy(x) for x in self.state)
         return ModelAverageState(*fields)
@@ -263,6 +268,7 @@ class ModelAverage(ParameterAverage):
         self.step()
 
     def _takes_part(self, p: Parameter) -> bool:
+        """Return whether a parameter is averaged now: it is trainable and has a gradient."""
         return p.trainable and p.lazy_grad is not None
 
     def _averages(self) -> dict[Parameter, jax.Array]:

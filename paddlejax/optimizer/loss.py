@@ -30,6 +30,7 @@ class Call:
 
     @functools.cached_property
     def _hash(self) -> int:
+        """The hash, computed only once."""
         return hash((self.function, self.has_aux, self.tree, self.places, self.tables, self.scaled))
 
     def __hash__(self) -> int:
@@ -87,11 +88,13 @@ def backward_of(function: Callable[[Any], Any], parameters: Any) -> None:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _forward(call: Call, where: Where | None, trained: list[jax.Array], fixed: list[Any]) -> Any:
+    """Return (loss, aux)."""
     return call(trained if where is None else where.spread(trained), fixed)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _backward(call: Call, where: Where | None, trained: list[jax.Array], fixed: list[Any]) -> Any:
+    """Return (loss, aux) and the gradients."""
     return value_and_grad(call, trained if where is None else where.spread(trained), fixed)
 
 
@@ -139,9 +142,11 @@ class Loss:
         self.trained, self.fixed = Values([], None), []
 
     def is_current(self) -> bool:
+        """Return whether all its parameters still hold the arrays that they held when it was built."""
         return self.trained.are_still([p.store for p in self.parameters])
 
     def _run(self, compiled: Any) -> Any:
+        """Run a program over what the loss was built from; raise if a step has taken that memory."""
         given = (*self.trained.arrays, *self.fixed)
         if any([isinstance(x, jax.Array) and x.is_deleted() for x in given]):
             raise RuntimeError(
@@ -151,16 +156,19 @@ class Loss:
         return compiled(self.call, self.trained.where, self.trained.arrays, self.fixed)
 
     def _computed(self) -> Any:
+        """Return (loss, aux), after the forward pass if nothing has computed them yet."""
         if self.result is None:
             self.result = self._run(_forward)
         return self.result
 
     @property
     def _name(self) -> str:
+        """The name of the loss function, for messages."""
         return getattr(self.call.function, "__name__", "loss")
 
     @property
     def value(self) -> jax.Array:
+        """The loss as an array; it is computed now if it was not."""
         return self._computed()[0]
 
     @property
@@ -169,6 +177,7 @@ class Loss:
         return self._computed()[1]
 
     def item(self) -> float:
+        """Return the loss as a Python float; it is computed now if it was not."""
         return float(self.value)
 
     __float__ = item
@@ -177,6 +186,7 @@ class Loss:
         return format(self.item(), spec) if spec else repr(self)
 
     def numpy(self) -> np.ndarray:
+        """Return the loss as a NumPy array; it is computed now if it was not."""
         return np.array(self.value)
 
     def __repr__(self) -> str:
@@ -222,6 +232,7 @@ class LossFunction:
         return Loss(recipe.call, [leaves[i] for i in recipe.trained], fixed)
 
     def _recipe(self, leaves: list[Any], tree: Any, sorts: "_Sorts") -> "_Recipe":
+        """Return how a Loss is made of calls with such leaves."""
         trained: dict[Parameter, int] = {}
         places: list[tuple[str, Any]] = []
         at: list[int] = []
@@ -243,6 +254,7 @@ class LossFunction:
         return _Recipe(Call(self.function, self.has_aux, tree, tuple(places), tables), at, fixed)
 
     def _check_static(self, leaf: Any) -> None:
+        """Raise if a static argument cannot be hashed: it could not be a part of the key."""
         try:
             hash(leaf)
         except TypeError:
@@ -264,6 +276,7 @@ class _Sorts(NamedTuple):
 
 
 def _sorted(leaves: list[Any]) -> _Sorts:
+    """Return which leaves are Parameters and which are static; all others are traced."""
     arrays = (Parameter, jax.Array, np.ndarray, np.generic)
     traced = [isinstance(x, arrays) or type(x) in (int, float, complex) for x in leaves]
     return _Sorts(

@@ -84,9 +84,11 @@ class Wrapper:
         return self.inner_optimizer._loading(entries, strict)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
+        """The same as `set_state_dict`."""
         self.set_state_dict(state_dict, strict)
 
     def set_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
+        """The same as `set_state_dict`."""
         self.set_state_dict(state_dict, strict)
 
 
@@ -98,12 +100,14 @@ def innermost(optimizer: Any) -> Any:
 
 
 def is_optimizer(x: Any) -> bool:
+    """Return whether x is an optimizer object or a wrapper of one."""
     return isinstance(x, Optimizer | Wrapper)
 
 
 OPTIMIZER = given("an optimizer"), Must(is_optimizer, "an optimizer")
 
 
+    """`lookahead` in the step of an object: the number of steps, and slow weights by position."""
 class RecomputeOptimizer(Wrapper):
     """Paddle's RecomputeOptimizer: the backward pass computes activations again instead of keeping them.
 
@@ -149,6 +153,7 @@ class RecomputeOptimizer(Wrapper):
         raise NotImplementedError("RecomputeOptimizer has no load; use set_state_dict")
 
     def _recomputing(self, loss: Any) -> Any:
+        """Return the loss with its function under `jax.checkpoint`."""
         if isinstance(loss, Loss):
             function = loss.call.function
             if not loss.ran_backward and not hasattr(function, "recomputes"):

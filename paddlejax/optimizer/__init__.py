@@ -1,4 +1,97 @@
-"""Paddle's optimizers as objects: parameters, gradients, state and rate in one place."""
+"""Paddle's optimizers as objects: parameters, gradients, state and rate in one place.
+
+This page is for those who change the package: how a step goes, who owns an array, when it is donated, what
+an interrupt leaves, and when a Loss is current. It is the only place where these rules stand.
+
+How one `minimize` goes
+-----------------------
+
+    y = f(w, x)              Loss: the call, and the arrays that its Parameters hold. Nothing is computed.
+         |
+    opt.minimize(y)          Optimizer._minimize asks Stepping._fuses: may all be one program?
+         |
+    Stepping._run            Which Parameters take part? They are divided into StepGroups: those of one group
+         |                   have taken the same steps and share scalars such as beta1_pow_acc.
+         |
+    CompiledStep             One functional transformation, made once for these Parameters and kept:
+         |
+         |                       +- Masters, if there are any -------------------+
+         |                       |  +- the parts of wrappers, such as LookAhead -+
+         |                       |  |  +- the base: Rules (per group) or Given  -+
+         |                       |  |  |  clip, decay and rule of every leaf    |
+         |                       +--+--+-----------------------------------------+
+         |
+         |                   values = Store.take() of every Store, state = that of groups and parts
+         |
+    run_atomically           runs the program: forward, backward, update. Values and state are donated.
+         |
+    store                    CompiledStep.keep: Store.keep, then each part and each StepGroup keeps its state;
+                             Loss.take: the loss keeps its value, Parameters their gradients.
+
+Where `_fuses` says no (the loss ran backward already, or another gradient takes part), `Loss.backward` runs
+first. `step` and `apply_gradients` begin at `Stepping._run` too; their program is the update alone, and the
+gradients are arguments of it that are not donated. Where a part `waits` (gradient merge between two steps),
+nothing inside this part is reached: no rule runs. L-BFGS and waiting parts have the base `Given`, which moves
+values without a rule. DGC with several workers brings a program of its own, under the same rules.
+
+Who owns an array
+-----------------
+
+Every Parameter has one `Store` for life, and only the Store knows the array. Others ask it:
+
+    peek    to read the array now, and not keep it
+    share   to keep the array (`Parameter.value` does): from then on it is not the Store's alone
+    take    to donate the array: if it was shared, the Store puts a copy in its place first
+    keep    to store what the program made of the array that `take` returned
+    put     to store any other new array, which nobody else holds
+
+So an array that a user got from `.value` never changes and is never deleted by a step. The price is one copy
+at the next step. With packed=True the values of several Parameters lie in one `packing.Buffer`, which answers
+to `take` and `keep` as a Store does.
+
+The state of a step (slots, shared scalars, masters, slow weights, sums) belongs to its StepGroup or part
+alone. `state_dict` gives copies and `set_state_dict` takes copies, so that nobody else holds an array of it.
+`Optimizer.masters` gives the arrays themselves: read them at once, the next step donates them.
+No array may stand in two states, as it could not be donated twice: a split group copies its scalars.
+
+When an array is donated
+------------------------
+
+The programs of a CompiledStep donate the values and the state of what they step. They do not donate
+gradients, the rate, the data of a loss, and Parameters that the loss reads but the step does not move. After
+the program has run, a donated array is deleted; the result may lie in its memory. Whoever adds an argument to
+a program that may be donated must own it: take it from a Store, or from a state that nobody else holds.
+
+What an interrupt leaves
+------------------------
+
+A step happens as a whole or not at all, whatever is raised: an error while the program is made, an error in
+it, or KeyboardInterrupt.
+
+    before the program has run    `undo` puts the groups and masters back as they were. A part's `state`
+                                  has changed nothing that can be seen, so all is as it was.
+    after it has run              The arguments are gone, so the result must be stored: `store` is called
+                                  a second time. Therefore every `keep` only assigns, and twice is as
+                                  good as once: it counts nothing up and reads nothing that it has changed.
+
+One call into C runs the program and keeps its result. So an interrupt cannot come between the two. A second
+interrupt, while the first is being handled, is not provided for.
+
+When a Loss is current
+----------------------
+
+A Loss is current while every Parameter of it holds the same array as when the Loss was built. A step and
+`set_value` change that. Reading a Parameter does not.
+
+    current                       Its value, `backward` and `minimize` use the arrays of now.
+    not current, not computed     The arrays that it was built from are used if they still exist. If a step
+                                  has donated one of them, a RuntimeError says so.
+    computed before               Its value stays. It can be asked for at any time.
+    backward has run              It has let go of its arrays. Backward cannot run again.
+
+Only a current Loss may be fused with a step, since the program takes the values out of the Stores and not
+out of the Loss.
+"""
 
 from . import lr
 from .classes import (

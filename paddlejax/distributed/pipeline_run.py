@@ -89,9 +89,10 @@ class PipelinePass:
     """Runs the schedule once; `places[s]` are the devices of stage s.
 
     `update(stage, params, carry, grads) -> (params, carry)`, if given, is called after every backward of a
-    stage (asynchronous training); `carries` are what it starts from. A result is waited for before it is
-    handed on: so what is in flight is what the schedule says, and an error belongs to the section it arose
-    in. After a failure all threads end, and the first error is raised.
+    stage (asynchronous training); `carries` are what it starts from. A worker waits until a result is
+    computed, and then hands it on. So there are never more micro-batches under way than the schedule says,
+    and an error is raised in the section that caused it. After a failure all threads end, and the first
+    error is raised.
     """
 
     def __init__(

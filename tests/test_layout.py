@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import textwrap
 from pathlib import Path
 
 import pytest

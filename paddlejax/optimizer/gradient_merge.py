@@ -1,6 +1,6 @@
 """Gradient accumulation around an optimizer object."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,6 @@ from ..lifting import GradientTransformation
 from ..selected_rows import dense
 from ..trees import compute_dtype
 from .ledger import ArrayField, CountField, Entries, written
-from .optimizer import Pairs
 from .parameter import Parameter
 from .wrappers import OPTIMIZER, Wrapper, innermost
 
@@ -101,24 +100,14 @@ class GradientMergeOptimizer(Wrapper):
         self.k_steps, self.avg = k_steps, avg
         self._part = _Merge(innermost(self), k_steps, avg)
 
-    def _gathering(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return method(*args, **kwargs) if self.k_steps == 1 else self._within(method, *args, **kwargs)
+    def _within(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs) if self.k_steps == 1 else super()._within(method, *args, **kwargs)
 
     def step(self, *closure: Any) -> Any:
         """Gather every parameter's `.grad`; at every k-th call the inner optimizer steps."""
         if self.k_steps > 1 and closure:
             raise TypeError("GradientMergeOptimizer's step: found a closure, expected none")
-        return self._gathering(self.inner_optimizer.step, *closure)
-
-    def minimize(
-        self, loss: Any, startup_program: None = None, *args: Any, **kwargs: Any
-    ) -> tuple[list[Any], Pairs]:
-        """Backward and gather; `([], pairs)` with the gradients of this call."""
-        return self._gathering(self.inner_optimizer.minimize, loss, startup_program, *args, **kwargs)
-
-    def apply_gradients(self, params_grads: Iterable[tuple[Parameter, Any]]) -> list[Any]:
-        """Gather exactly these gradients."""
-        return self._gathering(self.inner_optimizer.apply_gradients, params_grads)
+        return super().step(*closure)
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's, and between steps the sums and the counter."""

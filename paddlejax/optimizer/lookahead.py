@@ -1,6 +1,6 @@
 """Lookahead around an optimizer object."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from ..average import LookaheadState, lookahead
 from ..hyper import COUNT, FRACTION, NAME, checked
 from ..trees import is_narrow
 from .ledger import ArrayField, CountField, Entries, written
-from .optimizer import SCHEDULE, Pairs
+from .optimizer import SCHEDULE
 from .parameter import Parameter
 from .wrappers import OPTIMIZER, Wrapper, innermost
 
@@ -91,20 +91,6 @@ class LookAhead(Wrapper):
         self.alpha, self.k, self._name = float(alpha), k, name
         slow_start = "initial" if self._slow_from_the_start else "first_step"
         self._part = _Lookahead(innermost(self), self.alpha, k, slow_start)
-
-    def step(self, *closure: Any) -> Any:
-        """The inner optimizer's step, and at every k-th the way back towards the slow weights."""
-        return self._within(self.inner_optimizer.step, *closure)
-
-    def minimize(
-        self, loss: Any, startup_program: None = None, *args: Any, **kwargs: Any
-    ) -> tuple[list[Any], Pairs]:
-        """Backward and step; what the inner optimizer returns."""
-        return self._within(self.inner_optimizer.minimize, loss, startup_program, *args, **kwargs)
-
-    def apply_gradients(self, params_grads: Iterable[tuple[Parameter, Any]]) -> list[Any]:
-        """One step with exactly these gradients."""
-        return self._within(self.inner_optimizer.apply_gradients, params_grads)
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's, the slow weights and the counter."""

@@ -21,6 +21,8 @@ class Wrapper:
     `clear_grad`, `get_lr`, `set_lr`, `current_step_lr` and so on are forwarded.
     """
 
+    _part: Any = None  # what it adds to a step of the innermost optimizer
+
     def __init__(self, inner_optimizer: Any):
         self.inner_optimizer = inner_optimizer
 
@@ -32,10 +34,10 @@ class Wrapper:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.inner_optimizer!r})"
 
-    _part: Any = None  # what it adds to a step of the innermost optimizer
-
     def _within(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a method of the inner optimizer; the step that it makes has this wrapper's part in it."""
+        if self._part is None:
+            return method(*args, **kwargs)
         base = innermost(self)
         outer = base.layers
         base.layers = (self._part, *outer)
@@ -51,17 +53,17 @@ class Wrapper:
 
     def step(self, *closure: Any) -> Any:
         """One step from the parameters' `.grad`, or with the closure that the inner optimizer wants."""
-        return self.inner_optimizer.step(*closure)
+        return self._within(self.inner_optimizer.step, *closure)
 
     def minimize(
         self, loss: Any, startup_program: None = None, *args: Any, **kwargs: Any
     ) -> tuple[list[Any], Pairs]:
         """Backward and step; further arguments are those of the inner optimizer's `minimize`."""
-        return self.inner_optimizer.minimize(loss, startup_program, *args, **kwargs)
+        return self._within(self.inner_optimizer.minimize, loss, startup_program, *args, **kwargs)
 
     def apply_gradients(self, params_grads: Iterable[tuple[Parameter, Any]]) -> list[Any]:
         """One step with exactly these gradients."""
-        return self.inner_optimizer.apply_gradients(params_grads)
+        return self._within(self.inner_optimizer.apply_gradients, params_grads)
 
     def apply_optimize(
         self, loss: Any, startup_program: None, params_grads: Iterable[tuple[Parameter, Any]]

@@ -16,6 +16,7 @@ from ..average import ModelAverageState, MovingAverageState, exponential_moving_
 from ..hyper import number
 from ..trees import compute_dtype
 from .arguments import check_distinct, checked_name, read_parameters
+from .group import halves
 from .ledger import ArrayField, CountField, Entries, Field, load, written
 from .parameter import Parameter
 from .transaction import run_atomically
@@ -200,17 +201,7 @@ class _Cohort:
     state: ModelAverageState
 
     def split(self, present: Sequence[bool]) -> "list[_Cohort]":
-        """Return a cohort of the members that are present and one of the others, if there are both."""
-        parts = [[j for j, i in enumerate(self.members) if present[i] is here] for here in (True, False)]
-        if not all(parts):
-            return [self]
-        return [_Cohort([self.members[j] for j in part], self._part(part)) for part in parts]
-
-    def _part(self, part: list[int]) -> ModelAverageState:
-        """Return the state of some members."""
-        # Scalars are copied: a buffer in two states could not be donated twice.
-        fields: Any = ([x[j] for j in part] if isinstance(x, list) else jnp.copy(x) for x in self.state)
-        return ModelAverageState(*fields)
+        return [_Cohort(*half) for half in halves(self, present)] or [self]
 
 
 @pages.of(model_average)

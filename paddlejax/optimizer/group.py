@@ -67,19 +67,27 @@ class StepGroup:
 
     def split(self, present: Sequence[bool]) -> "list[StepGroup]":
         """Return a group of the members that are present and one of the others, if there are both."""
-        halves = [[j for j, i in enumerate(self.members) if present[i] is here] for here in (True, False)]
-        if not all(halves):
-            return [self]
-        state = self.state
-        return [StepGroup(self.rule, [self.members[j] for j in part], _part(state, part)) for part in halves]
+        return [StepGroup(self.rule, *half) for half in halves(self, present)] or [self]
 
 
-def _part(state: RuleState, part: list[int]) -> RuleState:
-    """Return the state of some members."""
-    slots = {name: [slot[j] for j in part] for name, slot in state.slots.items()}
-    # Scalars are copied: a buffer in two states could not be donated twice.
-    count, learning_rate, shared = jax.tree.map(jnp.copy, (state.count, state.learning_rate, state.shared))
-    return RuleState(count, learning_rate, shared, slots)
+def halves(group: Any, present: Sequence[bool]) -> list[tuple[list[int], Any]]:
+    """Return (members, state) of those who are present and of the others, or nothing if they are all alike.
+
+    In the state a list has an entry for every member, and anything else is common to all.
+    """
+    members = group.members
+    parts = [[j for j, i in enumerate(members) if present[i] is here] for here in (True, False)]
+    if not all(parts):
+        return []
+    state, is_list = group.state, lambda x: isinstance(x, list)
+
+    def of(part: list[int]) -> Any:
+        # What is common is copied: a buffer in two states could not be donated twice.
+        return jax.tree.map(
+            lambda x: [x[j] for j in part] if is_list(x) else jnp.copy(x), state, is_leaf=is_list
+        )
+
+    return [([members[j] for j in part], of(part)) for part in parts]
 
 
 def regroup(

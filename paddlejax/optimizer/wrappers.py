@@ -107,7 +107,6 @@ def is_optimizer(x: Any) -> bool:
 OPTIMIZER = given("an optimizer"), Must(is_optimizer, "an optimizer")
 
 
-    """`lookahead` in the step of an object: the number of steps, and slow weights by position."""
 class RecomputeOptimizer(Wrapper):
     """Paddle's RecomputeOptimizer: the backward pass computes activations again instead of keeping them.
 

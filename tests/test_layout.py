@@ -189,3 +189,49 @@ def private_accesses(path):
 def test_no_module_touches_what_another_keeps_private():
     found = {f"{p.relative_to(PACKAGE)}:{line}": text for p in FILES for line, text in private_accesses(p)}
     assert not found
+
+
+def without_docstring(path: Path) -> list[str]:
+    """The public functions, methods and properties of a file that have no docstring."""
+    tree = ast.parse(path.read_text())
+    given = {ast.unparse(t) for n in tree.body if isinstance(n, ast.Assign) for t in n.targets}
+    found = []
+
+    def walk(node: ast.AST, prefix: str) -> None:
+        for n in ast.iter_child_nodes(node):
+            if isinstance(n, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                if not n.name.startswith("_"):
+                    name = f"{prefix}{n.name}"
+                    if isinstance(n, ast.ClassDef):
+                        walk(n, f"{name}.")
+                    elif not ast.get_docstring(n) and f"{name}.__doc__" not in given:
+                        found.append(name)
+            elif not isinstance(n, ast.expr):  # such as `if`, around a definition
+                walk(n, prefix)
+
+    walk(tree, "")
+    return found
+
+
+def test_every_public_function_has_a_docstring():
+    missing = {str(path.relative_to(PACKAGE)): without_docstring(path) for path in FILES}
+    assert {file: names for file, names in missing.items() if names} == {}
+
+
+def test_a_missing_docstring_is_found(tmp_path):
+    source = """
+        class A:
+            @property
+            def bare(self): return 1
+            def said(self):
+                "Words."
+                def inner(): pass
+            def _private(self): pass
+        if True:
+            def nested(): pass
+        def later(): pass
+        later.__doc__ = A.__doc__
+    """
+    path = tmp_path / "module.py"
+    path.write_text(textwrap.dedent(source))
+    assert without_docstring(path) == ["A.bare", "nested"]

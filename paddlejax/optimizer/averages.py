@@ -87,6 +87,7 @@ class ParameterAverage:
         return [p.peek() for p in (mine if members is None else [mine[i] for i in members])]
 
     def _in_place_of(self, members: Sequence[Parameter], averages: Sequence[Any]) -> dict[Parameter, Any]:
+        """Return these averages by Parameter, each in the Parameter's dtype."""
         return {p: a.astype(p.dtype) for p, a in zip(members, averages, strict=True)}
 
 

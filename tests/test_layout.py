@@ -168,7 +168,6 @@ def test_each_formula_stands_once():
 
 
 def private_accesses(path):
-    """The public functions, methods and properties of a file that have no docstring."""
     """(line, text) of every access to a private name of an object that this module does not define itself."""
     tree = ast.parse(path.read_text())
     own = {

@@ -519,7 +519,7 @@ def test_redistribute_keeps_what_was_not_sent():
     same = redistribute(state, N)
     assert same.slots[V]["w"] is state.slots[V]["w"]
     for wrong in (1, 0, 2.0, None):
-        with pytest.raises(ValueError, match="num_trainers: found .*, expected an int of at least 2"):
+        with pytest.raises(ValueError, match="num_trainers: found .*, expected an int"):
             redistribute(state, wrong)
 
 

@@ -299,7 +299,8 @@ def of_annotation(annotation: Any, default: Any) -> tuple[Check, ...]:
     ranges = [replace(bound, kind="an int") if kind is int else bound for bound in bounds]
     if kind is float and not ranges:
         ranges = [Interval()]  # which leaves out NaN
-    missing = () if default is None or kind is bool else (given("a number"),)
+    words = {int: "an int", tuple[str, ...]: "a list or tuple of str"}
+    missing = () if default is None or kind is bool else (given(words.get(kind, "a number")),)
     return *missing, *KINDS.get(kind, ()), *ranges
 
 

@@ -240,7 +240,8 @@ class DGCMomentumOptimizer(Optimizer):
             loss.settle(result)
             self._stepped()
 
-        run_atomically(self._compiled_step, (static, trained, state, kept, fixed, rate), store)
+        given = static, trained, state, kept, fixed, rate
+        run_atomically(lambda: (self._compiled_step, given), store)
 
     def _step(
         self, static: "Program", trained: Arrays, state: RuleState, kept: Arrays, fixed: list[Any], rate: Any

@@ -25,8 +25,8 @@ How one `minimize` goes
          |
     run_atomically           runs the program: forward, backward, update. Values and state are donated.
          |
-    store                    CompiledStep.keep: Store.keep, then each part and each StepGroup keeps its state;
-                             Loss.take: the loss keeps its value, Parameters their gradients.
+    store                    CompiledStep.keep: the new values into the Stores, the new state into parts and
+                             StepGroups. Loss.take: the loss keeps its value, Parameters their gradients.
 
 Where `_fuses` says no (the loss ran backward already, or another gradient takes part), `Loss.backward` runs
 first. `step` and `apply_gradients` begin at `Stepping._run` too; their program is the update alone, and the

@@ -88,6 +88,7 @@ class ParameterAverage:
         return [p.peek() for p in (mine if members is None else [mine[i] for i in members])]
 
     def _in_place_of(self, members: Sequence[Parameter], averages: Sequence[Any]) -> dict[Parameter, Any]:
+        """Return these averages by Parameter, each in the Parameter's dtype."""
         return {p: a.astype(p.dtype) for p, a in zip(members, averages, strict=True)}
 
 
@@ -153,7 +154,7 @@ class ExponentialMovingAverage(ParameterAverage):
         def store(state: MovingAverageState) -> None:
             self._state, self._count = state, count
 
-        run_atomically(_decayed, (values, self._state, self._decay, steps), store)
+        run_atomically(lambda: (_decayed, (values, self._state, self._decay, steps)), store)
 
     def _averages(self) -> dict[Parameter, jax.Array]:
         return self._in_place_of(self.parameter_list, _decayed_value(self._state))
@@ -248,7 +249,7 @@ class ModelAverage(ParameterAverage):
         for cohort in self._cohorts:
             if present[cohort.members[0]]:
                 given = self._values(cohort.members), cohort.state, *self._window
-                run_atomically(_windowed, given, functools.partial(setattr, cohort, "state"))
+                run_atomically(lambda given=given: (_windowed, given), functools.partial(setattr, cohort, "state"))
 
     update = step
 

@@ -26,12 +26,13 @@ class _Merge:
 
     def __init__(self, optimizer: Any, k: int, avg: bool):
         self._optimizer, self._k, self._avg = optimizer, k, avg
-        self.count = 0
+        self.count = self._after = 0  # _after: the count after the step that is being made
         self.sums: dict[int, jax.Array] = {}
         self._zeros: dict[int, jax.Array] = {}  # the memory of earlier sums, which the next ones take
 
     @property
     def waits(self) -> bool:
+        """Whether the next call only gathers."""
         return self.count + 1 < self._k
 
     def joins(self, i: int) -> bool:
@@ -39,6 +40,7 @@ class _Merge:
         return not self.waits and i in self.sums
 
     def takes_rows(self) -> bool:
+        """The sums are dense."""
         return True
 
     def idle(self) -> None:
@@ -46,6 +48,7 @@ class _Merge:
         self.count = (self.count + 1) % self._k
 
     def around(self, tx: Any) -> Any:
+        """Return what adds the gradients to the sums, and at every k-th call steps with the sums."""
         waits = self.waits
 
         def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
@@ -58,11 +61,14 @@ class _Merge:
         return GradientTransformation(tx.init, update)
 
     def state(self, positions: Sequence[int], inner: Any) -> Any:
+        """Return the sums of these Parameters. The count after the call is noted here, so that `keep` only
+        assigns."""
         sums = self._zeros | self.sums
         self._after = (self.count + 1) % self._k
         return [sums.get(i) for i in positions], inner
 
     def keep(self, positions: Sequence[int], state: Any) -> Any:
+        """Store the sums; after a step they are zeros, of which only the memory is used again."""
         new, inner = state
         arrays = dict(zip(positions, new, strict=True))
         self.count = self._after
@@ -101,6 +107,7 @@ class GradientMergeOptimizer(Wrapper):
         self._part = _Merge(innermost(self), k_steps, avg)
 
     def _within(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """With k_steps=1 there is nothing to gather: call the inner optimizer alone."""
         return method(*args, **kwargs) if self.k_steps == 1 else super()._within(method, *args, **kwargs)
 
     def step(self, *closure: Any) -> Any:
@@ -118,6 +125,7 @@ class GradientMergeOptimizer(Wrapper):
         return super().state_dict() | written([*sums, (self._count_field(), count)])
 
     def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
+        """Read sums and counter, then the inner optimizer's entries; see the ledger."""
         count = entries.read(self._count_field()) or 0
         found = entries.read_all({i: self._field(p) for i, p in enumerate(self.parameter_list)})
         sums = {i: s for i, s in found.items() if s is not None}
@@ -132,5 +140,6 @@ class GradientMergeOptimizer(Wrapper):
         return CountField("gradient_merge_step", np.int32, high=self.k_steps - 1, required=False)
 
     def _field(self, p: Parameter) -> ArrayField:
+        """Return the ledger's field of a sum."""
         key = f"{p.name}@GRAD@GradientMerge"
         return ArrayField(key, p.shape, compute_dtype((), p.peek()), required=False)

@@ -29,9 +29,11 @@ class _Lookahead:
         self.slow: dict[int, jax.Array] = {}
 
     def joins(self, i: int) -> bool:
+        """No Parameter takes part because of its slow weight."""
         return False
 
     def takes_rows(self) -> bool:
+        """Rows are left to the rule inside."""
         return False
 
     def idle(self) -> None:
@@ -39,13 +41,16 @@ class _Lookahead:
         self.count, self.slow = self.count + np.ones((), np.int32), self._started()
 
     def around(self, tx: Any) -> Any:
+        """Return `lookahead` around the transformation inside."""
         return lookahead(tx, *self._arguments, slow_start=self._slow_start)
 
     def state(self, positions: Sequence[int], inner: Any) -> LookaheadState:
+        """Return the count, and the slow weights of these Parameters."""
         slow = self._started()
         return LookaheadState(self.count, [slow[i] for i in positions], inner)
 
     def keep(self, positions: Sequence[int], state: LookaheadState) -> Any:
+        """Store count and slow weights; return the inner state."""
         new = zip(positions, state.slow, strict=True)
         self.count, self.slow = state.count, self._started() | dict(new)
         return state.inner
@@ -101,6 +106,7 @@ class LookAhead(Wrapper):
         return super().state_dict() | written([*slow, (CountField(self._counter, np.int32), count)])
 
     def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
+        """Read slow weights and counter, then the inner optimizer's entries; see the ledger."""
         stepped = any(key not in (SCHEDULE, "global_step") for key in entries.rest)
         count = entries.read(CountField(self._counter, required=strict and stepped)) or 0
         needed = strict and count > 0
@@ -111,6 +117,7 @@ class LookAhead(Wrapper):
         self._part.slow = {i: s for i, s in slow.items() if s is not None}
 
     def _field(self, p: Parameter, required: bool = True) -> ArrayField:
+        """Return the ledger's field of a slow weight."""
         return ArrayField(self._key(p), p.shape, self._part.dtype(p), required=required)
 
     def _key(self, p: Parameter) -> str:

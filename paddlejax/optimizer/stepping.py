@@ -87,29 +87,31 @@ class Stepping(Measured):
         layers = self._reached() if self.layers else ()
         waits = bool(layers) and layers[0].waits
         rate = 0.0 if waits else self._rate_for_step()
-        before = self._steps
-        try:
+        before, compiled = self._steps, None
+
+        def prepare() -> Any:
+            nonlocal compiled
             compiled = self._compiled(present, grad_clip)
             if compiled is None:
-                for part in layers:
-                    part.idle()
-                return None if waits else self._stepped()
-            arguments = arguments_of(compiled, compiled.rate(rate, type(self._learning_rate) is float))
-        except BaseException:
-            self._steps = before
-            raise
+                return None
+            given = compiled.rate(rate, type(self._learning_rate) is float)
+            program = compiled.step if program_of is None else program_of(compiled)
+            return program, arguments_of(compiled, given)
 
         def store(done: tuple[Any, ...]) -> None:
             values, state, *results = done
-            info = compiled.keep(values, state)
+            info = compiled.keep(values, state)  # type: ignore[union-attr]
             if loss is not None:
                 loss.take(*results)
             if not waits:
                 self._info = info
                 self._stepped()
 
-        program = compiled.step if program_of is None else program_of(compiled)
-        run_atomically(program, arguments, store, lambda: setattr(self, "_steps", before))
+        if not run_atomically(prepare, store, lambda: setattr(self, "_steps", before)):
+            for part in layers:
+                part.idle()
+            if not waits:
+                self._stepped()
 
     def _check_rows(self, grads: list[Any]) -> None:
         """Raise if a rule takes no SelectedRows; a Parameter that gets one leaves the packed buffers for
@@ -229,8 +231,3 @@ class Stepping(Measured):
         """The float32 masters of narrow parameters; None if the optimizer keeps none."""
         masters = self._steps.masters
         return None if masters is None else {self.parameter_list[i]: m for i, m in masters.items()}
-
-    def set_masters(self, masters: Mapping[Parameter, jax.Array]) -> None:
-        """Replace some of the masters by arrays that nobody else holds."""
-        if self._steps.masters is not None:
-            self._steps.masters.update({self._position[p]: m for p, m in masters.items()})

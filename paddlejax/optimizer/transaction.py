@@ -6,22 +6,26 @@ from typing import Any
 
 
 def run_atomically(
-    program: Callable[..., Any],
-    arguments: tuple[Any, ...],
+    prepare: Callable[[], tuple[Callable[..., Any], tuple[Any, ...]] | None],
     store: Callable[[Any], None],
     undo: Callable[[], None] = lambda: None,
-) -> None:
-    """Run a program that donates its arguments and store its result; or neither, if interrupted.
+) -> bool:
+    """Run a program that donates its arguments and store its result; or neither, whatever is raised.
 
-    Once it has run, the arguments are gone. One call into C runs the program and keeps the result, so an
+    `prepare` returns (program, arguments), or None if there is nothing to run. The return value says whether
+    a program ran. Once it has run, its arguments are gone. One call into C runs it and keeps the result, so an
     interrupt finds either the arguments or the result. It may come inside `store`, which is then called once
-    more: so `store` only assigns, and twice is as good as once. `undo` is called where the program did not
-    run.
+    more: so `store` only assigns, and to call it twice gives what once gives. `undo` is called where
+    something is raised and the program did not run.
     """
     results: list[Any] = []
     try:
-        results.extend(starmap(program, [arguments]))
+        made = prepare()
+        if made is None:
+            return False
+        results.extend(starmap(made[0], [made[1]]))
         store(results[0])
     except BaseException:
         store(results[0]) if results else undo()
         raise
+    return True

@@ -23,7 +23,7 @@ import reference
 import paddlejax as paddle
 from paddlejax.distributed.dgc_optimizer import COUNTER
 from paddlejax.fluid import dygraph
-from paddlejax.optimizer import cohorts, lr
+from paddlejax.optimizer import lr, saved
 from paddlejax.optimizer.compiled import CompiledStep
 from paddlejax.optimizer.group import StepGroup
 from paddlejax.optimizer.loss import Loss
@@ -314,7 +314,7 @@ def test_a_state_is_taken_over_as_a_whole_or_not_at_all():
         assert any(all(np.array_equal(found[k], want[k]) for k in want) for want in (old, new))
         m.opt.set_state_dict(old)
 
-    everywhere(lambda: m.opt.set_state_dict(new), check, [Optimizer.set_state_dict, cohorts.read], once=True)
+    everywhere(lambda: m.opt.set_state_dict(new), check, [Optimizer.set_state_dict, saved.read], once=True)
 
 
 @pytest.mark.parametrize("kind", ["ExponentialMovingAverage", "ModelAverage"])

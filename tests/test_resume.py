@@ -200,7 +200,7 @@ def maker(name, wrapper="none", schedule=lambda: 0.1, clip=None, masters=False, 
 @every(max_examples=3)
 @given(st.integers(0, STEPS), patterns, st.sampled_from(list(WRAPPERS)), clips, st.data())
 def test_every_class_resumes(folder, name, save_at, presence, wrapper, clip, data):
-    """Uncompiled, where an example costs little; the logic of states and cohorts is the same."""
+    """Uncompiled, where an example costs little; the logic of states and groups is the same."""
     table = FLUID_SCHEDULERS if name.startswith("fluid") else SCHEDULERS
     schedule = (lambda: 0.1) if name == "Rprop" else table[data.draw(st.sampled_from(list(table)))]
     masters = name in MASTERED and data.draw(st.booleans())
@@ -218,7 +218,7 @@ COMPILED = [("Adam", False), ("AdamW", True), ("Lamb", True), ("fluid-Adam", Fal
 @pytest.mark.slow
 @pytest.mark.parametrize("name, masters", [*COMPILED, ("Momentum", True), ("fluid-RMSProp", False)])
 def test_compiled_steps_resume(folder, name, masters):
-    """The same programs run after a load, also where a global norm is summed over cohorts."""
+    """The same programs run after a load, also where a global norm is summed over groups."""
     presence = JOINS if (name, masters) in COMPILED else [(True, True, True)] * STEPS
     check(maker(name, clip="global", masters=masters), folder, 4, presence)
 

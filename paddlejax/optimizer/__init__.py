@@ -1,7 +1,7 @@
 """Paddle's optimizers as objects: parameters, gradients, state and rate in one place.
 
 This page is for those who change the package: how a step goes, who owns an array, when it is donated, what
-an interrupt leaves, and when a Loss is current. It is the only place where these rules stand.
+an interrupt leaves, and when a Loss is current.
 
 How one `minimize` goes
 -----------------------
@@ -37,7 +37,8 @@ values without a rule. DGC with several workers brings a program of its own, und
 Who owns an array
 -----------------
 
-Every Parameter has one `Store` for life, and only the Store knows the array. Others ask it:
+Every Parameter has one `Store` for life. Others ask it for the array; only `CompiledStep`, which calls `take`
+and `keep` for every Store at every step, does in line what they do.
 
     peek    to read the array now, and not keep it
     share   to keep the array (`Parameter.value` does): from then on it is not the Store's alone
@@ -65,14 +66,14 @@ a program that may be donated must own it: take it from a Store, or from a state
 What an interrupt leaves
 ------------------------
 
-A step happens as a whole or not at all, whatever is raised: an error while the program is made, an error in
-it, or KeyboardInterrupt.
+A step happens as a whole or not at all: after an error while the program is made, and after a
+KeyboardInterrupt at any place. An error of the running program is not covered: what it was given is gone.
 
     before the program has run    `undo` puts the groups and masters back as they were. A part's `state`
                                   has changed nothing that can be seen, so all is as it was.
     after it has run              The arguments are gone, so the result must be stored: `store` is called
-                                  a second time. Therefore every `keep` only assigns, and twice is as
-                                  good as once: it counts nothing up and reads nothing that it has changed.
+                                  a second time. Therefore a `keep` only assigns what was known before
+                                  it: to call it twice gives what once gives.
 
 One call into C runs the program and keeps its result. So an interrupt cannot come between the two. A second
 interrupt, while the first is being handled, is not provided for.

@@ -249,7 +249,9 @@ class ModelAverage(ParameterAverage):
         for cohort in self._cohorts:
             if present[cohort.members[0]]:
                 given = self._values(cohort.members), cohort.state, *self._window
-                run_atomically(lambda given=given: (_windowed, given), functools.partial(setattr, cohort, "state"))
+                run_atomically(
+                    lambda given=given: (_windowed, given), functools.partial(setattr, cohort, "state")
+                )
 
     update = step
 

@@ -10,7 +10,7 @@ from ..lifting import Lifted, Rule, lift
 from ..paths import describe_leaves
 from ..regularizer import as_regularizer
 from ..trees import is_narrow
-from . import cohorts
+from . import saved
 from .arguments import (
     check_distinct,
     check_program,
@@ -233,9 +233,9 @@ class Optimizer(Stepping):
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of all accumulators under Paddle's names, and `LR_Scheduler`; empty before any step."""
-        entries = written(cohorts.saved(self._steps.groups, self.parameter_list, self.owners()))
+        entries = written(saved.entries_of(self._steps.groups, self.parameter_list, self.owners()))
         if self._steps.masters:
-            fields = cohorts.master_fields(self.parameter_list)
+            fields = saved.master_fields(self.parameter_list)
             entries["master_weights"] = written((fields[i], m) for i, m in self._steps.masters.items())
         if not isinstance(self._learning_rate, float):
             entries[SCHEDULE] = self._learning_rate.state_dict()
@@ -256,7 +256,7 @@ class Optimizer(Stepping):
 
     def owners(self) -> list[str]:
         """Return per Parameter what its accumulators are filed under."""
-        return cohorts.owners_of(self.parameter_list, self._steps.masters is not None, self._name)
+        return saved.owners_of(self.parameter_list, self._steps.masters is not None, self._name)
 
     load_state_dict = set_state_dict
     set_dict = set_state_dict
@@ -267,10 +267,10 @@ class Optimizer(Stepping):
         masters, found = steps.masters, None  # {} was saved before any step
         if entries.rest or steps.groups:
             if masters is not None:
-                masters = cohorts.read_masters(entries, self.parameter_list, strict)
-            found = cohorts.read(entries, self._rules, self.parameter_list, self.owners(), strict)
+                masters = saved.read_masters(entries, self.parameter_list, strict)
+            found = saved.read(entries, self._rules, self.parameter_list, self.owners(), strict)
         yield
-        groups = [] if found is None else cohorts.cohorts_of(found, self._rules, self.parameter_list)
+        groups = [] if found is None else saved.groups_of(found, self._rules, self.parameter_list)
         self._put_schedule(schedule)
         self._steps = steps.afresh(groups=groups, masters=masters)
 

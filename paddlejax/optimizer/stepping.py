@@ -1,6 +1,6 @@
 """How an optimizer object steps: which programs it makes, and how one is run as a whole or not at all."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax

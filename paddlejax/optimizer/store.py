@@ -1,7 +1,7 @@
 """Where the values of Parameters lie, who owns the arrays, and when a step may take their memory.
 
-Every Parameter has one `Store` for life, and all others ask the Store for the array. The rules stand in the page
-of `paddlejax.optimizer`.
+Every Parameter has one `Store` for life, and all others ask the Store for the array. The rules stand in the
+page of `paddlejax.optimizer`.
 
     peek    the array, for a reader that does not keep it
     share   the array, for somebody who keeps it: from then on it is not the Store's alone

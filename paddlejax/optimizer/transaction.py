@@ -13,9 +13,9 @@ def run_atomically(
     """Run a program that donates its arguments and store its result; or neither, whatever is raised.
 
     `prepare` returns (program, arguments), or None if there is nothing to run. The return value says whether
-    a program ran. Once it has run, its arguments are gone. One call into C runs it and keeps the result, so an
-    interrupt finds either the arguments or the result. It may come inside `store`, which is then called once
-    more: so `store` only assigns, and to call it twice gives what once gives. `undo` is called where
+    a program ran. Once it has run, its arguments are gone. One call into C runs it and keeps the result, so
+    an interrupt finds either the arguments or the result. It may come inside `store`, which is then called
+    once more: so `store` only assigns, and to call it twice gives what once gives. `undo` is called where
     something is raised and the program did not run.
     """
     results: list[Any] = []

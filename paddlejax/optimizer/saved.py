@@ -35,18 +35,18 @@ def fields_of(
     }
 
 
-def saved(
-    cohorts: list[StepGroup], parameters: Sequence[Parameter], owners: Sequence[str]
+def entries_of(
+    groups: list[StepGroup], parameters: Sequence[Parameter], owners: Sequence[str]
 ) -> list[tuple[Field, Any]]:
     """The fields of all parameters, with their values, by accumulator: slots first, as in Paddle."""
     rows: dict[str, dict[int, tuple[Field, Any]]] = {}
-    states = [cohort.state for cohort in cohorts]
+    states = [group.state for group in groups]
     for name in (*(k for s in states for k in s.slots), *(k for s in states for k in s.shared)):
         rows.setdefault(name, {})
-    for cohort, state in zip(cohorts, states, strict=True):
-        for j, i in enumerate(cohort.members):
+    for group, state in zip(groups, states, strict=True):
+        for j, i in enumerate(group.members):
             slots = {k: slot[j] for k, slot in state.slots.items()}
-            fields = fields_of(cohort.rule.source.rule, parameters[i], owners[i], slots, state.shared)
+            fields = fields_of(group.rule.source.rule, parameters[i], owners[i], slots, state.shared)
             for k, value in (slots | state.shared).items():
                 rows[k][i] = fields[k], value
     return [row[i] for row in rows.values() for i in sorted(row)]
@@ -85,23 +85,23 @@ def read_masters(entries: Entries, parameters: Sequence[Parameter], strict: bool
     return {i: master for i, master in found.items() if master is not None}
 
 
-def cohorts_of(
+def groups_of(
     found: list[dict[str, Any]], rules: Sequence[Lifted], parameters: Sequence[Parameter]
 ) -> list[StepGroup]:
-    """Parameters of one rule whose scalars are equal, bit for bit, make one cohort."""
-    groups: dict[Any, list[int]] = {}
+    """Parameters of one rule whose scalars are equal, bit for bit, make one group."""
+    alike: dict[Any, list[int]] = {}
     for i, entry in enumerate(found):
         rule = rules[i].source.rule
         shared = rule.shared()
         if entry or not parameters[i].stop_gradient and not rule.slots and not shared:
             scalars = tuple(entry[k].tobytes() for k in shared)
-            groups.setdefault((id(rules[i]), scalars), []).append(i)
-    cohorts = []
-    for members in groups.values():
+            alike.setdefault((id(rules[i]), scalars), []).append(i)
+    groups = []
+    for members in alike.values():
         rule = rules[members[0]]
         state = rule.init([parameters[i].peek() for i in members])
         first = found[members[0]]
         scalars = {k: jnp.array(first[k], v.dtype) for k, v in state.shared.items()}
         slots = {k: [found[i][k] for i in members] for k in state.slots}
-        cohorts.append(StepGroup(rule, members, state._replace(shared=scalars, slots=slots)))
-    return cohorts
+        groups.append(StepGroup(rule, members, state._replace(shared=scalars, slots=slots)))
+    return groups

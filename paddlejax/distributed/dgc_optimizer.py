@@ -240,8 +240,7 @@ class DGCMomentumOptimizer(Optimizer):
             loss.settle(result)
             self._stepped()
 
-        given = static, trained, state, kept, fixed, rate
-        run_atomically(lambda: (self._compiled_step, given), store)
+        run_atomically(lambda: (self._compiled_step, (static, trained, state, kept, fixed, rate)), store)
 
     def _step(
         self, static: "Program", trained: Arrays, state: RuleState, kept: Arrays, fixed: list[Any], rate: Any

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from ..info import Info
-from ..master import MasterState
 from ..transform import apply_updates
 from ..trees import as_array
 from .loss import Call, value_and_grad
@@ -86,12 +85,10 @@ class CompiledStep:
 
     def update(self, values: list[Any], state: Any, grads: list[Any], rate: Any) -> tuple[list[Any], Any]:
         """Return the new values and the new state."""
-        updates, state = self._tx.update(gathered(self.base.layouts, grads), state, values, rate=rate)
+        grads = gathered(self.base.layouts, grads)
+        updates, state = self._tx.update(grads, state, values, rate=rate)
         new = apply_updates(values, updates)
-        if isinstance(state, MasterState):  # p + (M - p) would be NaN where p had been beyond float16's range
-            masters = zip(new, state.master, values, strict=True)
-            new = [p if m is None else m.astype(old.dtype) for p, m, old in masters]
-        return new, state
+        return self.parts[-1].land(new, state, grads) if self.parts else new, state
 
     def _minimize(
         self,

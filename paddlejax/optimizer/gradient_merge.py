@@ -25,64 +25,80 @@ class _Merge:
     """
 
     def __init__(self, optimizer: Any, k: int, avg: bool):
-        self._optimizer, self._k, self._avg = optimizer, k, avg
+        self._optimizer, self.k, self.avg = optimizer, k, avg
         self.count = self._after = 0  # _after: the count after the step that is being made
         self.sums: dict[int, jax.Array] = {}
-        self._zeros: dict[int, jax.Array] = {}  # the memory of earlier sums, which the next ones take
+        self._spare: dict[int, jax.Array] = {}  # zeros in the memory of earlier sums, for the next ones
 
     @property
     def waits(self) -> bool:
         """Whether the next call only gathers."""
-        return self.count + 1 < self._k
+        return self.count + 1 < self.k
 
     def joins(self, i: int) -> bool:
-        """Whoever had a gradient in one of the calls takes part in the step."""
-        return not self.waits and i in self.sums
+        """Whoever had a gradient in one of the calls takes part in the step, unless it was frozen since."""
+        return not self.waits and i in self.sums and self._optimizer.parameter_list[i].trainable
 
     def takes_rows(self) -> bool:
         """The sums are dense."""
         return True
 
+    def begin(self) -> None:
+        """Sums do not depend on where the Parameters stand."""
+
     def idle(self) -> None:
-        """Count a call without any gradient."""
-        self.count = (self.count + 1) % self._k
+        """Count a call in which no Parameter takes part."""
+        self.count = (self.count + 1) % self.k
+        self.sums = self.sums if self.count else {}
 
     def around(self, tx: Any) -> Any:
         """Return what adds the gradients to the sums, and at every k-th call steps with the sums."""
-        waits = self.waits
+        waits, k, avg = self.waits, self.k, self.avg
 
         def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-            sums, inner = state
-            sums = [_plus(s, g, p) for s, g, p in zip(sums, grads, params, strict=True)]
-            given = sums if waits else merge(sums, self._k, self._avg)
+            sums, spare, inner = state
+            rows = zip(sums, spare, grads, params, strict=True)
+            totals = [
+                _plus(zeros if s is None else s, g, p) if g is not None else s for s, zeros, g, p in rows
+            ]
+            given = totals if waits else [t if t is None else merge([t], k, avg)[0] for t in totals]
             updates, inner = tx.update(given, inner, params, **extra)
-            return updates, (sums if waits else [jnp.zeros_like(s) for s in sums], inner)
+            pairs = zip(totals, spare, strict=True)
+            if waits:
+                return updates, (totals, [zeros if t is None else None for t, zeros in pairs], inner)
+            emptied = [zeros if t is None else jnp.zeros_like(t) for t, zeros in pairs]
+            return updates, ([None] * len(totals), emptied, inner)
 
         return GradientTransformation(tx.init, update)
 
+    def land(self, values: list[Any], state: Any, grads: list[Any]) -> list[Any]:
+        """The values are where the step inside puts them."""
+        return values
+
     def state(self, positions: Sequence[int], inner: Any) -> Any:
-        """Return the sums of these Parameters. The count after the call is noted here, so that `keep` only
-        assigns."""
-        sums = self._zeros | self.sums
-        self._after = (self.count + 1) % self._k
-        return [sums.get(i) for i in positions], inner
+        """Return the sums of these Parameters, and zeros for new ones. The count after the call is noted here
+        so that `keep` only assigns."""
+        self._after = (self.count + 1) % self.k
+        return [self.sums.get(i) for i in positions], [self._spare.get(i) for i in positions], inner
 
     def keep(self, positions: Sequence[int], state: Any) -> Any:
-        """Store the sums; after a step they are zeros, of which only the memory is used again."""
-        new, inner = state
-        arrays = dict(zip(positions, new, strict=True))
+        """Store sums and zeros; after a step there are no sums, not even of who was frozen in between."""
+        sums, spare, inner = state
+        self._spare = {**self._spare, **dict(zip(positions, spare, strict=True))}
+        self.sums = {**self.sums, **_there(positions, sums)} if self._after else {}
         self.count = self._after
-        self._zeros = {i: x for i, x in self._zeros.items() if i not in arrays} | (
-            arrays if not self.count else {}
-        )
-        self.sums = self.sums | arrays if self.count else {}
         return inner
 
 
+def _there(positions: Sequence[int], arrays: Sequence[Any]) -> dict[int, jax.Array]:
+    """Return the arrays that there are, by position."""
+    return {i: x for i, x in zip(positions, arrays, strict=True) if x is not None}
+
+
 def _plus(total: Any, g: Any, p: Any) -> Any:
-    """The sum with another gradient, in float32 or wider; either may be missing."""
-    if g is None:
-        return total
+    """Return the sum with another gradient, in float32 or wider; there may be no sum yet."""
+    if g.dtype.itemsize < 4:  # XLA would leave out that it is rounded, and the sum be one of other gradients
+        g = jax.lax.optimization_barrier(g)
     return jnp.asarray(dense(g), compute_dtype((), p)) if total is None else add([total], [dense(g)])[0]
 
 
@@ -103,8 +119,17 @@ class GradientMergeOptimizer(Wrapper):
     @checked(inner_optimizer=OPTIMIZER, k_steps=COUNT, avg=FLAG)
     def __init__(self, inner_optimizer: Any, k_steps: int = 1, avg: bool = True):
         super().__init__(inner_optimizer)
-        self.k_steps, self.avg = k_steps, avg
-        self._part = _Merge(innermost(self), k_steps, avg)
+        self._part: Any = _Merge(innermost(self), k_steps, avg)
+
+    @property
+    def k_steps(self) -> int:
+        """How many gradients make one step; fixed at construction."""
+        return self._part.k
+
+    @property
+    def avg(self) -> bool:
+        """Whether a step takes the mean of the gradients, not their sum; fixed at construction."""
+        return self._part.avg
 
     def _within(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """With k_steps=1 there is nothing to gather: call the inner optimizer alone."""
@@ -126,10 +151,12 @@ class GradientMergeOptimizer(Wrapper):
 
     def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
         """Read sums and counter, then the inner optimizer's entries; see the ledger."""
-        count = entries.read(self._count_field()) or 0
+        count = entries.read(self._count_field())
+        wrong = count is None and bool(entries.problems)  # it was said already
+        count = count or 0
         found = entries.read_all({i: self._field(p) for i, p in enumerate(self.parameter_list)})
         sums = {i: s for i, s in found.items() if s is not None}
-        if sums and not count:  # without sums a count stands where no parameter had a gradient
+        if sums and not count and not wrong:  # without sums a count stands where no parameter had a gradient
             entries.problems.append(
                 f"gradient_merge_step is {count}, but there are {len(sums)} sums beside it"
             )

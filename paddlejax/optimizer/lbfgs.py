@@ -17,6 +17,7 @@ from .loss import Loss
 from .lr import Rate
 from .optimizer import Optimizer
 from .parameter import ZEROS, Parameter
+from .parts import stay
 
 VECTORS, SCALARS = ("d", "prev_flat_grad"), ("alpha", "H_diag", "prev_loss")
 HISTORY = {"old_yk": True, "old_sk": True, "ro": False, "al": False}  # lists; whether of vectors
@@ -91,6 +92,8 @@ class LBFGS(Optimizer):
         state = state._replace(  # type: ignore[union-attr]
             rate=state.rate._replace(count=state.rate.count + 1, learning_rate=rate)  # type: ignore[union-attr]
         )
+        for part in self.layers:
+            part.begin()
         before = [p.store.take() for p in trained]
         try:
             first = result = _evaluated(closure, trained)
@@ -106,14 +109,11 @@ class LBFGS(Optimizer):
             for p, x in zip(trained, before, strict=True):
                 p.store.put(jnp.copy(x))
             raise
-        if self.layers:  # a wrapper goes on from the values before, and from what this step would add to them
-            moves = dict(zip(trained, _moves(before, values), strict=True))
-            for p, x in zip(trained, before, strict=True):
-                p.store.put(jnp.copy(x))
-            self.apply([moves.get(p) for p in self.parameter_list])
-        else:
-            for p, x in zip(trained, values, strict=True):
-                p.store.put(x)
+        for p, x in zip(trained, values, strict=True):
+            p.store.put(x)
+        if self.layers:  # a wrapper goes on from here, with a step that moves nothing
+            moved = {p: p.lazy_grad for p in trained}
+            self.apply([moved.get(p) for p in self.parameter_list])
         self._state, self._trained = call.state, trained
         return first[0]
 
@@ -127,7 +127,7 @@ class LBFGS(Optimizer):
 
     def _compiled(self, present: tuple[bool, ...], grad_clip: Any) -> CompiledStep | None:
         """Return a program that adds moves to the parameters: the search itself runs outside of it."""
-        return self._compiled_given(present)
+        return self._compiled_given(present, stay)
 
     def _laid_out(self) -> tuple[list[Parameter], Layout]:
         """Return the trainable Parameters, and how they lie in one vector."""
@@ -167,12 +167,6 @@ def _absorb(
     """Take in loss and gradients at the point asked for; return the call and the next such point."""
     call = absorb(method, call, layout.value(value), layout.join(grads))
     return call, layout.split(proposed(call))
-
-
-@jax.jit
-def _moves(before: list[Any], after: list[Any]) -> list[Any]:
-    """Return what leads from `before` to `after`."""
-    return jax.tree.map(jnp.subtract, after, before)
 
 
 def _evaluated(closure: Callable[[], Any], trained: list[Parameter]) -> tuple[Any, Any, list[Any]]:

@@ -24,7 +24,7 @@ class _Lookahead:
     waits = False
 
     def __init__(self, optimizer: Any, alpha: float, k: int, slow_start: str):
-        self._optimizer, self._arguments, self._slow_start = optimizer, (alpha, k), slow_start
+        self._optimizer, self.alpha, self.k, self._slow_start = optimizer, alpha, k, slow_start
         self.count: Any = np.zeros((), np.int32)
         self.slow: dict[int, jax.Array] = {}
 
@@ -42,18 +42,33 @@ class _Lookahead:
 
     def around(self, tx: Any) -> Any:
         """Return `lookahead` around the transformation inside."""
-        return lookahead(tx, *self._arguments, slow_start=self._slow_start)
+        return lookahead(tx, self.alpha, self.k, slow_start=self._slow_start)
+
+    def land(self, values: list[Any], state: LookaheadState, grads: list[Any]) -> list[Any]:
+        """At a synchronization return the slow weights themselves."""
+        syncs, rows = state.count % self.k == 0, zip(values, state.slow, grads, strict=True)
+        return [p if g is None else jnp.where(syncs, slow, p) for p, slow, g in rows]
 
     def state(self, positions: Sequence[int], inner: Any) -> LookaheadState:
-        """Return the count, and the slow weights of these Parameters."""
-        slow = self._started()
-        return LookaheadState(self.count, [slow[i] for i in positions], inner)
+        """Return the count, and the slow weights of these Parameters; a frozen one has none and moves not."""
+        slow, parameters = self._started(), self._optimizer.parameter_list
+        return LookaheadState(
+            self.count,
+            [slow[i] if i in slow else jnp.zeros_like(parameters[i].peek()) for i in positions],
+            inner,
+        )
 
     def keep(self, positions: Sequence[int], state: LookaheadState) -> Any:
         """Store count and slow weights; return the inner state."""
-        new = zip(positions, state.slow, strict=True)
-        self.count, self.slow = state.count, self._started() | dict(new)
+        started = self._started()
+        new = {i: s for i, s in zip(positions, state.slow, strict=True) if i in started}
+        self.count, self.slow = state.count, started | new
         return state.inner
+
+    def begin(self) -> None:
+        """Start the slow weights where the Parameters stand now, if that is where they start."""
+        if self._slow_start == "initial":
+            self.slow = self._started()
 
     def dtype(self, p: Parameter) -> Any:
         """Return the dtype of a slow weight: float32 where the optimizer moves a master."""
@@ -93,9 +108,19 @@ class LookAhead(Wrapper):
     @checked(inner_optimizer=OPTIMIZER, alpha=FRACTION, k=COUNT, name=NAME)
     def __init__(self, inner_optimizer: Any, alpha: Numeric = 0.5, k: int = 5, name: str | None = None):
         super().__init__(inner_optimizer)
-        self.alpha, self.k, self._name = float(alpha), k, name
+        self._name = name
         slow_start = "initial" if self._slow_from_the_start else "first_step"
-        self._part = _Lookahead(innermost(self), self.alpha, k, slow_start)
+        self._part: Any = _Lookahead(innermost(self), float(alpha), k, slow_start)
+
+    @property
+    def alpha(self) -> float:
+        """How far the slow weights go towards the fast ones; fixed at construction."""
+        return self._part.alpha
+
+    @property
+    def k(self) -> int:
+        """How many steps lie between two synchronizations; fixed at construction."""
+        return self._part.k
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's, the slow weights and the counter."""

@@ -27,7 +27,7 @@ from ..lifting import GradientTransformation, RuleState, lift
 from ..master import MasterState, with_master_weights
 from ..paths import LeafOptions, PathState, per_leaf
 from ..transform import identity
-from ..trees import compute_dtype
+from ..trees import compute_dtype, is_narrow
 from .group import Blocks, StepGroup
 from .parameter import Parameter
 
@@ -48,11 +48,19 @@ class Part(Protocol):
         """Return whether it makes a SelectedRows gradient dense, so that the rule inside need not take it."""
         ...
 
+    def begin(self) -> None:
+        """Note where the Parameters stand before a step that moves them by itself, as L-BFGS's does."""
+
     def idle(self) -> None:
         """Note a step in which no Parameter takes part."""
 
     def around(self, tx: GradientTransformation) -> GradientTransformation:
         """Return this wrapper's transformation, made around the one inside."""
+        ...
+
+    def land(self, values: list[Any], state: Any, grads: list[Any]) -> list[Any]:
+        """Inside the program, if nothing is around this part: return the new values without the rounding of
+        p + (what it should become - p)."""
         ...
 
     def state(self, positions: Sequence[int], inner: Any) -> Any:
@@ -69,8 +77,9 @@ class Masters:
 
     waits = False
 
-    def __init__(self, masters: Callable[[], dict[int, jax.Array]]):
+    def __init__(self, masters: Callable[[], dict[int, jax.Array]], parameters: Sequence[Parameter]):
         self.masters = masters  # returns the dict that is in force
+        self._parameters = parameters
 
     def joins(self, i: int) -> bool:
         """No Parameter takes part because of its master."""
@@ -80,6 +89,9 @@ class Masters:
         """Rows are left to the rule inside."""
         return False
 
+    def begin(self) -> None:
+        """A master is where its Parameter stands."""
+
     def idle(self) -> None:
         """No master moves."""
 
@@ -87,14 +99,27 @@ class Masters:
         """Return the transformation, which then moves the masters."""
         return with_master_weights(tx)
 
+    def land(self, values: list[Any], state: MasterState, grads: list[Any]) -> list[Any]:
+        """Return the rounded masters. p + (M - p) would be NaN where p had been beyond float16's range."""
+        pairs = zip(values, state.master, strict=True)
+        return [p if m is None else m.astype(p.dtype) for p, m in pairs]
+
     def state(self, positions: Sequence[int], inner: Any) -> MasterState:
         """Return the masters of these Parameters; None for one that is not narrow."""
-        return MasterState([self.masters().get(i) for i in positions], inner)
+        return MasterState([self._master(i) for i in positions], inner)
+
+    def _master(self, i: int) -> jax.Array | None:
+        """Return the master of a narrow Parameter; one that has none yet gets one for this step alone."""
+        p = self._parameters[i].peek()
+        if not is_narrow(p):
+            return None
+        master = self.masters().get(i)
+        return jnp.array(p, jnp.float32) if master is None else master
 
     def keep(self, positions: Sequence[int], state: MasterState) -> Any:
         """Store the masters that moved; return the inner state."""
-        new = zip(positions, state.master, strict=True)
-        self.masters().update({i: m for i, m in new if m is not None})
+        masters = self.masters()
+        masters.update({i: m for i, m in zip(positions, state.master, strict=True) if i in masters})
         return state.inner
 
 

@@ -45,6 +45,7 @@ class Stepping(Measured):
     """
 
     layers: tuple[Part, ...] = ()  # what wrappers add to the step that is being made, innermost first
+    passed = False  # whether a step was made since a wrapper set this to False
     parameter_list: list[Parameter]
     _steps: Steps
     _options: list[LeafOptions]
@@ -84,6 +85,7 @@ class Stepping(Measured):
 
         It returns (values, state), and of a loss that it also computed what `Loss.take` takes.
         """
+        self.passed = True
         layers = self._reached() if self.layers else ()
         waits = bool(layers) and layers[0].waits
         rate = 0.0 if waits else self._rate_for_step()
@@ -177,8 +179,6 @@ class Stepping(Measured):
     def _compiled_given(self, present: tuple[bool, ...], update: Any = None) -> CompiledStep | None:
         """Return the programs of a step that moves parameters by what it is given, or by `update`."""
         positions = [i for i, here in enumerate(present) if here]
-        if len(self._reached()) > 1:
-            self._steps = self._steps._replace(masters=self._masters_of(present))
         key = update, self._reached(), *positions
         if positions and key not in self._steps.compiled:
             base = Given(positions, self.parameter_list, update)
@@ -195,7 +195,7 @@ class Stepping(Measured):
         """Return what goes around the base of a step, innermost first."""
         if self._steps.masters is None:
             return self._reached()
-        return *self._reached(), Masters(lambda: self._steps.masters or {})
+        return *self._reached(), Masters(lambda: self._steps.masters or {}, self.parameter_list)
 
     def _options_under(self, grad_clip: Any) -> list[LeafOptions]:
         """Return what each parameter gets, with this clip in place of its own."""

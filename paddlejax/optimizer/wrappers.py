@@ -40,11 +40,17 @@ class Wrapper:
             return method(*args, **kwargs)
         base = innermost(self)
         outer = base.layers
-        base.layers = (self._part, *outer)
+        base.layers, base.passed = (self._part, *outer), False
         try:
-            return method(*args, **kwargs)
+            result = method(*args, **kwargs)
         finally:
             base.layers = outer
+        if not base.passed:
+            found = f"found that {type(base).__name__}.{method.__name__} makes no step of its base class"
+            raise RuntimeError(
+                f"{type(self).__name__}: {found}, expected it to call super().{method.__name__}(...)"
+            )
+        return result
 
     @property
     def parameter_list(self) -> list[Parameter]:

@@ -32,7 +32,9 @@ WORKER = "--worker"
 # Cases that may differ by so many ulp of the largest element of a leaf, each with the reason. Patterns over
 # the names of the cases. XLA multiplies and adds in one rounding where it sees both in one program, so a
 # step whose program is cut elsewhere may round elsewhere.
-ALLOWED: dict[str, tuple[float, str]] = {}
+ALLOWED: dict[str, tuple[float, str]] = {
+    "*/lookahead*-class": (4, "the way back to the slow weights is in the program of the step"),
+}
 
 
 def work(output: str, text: str, checkout: str) -> None:

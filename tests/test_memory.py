@@ -6,6 +6,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 import pytest
 from compiled_steps import DISTINCT, functional, of_object, temp_bytes
 
@@ -20,10 +21,12 @@ SMALL = 8192  # scalars and tables of pointers
 # is known, LARS a gradient that it had to rescale, Dpsgd its noise. The others' results need each other's old
 # values, so XLA copies those before it overwrites them; in one pass it need not (see test_cpu_fusion.py).
 TREES = {"lamb": 1, "adadelta": 2, "ftrl": 2, "rprop": 2, "asgd": 1}
+# Before jaxlib 0.10.2 XLA also stores the squares that a norm sums, a tree for each norm of a rule.
+SQUARES = {"lamb": 1, "lars_momentum": 2, "dpsgd": 1} if jaxlib.version.__version_info__ < (0, 10, 2) else {}
 
 
 def documented(case: Any) -> int:
-    trees = TREES.get(case.name, 0)
+    trees = TREES.get(case.name, 0) + SQUARES.get(case.name, 0)
     trees += case.name == "lars_momentum" and "rescale_grad" in case.kwargs
     trees += 3 * case.kwargs.get("per_element", False) + case.kwargs.get("batch_num", 1) - 1
     return trees * TREE + SMALL
@@ -50,16 +53,17 @@ def test_so_does_the_step_of_the_object(name, params):
 
 
 @pytest.mark.parametrize(
-    "before",
+    "before, norms",
     [
-        [paddle.clip_by_value(1.0), paddle.l2_decay(0.1)],
-        [paddle.clip_by_global_norm(1.0), paddle.l2_decay(0.1)],
-        [paddle.clip_by_norm(1.0)],
+        ([paddle.clip_by_value(1.0), paddle.l2_decay(0.1)], 0),
+        ([paddle.clip_by_global_norm(1.0), paddle.l2_decay(0.1)], 1),
+        ([paddle.clip_by_norm(1.0)], 1),
     ],
     ids=["value", "global_norm", "norm"],
 )
-def test_clips_and_decay_in_front_allocate_nothing(before, params):
-    assert temp_bytes(functional(paddle.chain(*before, paddle.adam(0.1)), params)) <= SMALL
+def test_clips_and_decay_in_front_allocate_nothing(before, norms, params):
+    allowed = SMALL + (norms * TREE if SQUARES else 0)
+    assert temp_bytes(functional(paddle.chain(*before, paddle.adam(0.1)), params)) <= allowed
 
 
 def test_masters_allocate_nothing(params):

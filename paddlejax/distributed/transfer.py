@@ -20,7 +20,8 @@ def home(x: Any) -> Any:
     """The device that an array is on, here or in another process; None if it may be anywhere."""
     if not (isinstance(x, jax.ShapeDtypeStruct) or isinstance(x, jax.Array) and x.committed):
         return None
-    devices = x.sharding.device_set
+    sharding: Any = x.sharding
+    devices = sharding.device_set
     if len(devices) > 1:
         raise ArgumentError(
             f"found an array of shape {x.shape} on {len(devices)} devices, expected one that is on a single "

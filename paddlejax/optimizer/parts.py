@@ -1,6 +1,6 @@
 """What the step of an optimizer object is made of: a base, and parts around it.
 
-The base moves the Parameters: `Rules`, by their update rules, or `Given`, by what it is told. A part is one
+The base moves the Parameters: `Rules`, by their update rules, or `Given`, as it is told. A part is one
 functional wrapper, with its state kept Parameter by Parameter: `Masters` is `with_master_weights`, and a
 wrapper object such as LookAhead brings its own. `compiled.CompiledStep` nests their transformations, as the
 functional wrappers would, and makes one program of all.
@@ -26,7 +26,6 @@ from ..info import Info, InfoState, with_info
 from ..lifting import GradientTransformation, RuleState, lift
 from ..master import MasterState, with_master_weights
 from ..paths import LeafOptions, PathState, per_leaf
-from ..transform import identity
 from ..trees import compute_dtype, is_narrow
 from .group import Blocks, StepGroup
 from .parameter import Parameter
@@ -124,16 +123,16 @@ class Masters:
 
 
 class Given:
-    """A base that moves Parameters by what stands in place of their gradients, or not at all."""
+    """A base whose transformation is given, such as `stay`; it has no state of its own."""
 
-    def __init__(self, positions: Sequence[int], parameters: Sequence[Parameter], update: Any = None):
+    def __init__(self, positions: Sequence[int], parameters: Sequence[Parameter], update: Any):
         self.order = self.first = list(positions)
         self.stores: list[Any] = [parameters[i].store for i in positions]
         self.layouts: list[Any] = [None] * len(self.stores)
         self.names = [parameters[i].name for i in positions]
         self.elements, self.arrays = sum(parameters[i].size for i in positions), 2 * len(self.stores)
         self.rate_dtype = _rate_dtype(positions, parameters)
-        self.tx = GradientTransformation(lambda params: (), update) if update else identity()
+        self.tx = GradientTransformation(lambda params: (), update)
 
     def arrange(self, groups: Sequence[StepGroup]) -> None:
         """There is nothing to arrange."""

@@ -176,8 +176,8 @@ class Stepping(Measured):
             compiled.base.arrange(steps.active)
         return compiled
 
-    def _compiled_given(self, present: tuple[bool, ...], update: Any = None) -> CompiledStep | None:
-        """Return the programs of a step that moves parameters by what it is given, or by `update`."""
+    def _compiled_given(self, present: tuple[bool, ...], update: Any) -> CompiledStep | None:
+        """Return the programs of a step that moves these parameters as `update` does, without their rules."""
         positions = [i for i, here in enumerate(present) if here]
         key = update, self._reached(), *positions
         if positions and key not in self._steps.compiled:

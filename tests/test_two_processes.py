@@ -130,7 +130,6 @@ if __name__ == "__main__":
 # ---------------------------------------------------------------------------------------------- the tests
 
 
-@pytest.mark.slow
 def test_two_processes_compute_what_one_does(tmp_path, capfd):
     """Data parallel with Adam, and ZeRO-1 with a clip and LAMB: 1 process x 4 devices, and 2 x 2.
 

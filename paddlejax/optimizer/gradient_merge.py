@@ -14,10 +14,11 @@ from ..selected_rows import dense
 from ..trees import compute_dtype
 from .ledger import ArrayField, CountField, Entries, written
 from .parameter import Parameter
+from .parts import Part
 from .wrappers import OPTIMIZER, Wrapper, innermost
 
 
-class _Merge:
+class _Merge(Part):
     """The sums of gradients between two steps of an object, by position, and how many each is of.
 
     The number is known on the host. So a step that only gathers is a program of its own, which touches no
@@ -43,9 +44,6 @@ class _Merge:
         """The sums are dense."""
         return True
 
-    def begin(self) -> None:
-        """Sums do not depend on where the Parameters stand."""
-
     def idle(self) -> None:
         """Count a call in which no Parameter takes part."""
         self.count = (self.count + 1) % self.k
@@ -70,10 +68,6 @@ class _Merge:
             return updates, ([None] * len(totals), emptied, inner)
 
         return GradientTransformation(tx.init, update)
-
-    def land(self, values: list[Any], state: Any, grads: list[Any]) -> list[Any]:
-        """The values are where the step inside puts them."""
-        return values
 
     def state(self, positions: Sequence[int], inner: Any) -> Any:
         """Return the sums of these Parameters, and zeros for new ones. The count after the call is noted here

@@ -15,26 +15,17 @@ from ..trees import is_narrow
 from .ledger import ArrayField, CountField, Entries, written
 from .optimizer import SCHEDULE
 from .parameter import Parameter
+from .parts import Part
 from .wrappers import OPTIMIZER, Wrapper, innermost
 
 
-class _Lookahead:
+class _Lookahead(Part):
     """`lookahead` in the step of an object: the number of steps, and slow weights by position."""
-
-    waits = False
 
     def __init__(self, optimizer: Any, alpha: float, k: int, slow_start: str):
         self._optimizer, self.alpha, self.k, self._slow_start = optimizer, alpha, k, slow_start
         self.count: Any = np.zeros((), np.int32)
         self.slow: dict[int, jax.Array] = {}
-
-    def joins(self, i: int) -> bool:
-        """No Parameter takes part because of its slow weight."""
-        return False
-
-    def takes_rows(self) -> bool:
-        """Rows are left to the rule inside."""
-        return False
 
     def idle(self) -> None:
         """Count a step in which no Parameter has a gradient."""

@@ -16,7 +16,7 @@ and twice is as good as once.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,21 +31,21 @@ from .group import Blocks, StepGroup
 from .parameter import Parameter
 
 
-class Part(Protocol):
+class Part:
     """A functional wrapper in the step of an optimizer object; see the module."""
 
     @property
     def waits(self) -> bool:
         """Whether the next step ends here and does not reach what is inside."""
-        ...
+        return False
 
     def joins(self, i: int) -> bool:
         """Return whether this Parameter takes part in the next step though it may have no gradient."""
-        ...
+        return False
 
     def takes_rows(self) -> bool:
         """Return whether it makes a SelectedRows gradient dense, so that the rule inside need not take it."""
-        ...
+        return False
 
     def begin(self) -> None:
         """Note where the Parameters stand before a step that moves them by itself, as L-BFGS's does."""
@@ -55,44 +55,29 @@ class Part(Protocol):
 
     def around(self, tx: GradientTransformation) -> GradientTransformation:
         """Return this wrapper's transformation, made around the one inside."""
-        ...
+        raise NotImplementedError(f"{type(self).__name__} has no transformation")
 
     def land(self, values: list[Any], state: Any, grads: list[Any]) -> list[Any]:
         """Inside the program, if nothing is around this part: return the new values without the rounding of
         p + (what it should become - p)."""
-        ...
+        return values
 
     def state(self, positions: Sequence[int], inner: Any) -> Any:
         """Return the state for the arrays at these positions, with the inner state in it."""
-        ...
+        raise NotImplementedError(f"{type(self).__name__} has no state")
 
     def keep(self, positions: Sequence[int], state: Any) -> Any:
         """Store the state that the program returned, and return the inner state out of it."""
-        ...
+        raise NotImplementedError(f"{type(self).__name__} keeps nothing")
 
 
-class Masters:
+class Masters(Part):
     """`with_master_weights` in an object: float32 masters of narrow Parameters, by position."""
-
-    waits = False
 
     def __init__(self, masters: Callable[[], dict[int, jax.Array]], parameters: Sequence[Parameter]):
         self.masters = masters  # returns the dict that is in force
         self._parameters = parameters
-
-    def joins(self, i: int) -> bool:
-        """No Parameter takes part because of its master."""
-        return False
-
-    def takes_rows(self) -> bool:
-        """Rows are left to the rule inside."""
-        return False
-
-    def begin(self) -> None:
-        """A master is where its Parameter stands."""
-
-    def idle(self) -> None:
-        """No master moves."""
+        self._narrow = {i for i, p in enumerate(parameters) if is_narrow(p.dtype)}
 
     def around(self, tx: GradientTransformation) -> GradientTransformation:
         """Return the transformation, which then moves the masters."""
@@ -105,15 +90,12 @@ class Masters:
 
     def state(self, positions: Sequence[int], inner: Any) -> MasterState:
         """Return the masters of these Parameters; None for one that is not narrow."""
-        return MasterState([self._master(i) for i in positions], inner)
+        masters = self.masters()
+        return MasterState([masters[i] if i in masters else self._passing(i) for i in positions], inner)
 
-    def _master(self, i: int) -> jax.Array | None:
-        """Return the master of a narrow Parameter; one that has none yet gets one for this step alone."""
-        p = self._parameters[i].peek()
-        if not is_narrow(p):
-            return None
-        master = self.masters().get(i)
-        return jnp.array(p, jnp.float32) if master is None else master
+    def _passing(self, i: int) -> jax.Array | None:
+        """Return a master for this step alone, for a narrow Parameter that has none yet."""
+        return jnp.array(self._parameters[i].peek(), jnp.float32) if i in self._narrow else None
 
     def keep(self, positions: Sequence[int], state: MasterState) -> Any:
         """Store the masters that moved; return the inner state."""
@@ -129,7 +111,6 @@ class Given:
         self.order = self.first = list(positions)
         self.stores: list[Any] = [parameters[i].store for i in positions]
         self.layouts: list[Any] = [None] * len(self.stores)
-        self.names = [parameters[i].name for i in positions]
         self.elements, self.arrays = sum(parameters[i].size for i in positions), 2 * len(self.stores)
         self.rate_dtype = _rate_dtype(positions, parameters)
         self.tx = GradientTransformation(lambda params: (), update)

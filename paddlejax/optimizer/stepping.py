@@ -51,7 +51,6 @@ class Stepping(Measured):
     _options: list[LeafOptions]
     _rules: list[Lifted]
     _learning_rate: Any
-    _position: dict[Parameter, int]
     _packing: Any  # a `packing.Packing`, or None
 
     def _rate_for_step(self) -> float:

@@ -65,7 +65,8 @@ if TYPE_CHECKING:
     from .interop import as_optax
     from .loss_scaling import dynamic_loss_scale, loss_scale, skip_nonfinite
     from .master import with_master_weights
-    from .optimizer.loss import Loss, loss
+    from .optimizer.loss import Loss
+    from .optimizer.loss_function import loss, no_grad
     from .optimizer.parameter import ParamAttr, Parameter, parameters, values
     from .packing import Packed, pack
     from .paths import by_path
@@ -81,7 +82,8 @@ else:
         "interop": "as_optax",
         "loss_scaling": "dynamic_loss_scale loss_scale skip_nonfinite",
         "master": "with_master_weights",
-        "optimizer.loss": "Loss loss",
+        "optimizer.loss": "Loss",
+        "optimizer.loss_function": "loss no_grad",
         "optimizer.parameter": "ParamAttr Parameter parameters values",
         "packing": "Packed pack",
         "paths": "by_path",
@@ -156,6 +158,7 @@ __all__ = [
     "momentum",
     "nadam",
     "nn",
+    "no_grad",
     "optimizer",
     "pack",
     "parameters",

@@ -11,10 +11,12 @@ import numpy as np
 from .array_types import Numeric
 from .hyper import FLAG, INT, ArgumentError, checked, number, unless
 from .loss_scaling import DECR_RATIO, INCR_RATIO, SCALE, all_finite, next_scale, times, unscaled
+from .optimizer.expression import Constant
 from .optimizer.ledger import Entries, NumberField, StateDictError, load, written
 from .optimizer.loss import Loss
 from .optimizer.parameter import ZEROS, Parameter
 from .optimizer.wrappers import innermost
+from .tracing import check_outside
 
 __all__ = ["GradScaler"]
 
@@ -36,22 +38,34 @@ class ScaledLoss(Loss):
     def __init__(self, loss: Loss, scale: np.ndarray):
         super().__init__(replace(loss.call, scaled=True), loss.parameters, [*loss.fixed, scale])
         self.trained = loss.trained
-        self._unscaled = loss
+        self._unscaled, loss.outer = loss, self
+
+    def check_runs(self) -> None:
+        """Raise if there is nothing to differentiate, here or in the unscaled loss."""
+        super().check_runs()
+        if not self.ran_backward:
+            self._unscaled.check_runs()
+
+    def learn(self, result: Any) -> None:
+        """Keep the value, and that of the unscaled loss."""
+        super().learn(result)
+        self._unscaled.learn(result[1])
 
     def settle(self, result: Any) -> None:
         """Settle this loss, and the unscaled one with its own value: their one backward pass has run."""
         super().settle(result)
         self._unscaled.settle(result[1])
 
-    def _computed(self) -> Any:
-        result = super()._computed()
-        self._unscaled.result = result[1]
-        return result
+    def retain(self, retain_graph: bool) -> None:
+        """Say it of the unscaled loss too."""
+        super().retain(retain_graph)
+        self._unscaled.retain(retain_graph)
 
     @property
     def aux(self) -> Any:
         """What the function returned beside the loss, unscaled."""
-        return self._computed()[1][1]
+        self.computed()
+        return self._unscaled.aux
 
 
 def _is_off(setting: Any, enable: bool) -> bool:
@@ -132,7 +146,9 @@ class GradScaler:
             loss = jnp.asarray(loss.peek() if isinstance(loss, Parameter) else loss)
             floating = jnp.issubdtype(loss.dtype, jnp.inexact)
             return times(loss if floating else loss.astype(jnp.float32), self._scale)
-        if not hasattr(loss, "call"):  # of a pipeline
+        if isinstance(loss, Constant):
+            return loss * float(self._scale)
+        if loss.call is None:  # of a pipeline
             expected = "expected what a @paddle.loss function returned"
             raise TypeError(f"scale's loss: found {type(loss).__name__}, {expected}")
         if loss.ran_backward:
@@ -153,6 +169,7 @@ class GradScaler:
             raise RuntimeError(
                 "unscale_: found it called twice for this optimizer, expected update() in between"
             )
+        check_outside("unscale_")
         there = [p for p in parameters if p.lazy_grad is not None and p.lazy_grad is not ZEROS]
         grads, finite = _unscale([p.lazy_grad for p in there], self._scale)
         self._found_inf = self._unscaled[optimizer] = not finite
@@ -180,6 +197,7 @@ class GradScaler:
         """Adapt the scale to whether the last `step` was skipped; every optimizer may step again."""
         if not (self._enable and self._dynamic):
             return
+        check_outside("update")
         scaling = _next_scale(self._scale, *self._counts, self._last_was_bad, *self._ratios, *self._intervals)
         scale, *counts = jax.device_get(scaling)
         self._scale, self._counts = np.float32(scale), (int(counts[0]), int(counts[1]))
@@ -189,12 +207,14 @@ class GradScaler:
     def minimize(self, optimizer: Any, loss: Any, *args: Any, **kwargs: Any) -> tuple[list[Any], list[Any]]:
         """`step` and `update` in one; `([], [(parameter, gradient), ...])`.
 
+        The gradients are spent, as `optimizer.minimize` says, also where the step is skipped.
         A Loss whose backward has not run is scaled, unless it is already, and runs backward. The remaining
         arguments are those of `optimizer.minimize`.
         """
         if not self._enable:
             return optimizer.minimize(loss, *args, **kwargs)
         parameters, inner = _parameters("minimize", optimizer), innermost(optimizer)
+        check_outside("minimize")
         if isinstance(loss, Loss):
             if not loss.ran_backward:
                 if inner in self._unscaled:
@@ -212,21 +232,23 @@ class GradScaler:
             raise TypeError(
                 f"minimize's loss: found {type(loss).__name__} with further arguments, expected {expected}"
             )
-        scaled = [p.lazy_grad for p in parameters]
+        before = [(p.lazy_grad, p.spent) for p in parameters]
         if fresh := inner not in self._unscaled:
             self.unscale_(optimizer)
-        pairs = [(p, p.grad) for p in parameters if p.grad is not None]
+        pairs = [(p, p.grad) for p in parameters if p.lazy_grad is not None]
         try:
             if self._is_good(inner):
                 if isinstance(loss, Loss):
                     pairs = optimizer.minimize(loss, *args, **kwargs)[1]
                 else:
                     optimizer.step()
+            for p in parameters:
+                p.spend()
         except BaseException:
             if fresh:  # as if it had not been called
                 del self._unscaled[inner]
-                for p, g in zip(parameters, scaled, strict=True):
-                    p.lazy_grad = g
+                for p, grads in zip(parameters, before, strict=True):
+                    p.lazy_grad, p.spent = grads
             raise
         self.update()
         self._unscaled.clear()

@@ -993,6 +993,9 @@ def test_wrong_use_of_the_class():
     ran.backward()
     built_before = mse(p, x, y)
     p["b"].set_value(params["b"])
+    with pytest.raises(RuntimeError, match="a gradient of an earlier backward at Parameter b, .* clear_grad"):
+        opt.minimize(mse(p, x, y))
+    opt.clear_grad()
     for loss, kind, message in [
         (mse(p, x[:12], y[:12]), ValueError,
          r"batch at argument 1: found shape \(12, 128\), expected a leading dimension that the 8 workers"),

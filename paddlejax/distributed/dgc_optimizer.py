@@ -1,6 +1,6 @@
 """Paddle's DGCMomentumOptimizer: deep gradient compression behind `minimize`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,15 +11,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ..hyper import ArgumentError, checked
 from ..lifting import RuleState
 from ..optimizer.arguments import check_program
+from ..optimizer.call import Call
 from ..optimizer.compiled import CompiledStep
 from ..optimizer.ledger import ArrayField, CountField, Entries, written
-from ..optimizer.loss import Call, Loss
+from ..optimizer.loss import Loss
 from ..optimizer.lr import Rate
 from ..optimizer.optimizer import Optimizer, Pairs
 from ..optimizer.parameter import Parameter
 from ..optimizer.parts import Given
 from ..optimizer.transaction import run_atomically
 from ..regularizer import as_regularizer
+from ..tracing import check_outside
 from ..transform import apply_updates, set_learning_rate
 from ..trees import path_name
 from .compression import DGCMomentum, U, V
@@ -36,7 +38,7 @@ from .data_parallel import (
     state_specs,
 )
 from .dgc import MIN_NUMEL, compressed_momentum
-from .dgc_arguments import OBJECT
+from .dgc_arguments import OBJECT, check_for_workers, check_is_loss
 
 Arrays = dict[int, jax.Array]  # values of Parameters by position
 COUNTER = CountField("__g_dgc_counter__")  # Paddle's name for the number of steps
@@ -140,31 +142,12 @@ class DGCMomentumOptimizer(Optimizer):
         if self.mesh is None:
             return [], self._minimize(loss, startup_program, parameter_list, no_grad_set)
         check_program(startup_program)
-        if not isinstance(loss, Loss):
-            expected = "expected what a @paddle.loss function returned: its arrays are split over the workers"
-            raise ArgumentError(f"loss: found {type(loss).__name__}, {expected}")
-        if loss.call.scaled:
-            raise ArgumentError(
-                "loss: found one that GradScaler scaled, expected the unscaled; use dgc_momentum inside "
-                "dynamic_loss_scale(..., axis_name=...)"
-            )
-        if self.layers:
-            raise RuntimeError(
-                f"minimize: found a wrapper around {self._workers} workers, expected none: the "
-                "wrapper would see no gradient"
-            )
-        if loss.ran_backward:
-            raise RuntimeError(
-                "minimize: found a loss whose backward ran, expected one that did not: "
-                "its gradients are sums over all workers, which cannot be compressed any more"
-            )
-        if not loss.is_current():
-            raise RuntimeError(
-                "minimize: found a loss built before its parameters changed; call its function again"
-            )
-        chosen = self._selected("parameter_list", parameter_list, self.parameter_list)
-        excluded = self._selected("no_grad_set", no_grad_set, [])
-        mine = {p for p in loss.parameters if p in chosen and p not in excluded}
+        check_is_loss(loss)
+        self._check_loss(loss)
+        check_outside("minimize")
+        check_for_workers(loss, self._workers, self.parameter_list, bool(self.layers))
+        wanted = self._wanted(parameter_list, no_grad_set)
+        mine = {p for p in loss.parameters if p in wanted}
         self._run_workers(self.mesh, loss, mine)
         return [], [(p, None) for p in self.parameter_list if p in mine]
 
@@ -198,7 +181,7 @@ class DGCMomentumOptimizer(Optimizer):
                 "worker compresses its own gradient and none is ever the sum of all"
             )
 
-    def _fuses(self, loss: Loss) -> bool:
+    def _fuses(self, loss: Loss, wanted: Collection[Parameter]) -> bool:
         """Never: backward runs first, and then the step."""
         return False  # one worker: backward, then apply
 
@@ -238,6 +221,7 @@ class DGCMomentumOptimizer(Optimizer):
             for i, value in trained.items():
                 everyone[i].store.put(value)
             loss.settle(result)
+            self._spend({}, loss, {})
             self._stepped()
 
         run_atomically(lambda: (self._compiled_step, (static, trained, state, kept, fixed, rate)), store)

@@ -13,6 +13,8 @@ from ..hyper import checked, require
 from ..optimizer.arguments import check_program
 from ..optimizer.loss import Loss
 from ..optimizer.optimizer import Optimizer, Pairs
+from ..optimizer.parameter import Parameter
+from ..tracing import check_outside
 from .pipeline_arguments import (
     SETTINGS,
     check_stage_params,
@@ -204,24 +206,23 @@ class PipelineOptimizer:
             require(given is None, name, given, "None; use stop_gradient of a Parameter", TypeError)
         own = isinstance(loss, PipelineLoss) and loss.pipeline is self
         require(own, "loss", loss, "what this pipeline's loss(x, y) returned", TypeError)
-        if not loss.ran_backward:
-            loss.backward()
-        self._update.step()
-        return [], [
-            (p, p.grad)
-            for p in self.inner_optimizer.parameter_list
-            if p.trainable and p.lazy_grad is not None
-        ]
+        check_outside("minimize")
+        wanted = {p for p in self.inner_optimizer.parameter_list if p.trainable}
+        totals, taken = self.inner_optimizer.drawn(loss, wanted)
+        self._update.step(totals, taken)
+        return [], [(p, p.grad) for p in totals]
 
-    def _backward(self, micro_batches: list[Any]) -> jax.Array:
-        """Gradients of all stages into every Parameter's `.grad`, all or none; the mean loss."""
+    def gradients(self, micro_batches: list[Any]) -> tuple[jax.Array, dict[Parameter, Any]]:
+        """Run all stages; the mean loss, and the mean gradient of every Parameter that is trained."""
         trees = self.inner_optimizer.parameters
         done = self._pass([jax.tree.map(lambda p: p.peek(), tree) for tree in trees], micro_batches)
-        for tree, sums in zip(trees, done.grads, strict=True):
-            for p, total in zip(jax.tree.leaves(tree), sums, strict=True):
-                if p.trainable:
-                    p.accumulate((total / self.num_microbatches).astype(p.dtype))
-        return self._mean(done.losses)
+        found = {
+            p: (total / self.num_microbatches).astype(p.dtype)
+            for tree, sums in zip(trees, done.grads, strict=True)
+            for p, total in zip(jax.tree.leaves(tree), sums, strict=True)
+            if p.trainable
+        }
+        return self._mean(done.losses), found
 
     def _place_parameters(self) -> None:
         """Move every Parameter to the place of its stage."""
@@ -285,25 +286,34 @@ class PipelineLoss(Loss):
     """What `PipelineOptimizer.loss` returns: a scalar, known once `backward()` or `minimize` has run."""
 
     def __init__(self, pipeline: PipelineOptimizer, micro_batches: list[Any]):
+        super().__init__(None, [], [])
         self.pipeline, self.micro_batches = pipeline, micro_batches
-        self.ran_backward, self.result = False, None
 
-    def backward(self) -> None:
-        """Run all sections, and add the gradients to every Parameter's `.grad`."""
-        if self.ran_backward:
+    def gradients(self) -> tuple[Any, list[Any]]:
+        """Run all sections, see `Loss.gradients`."""
+        if self.is_finished():
             raise RuntimeError("backward() ran already for this loss; call loss(x, y) again for another")
-        self.result = self.pipeline._backward(self.micro_batches), None
-        self.ran_backward, self.micro_batches = True, []
+        loss, found = self.pipeline.gradients(self.micro_batches)
+        self.parameters = list(found)
+        return (loss, None), list(found.values())
 
-    def _computed(self) -> Any:
-        if self.result is None:
-            raise RuntimeError("the loss of a pipeline is known once backward() or minimize has run")
-        return self.result
+    def follow(self) -> None:
+        """It cannot be read before backward, so there is nothing to note."""
+
+    def settle(self, result: Any) -> None:
+        """Backward has run: keep the value and let go of the batch."""
+        super().settle(result)
+        self.micro_batches = self.micro_batches if self.retained else []
+
+    def read(self) -> None:
+        """Raise: the sections run forward and backward in turns."""
+        raise RuntimeError("the loss of a pipeline is known once backward() or minimize has run")
 
     def is_current(self) -> bool:
         """Never part of another optimizer's program: the sections are programs of their own."""
         return False
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
+        """What messages call the loss."""
         return "pipeline"

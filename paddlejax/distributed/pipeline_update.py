@@ -1,7 +1,7 @@
 """The update of parameters that live on the places of a pipeline's stages: by a transformation, or by a
 Paddle-style optimizer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ..hyper import ArgumentError
 from ..optimizer.compiled import CompiledStep
 from ..optimizer.optimizer import Optimizer
+from ..optimizer.parameter import Parameter
 from ..transform import apply_updates, chain
 from .pipeline_processes import homes_of_state
 from .placed import Placed
@@ -112,12 +113,11 @@ class ObjectUpdate:
     def __init__(self, optimizer: Optimizer, first: Any):
         self.optimizer, self.first = optimizer, first
 
-    def step(self) -> None:
-        """Update every Parameter that has a gradient."""
+    def step(self, grads: Mapping[Parameter, Any], taken: Callable[[], None]) -> None:
+        """Update every Parameter that has a gradient here; `taken` as in `Optimizer.apply`."""
         optimizer = self.optimizer
         optimizer.apply(
-            [None if p.stop_gradient else p.grad for p in optimizer.parameter_list],
-            program_of=self._program,
+            [grads.get(p) for p in optimizer.parameter_list], taken=taken, program_of=self._program
         )
 
     def _program(self, compiled: CompiledStep) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..accumulate import add
-from ..optimizer.loss import scalar
+from ..optimizer.call import scalar
 from ..trees import compute_dtype
 from .pipeline_schedule import stage_of
 

@@ -128,4 +128,4 @@ def _with_gradients(function: str, parameters: Any) -> list[Parameter]:
     found = jax.tree.leaves(parameters)
     for p in found:
         require(isinstance(p, Parameter), f"{function}'s parameters", p, "Parameters", TypeError)
-    return [p for p in dict.fromkeys(found) if p.grad is not None]
+    return [p for p in dict.fromkeys(found) if p.lazy_grad is not None]  # a spent one moves nothing

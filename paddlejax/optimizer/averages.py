@@ -14,6 +14,7 @@ from .. import pages
 from ..array_types import Numeric
 from ..average import ModelAverageState, MovingAverageState, exponential_moving_average, model_average
 from ..hyper import number
+from ..tracing import check_outside
 from ..trees import compute_dtype
 from .arguments import check_distinct, checked_name, read_parameters
 from .group import halves
@@ -56,6 +57,7 @@ class ParameterAverage:
             raise RuntimeError(
                 "apply(): found another apply() in force, expected its with block to be left, or restore()"
             )
+        check_outside("apply()")
         averages = self._averages()
         self._saved = {p: p.store.take() for p in averages}
         for p, average in averages.items():
@@ -263,7 +265,7 @@ class ModelAverage(ParameterAverage):
 
     def _takes_part(self, p: Parameter) -> bool:
         """Return whether a parameter is averaged now: it is trainable and has a gradient."""
-        return p.trainable and p.lazy_grad is not None
+        return p.trainable and p.has_grad()
 
     def _averages(self) -> dict[Parameter, jax.Array]:
         if not self._cohorts:

@@ -10,7 +10,7 @@ import numpy as np
 from ..info import Info
 from ..transform import apply_updates
 from ..trees import as_array
-from .loss import Call, value_and_grad
+from .call import Call, value_and_grad
 from .parameter import Parameter
 from .parts import Part
 from .store import Store, gathered, spread

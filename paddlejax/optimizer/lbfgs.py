@@ -11,6 +11,7 @@ import numpy as np
 
 from ..hyper import Must, checked
 from ..quasi_newton import METHOD, Call, Layout, LBFGSState, Method, absorb, begin, proposed
+from ..tracing import check_outside
 from .compiled import CompiledStep
 from .ledger import ArrayField, Entries, Field, Misfit, NumberField, written
 from .loss import Loss
@@ -85,6 +86,7 @@ class LBFGS(Optimizer):
         if not callable(closure):
             expected = "expected a function that clears the gradients, runs backward and returns the loss"
             raise TypeError(f"LBFGS's step: found {closure!r}, {expected}")
+        check_outside("LBFGS's step", "call it outside, or use paddlejax.lbfgs there")
         trained, layout = self._laid_out()
         fresh = self._state is None or trained != self._trained
         state = layout.state(self._method, 0.0) if fresh else self._state

@@ -46,6 +46,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..tracing import check_outside
+
 K = TypeVar("K", bound=Hashable)
 LETTERS = {bool: "b", int: "iu", float: "fiu"}  # of numpy's kinds of dtypes
 LARGEST = 2**31 - 1  # an int32
@@ -210,11 +212,13 @@ class DictField(Field):
 
 def written(pairs: Iterable[tuple[Field, Any]]) -> dict[str, Any]:
     """The dict that has these values under their fields."""
+    check_outside("state_dict", "call it outside")
     return {f.key: f.write(value) for f, value in pairs}
 
 
 def load(loading: "Loading", state_dict: Any, strict: bool = True, counters: bool = True) -> None:
     """Take over a state_dict, or raise one error with all that does not fit, and change nothing."""
+    check_outside("set_state_dict", "call it outside")
     entries = Entries(state_dict, counters)
     steps = loading(entries, strict)
     next(steps)

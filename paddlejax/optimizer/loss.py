@@ -1,99 +1,40 @@
-"""Losses as Paddle has them: a call builds a deferred scalar that can be run backward."""
+"""Losses as Paddle has them: deferred scalars that can be computed, added up and run backward."""
 
 import functools
+import operator
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from ..hyper import ArgumentError
-from ..loss_scaling import times
-from ..sparse import value_and_grads
-from ..trees import compute_dtype
-from .parameter import Parameter, inside_loss
+from ..tracing import READ, check_outside
+from .call import value_and_grad
+from .parameter import Parameter
 from .store import Values, Where
 
 
-@dataclass(frozen=True)
-class Call:
-    """The static half of a call: equal calls share a compiled program."""
+class _Habit:
+    """Whether the last loss of a call that was read before its backward did run backward afterwards."""
 
-    function: Callable[..., Any]
-    has_aux: bool
-    tree: Any  # structure of (args, kwargs)
-    places: tuple[tuple[str, Any], ...]  # per leaf: where its value is, or the value itself if it is static
-    tables: tuple[str | None, ...]  # per trained Parameter: its name if only `embedding` may read it
-    scaled: bool = False  # whether the last of what is fixed is a factor on the loss; then aux is (loss, aux)
-
-    @functools.cached_property
-    def _hash(self) -> int:
-        """The hash, computed only once."""
-        return hash((self.function, self.has_aux, self.tree, self.places, self.tables, self.scaled))
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def running(self, function: Callable[..., Any]) -> "Call":
-        """The same call of another function."""
-        return replace(self, function=function)
-
-    def __call__(self, trained: list[jax.Array], fixed: list[Any]) -> tuple[jax.Array, Any]:
-        sources = {"trained": trained, "fixed": fixed}
-        leaves = [where if kind == "static" else sources[kind][where] for kind, where in self.places]
-        args, kwargs = self.tree.unflatten(leaves)
-        name = getattr(self.function, "__name__", "the loss function")
-        with inside_loss(name):
-            result: Any = self.function(*args, **kwargs)
-        if self.has_aux and (not isinstance(result, tuple) or len(result) != 2):
-            raise TypeError(
-                f"{name}: found {type(result).__name__}, expected (loss, aux) because has_aux=True"
-            )
-        loss, aux = result if self.has_aux else (result, None)
-        loss = scalar(name, loss)
-        return (times(loss, fixed[-1]), (loss, aux)) if self.scaled else (loss, aux)
+    follows = False
 
 
-def scalar(name: str, loss: Any) -> jax.Array:
-    """What a loss function returned as a scalar, or an error if it is none."""
-    if not hasattr(loss, "dtype") or jnp.size(loss) != 1 or not jnp.issubdtype(loss.dtype, jnp.floating):
-        found = f"shape {jnp.shape(loss)} and dtype {loss.dtype}" if hasattr(loss, "dtype") else repr(loss)
-        raise ArgumentError(f"{name}: found a loss of {found}, expected a real floating scalar")
-    return jnp.reshape(loss, ())
-
-
-def value_and_grad(call: Any, trained: list[jax.Array], fixed: list[Any]) -> tuple[Any, list[Any]]:
-    """((loss, aux), the gradient of each trained Parameter) of a call."""
-    return value_and_grads(lambda leaves: call(leaves, fixed), trained, call.tables)
-
-
-def backward_of(function: Callable[[Any], Any], parameters: Any) -> None:
-    """Gradients of a function of the whole tree, not compiled here: it may be a new one every time."""
-    leaves, tree = jax.tree.flatten(parameters)
-    trained = [i for i, p in enumerate(leaves) if isinstance(p, Parameter) and p.trainable]
-    values = [p.peek() if isinstance(p, Parameter) else p for p in leaves]
-
-    def of(trained_values: list[jax.Array]) -> tuple[jax.Array, None]:
-        replaced = dict(zip(trained, trained_values, strict=True))
-        loss = function(tree.unflatten([replaced.get(i, v) for i, v in enumerate(values)]))
-        return scalar(f"the loss function {getattr(function, '__name__', '')}", loss), None
-
-    tables = [leaves[i].name if leaves[i].sparse else None for i in trained]
-    _, grads = value_and_grads(of, [values[i] for i in trained], tables)
-    for i, g in zip(trained, grads, strict=True):
-        leaves[i].accumulate(g)
+@functools.lru_cache(1000)
+def _habit_of(call: Any) -> _Habit:
+    """Return the habit of a call; equal calls have one."""
+    return _Habit()
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _forward(call: Call, where: Where | None, trained: list[jax.Array], fixed: list[Any]) -> Any:
+def _forward(call: Any, where: Where | None, trained: list[jax.Array], fixed: list[Any]) -> Any:
     """Return (loss, aux)."""
     return call(trained if where is None else where.spread(trained), fixed)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _backward(call: Call, where: Where | None, trained: list[jax.Array], fixed: list[Any]) -> Any:
+def _backward(call: Any, where: Where | None, trained: list[jax.Array], fixed: list[Any]) -> Any:
     """Return (loss, aux) and the gradients."""
     return value_and_grad(call, trained if where is None else where.spread(trained), fixed)
 
@@ -104,42 +45,123 @@ class Loss:
 
     It speaks of the parameters as they were when it was built. Once a step has moved them it cannot be
     computed any more (their old values are gone) and says so; a value that was computed before stays.
+
+    It is a number: it can be compared and formatted, and `+ - * / **` with numbers and other Losses give
+    another Loss, whose one backward pass goes through all. Arrays that it meets are constants: a term that is
+    to be differentiated belongs into a loss function.
+
+    To read it before backward costs a forward pass, which backward cannot use. Where the last loss of the
+    same function was read and then run backward, reading computes the gradients too, and `backward` or
+    `minimize` takes these. So a training loop that prints its loss first pays one forward pass more in its
+    first step alone. A loss that is only read costs one forward pass and holds no gradients, but for the
+    first one after such a loop; under `no_grad` that one too.
+
+    >>> @loss
+    ... def square(w):
+    ...     return jnp.sum(w * w)
+    >>> w = Parameter(jnp.array([3.0, 4.0]))
+    >>> y = square(w) / 5 + 1
+    >>> y.backward()
+    >>> print(f"{y:.1f}", y > 5, w.grad)
+    6.0 True [1.2 1.6]
     """
 
-    def __init__(self, call: Call, parameters: list[Parameter], fixed: list[Any]):
+    retained = False  # whether backward may run again
+    outer: Any = None  # the scaled loss that was made of this one, which computes both
+
+    def __init__(self, call: Any, parameters: list[Parameter], fixed: list[Any]):
         self.call, self.parameters, self.fixed = call, parameters, fixed
         self.trained: Any = Values.of([p.store for p in parameters])
         self.ran_backward = False
         self.result: Any = None
+        self.ready: Any = None  # gradients that were computed when it was read
+        # Gradients that a `minimize` computed for Parameters of other optimizers.
+        self.left: dict[Parameter, Any] = {}
 
-    def backward(self) -> None:
-        """Compute the gradients and add them to every Parameter's `.grad`."""
-        if self.ran_backward:
-            raise RuntimeError(
-                "backward() ran already for this loss; call the loss function again for another"
-            )
-        result, grads = self._run(_backward)
-        self.done(result, grads)
+    # ------------------------------------------------------------------ backward
 
-    def done(self, result: Any, grads: list[jax.Array]) -> None:
-        """Take what a backward pass computed, here or inside the optimizer's program."""
-        grads = [p.accumulated(g) for p, g in zip(self.parameters, grads, strict=True)]
+    def backward(self, grad_tensor: Any = None, retain_graph: bool = False) -> None:
+        """Compute the gradients and add them to every Parameter's `.grad`.
+
+        `grad_tensor` is a factor on them. With retain_graph=True backward may run again, as long as no step
+        has moved the Parameters; the arrays that the loss was built from are kept for it.
+        """
+        if not isinstance(retain_graph, bool):
+            raise TypeError(f"backward's retain_graph: found {retain_graph!r}, expected True or False")
+        if grad_tensor is not None:
+            return (self * grad_tensor).backward(retain_graph=retain_graph)
+        check_outside(f"{self.name}.backward()", "differentiate a function of arrays there, by jax.grad")
+        self.run_backward(Parameter.accumulated, retain_graph)
+
+    def run_backward(self, total: Callable[[Parameter, Any], Any], retain_graph: bool = False) -> None:
+        """Run backward, and store what `total` says of each Parameter and its gradient."""
+        result, grads = self.gradients()
+        grads = [total(p, g) for p, g in zip(self.parameters, grads, strict=True)]
+        self.retain(retain_graph)
         try:
             self.take(result, grads)
         except BaseException:
             self.take(result, grads)
             raise
 
+    def gradients(self) -> tuple[Any, list[Any]]:
+        """Run backward and return (what `learn` takes, the gradient of every Parameter); nothing is stored.
+
+        It raises where backward cannot run.
+        """
+        self.check_runs()
+        self.follow()
+        if self.ready is not None:
+            return self.result, self.ready
+        return self._run(_backward)
+
+    def check_runs(self) -> None:
+        """Raise if there is nothing to differentiate, or nothing is left of it."""
+        if self.is_finished():
+            raise RuntimeError(
+                "backward() ran already for this loss; call the loss function again for another, or run "
+                "backward(retain_graph=True) first"
+            )
+        if not self.parameters:
+            raise RuntimeError(
+                f"{self.name}: found a loss of no trainable Parameter, so it has no gradient; expected "
+                "Parameters among the arguments of the loss function, such as opt.parameters"
+            )
+
+    def follow(self) -> None:
+        """Note that backward follows; reading the next such loss computes its gradients if this one was
+        read."""
+        if self.result is not None and not self.ran_backward:
+            _habit_of(self.call).follows = True
+
     def take(self, result: Any, grads: list[Any]) -> None:
         """Keep the value, and these gradients in place of what is there; twice is as good as once."""
         self.settle(result)
         for p, g in zip(self.parameters, grads, strict=True):
-            p.lazy_grad = g
+            p.lazy_grad, p.spent = g, None
+
+    def learn(self, result: Any) -> None:
+        """Keep what a program computed of this loss."""
+        self.result = result
 
     def settle(self, result: Any) -> None:
         """Backward has run, wherever: keep the value and let go of what it was computed from."""
-        self.result, self.ran_backward = result, True
-        self.trained, self.fixed = Values([], None), []
+        self.learn(result)
+        self.ran_backward, self.ready = True, None
+        if not self.retained:
+            self.trained, self.fixed = Values([], None), []
+
+    def retain(self, retain_graph: bool) -> None:
+        """Say whether backward may run again after the one that is about to be stored."""
+        self.retained = retain_graph
+
+    def has_gradients(self) -> bool:
+        """Return whether its gradients were computed when it was read, and nobody has taken them."""
+        return self.ready is not None
+
+    def is_finished(self) -> bool:
+        """Return whether only its value is left, as backward ran."""
+        return self.ran_backward and not self.retained
 
     def is_current(self) -> bool:
         """Return whether all its parameters still hold the arrays that they held when it was built."""
@@ -148,39 +170,61 @@ class Loss:
     def _run(self, compiled: Any) -> Any:
         """Run a program over what the loss was built from; raise if a step has taken that memory."""
         given = (*self.trained.arrays, *self.fixed)
-        if any([isinstance(x, jax.Array) and x.is_deleted() for x in given]):
+        if any([isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.is_deleted() for x in given]):
             raise RuntimeError(
-                f"{self._name}: this loss was built before a step moved its parameters and was not computed "
+                f"{self.name}: this loss was built before a step moved its parameters and was not computed "
                 "in time; call the loss function again"
             )
         return compiled(self.call, self.trained.where, self.trained.arrays, self.fixed)
 
-    def _computed(self) -> Any:
+    # ------------------------------------------------------------------ a number
+
+    def computed(self) -> Any:
         """Return (loss, aux), after the forward pass if nothing has computed them yet."""
+        if self.result is None and self.outer is not None:
+            self.outer.computed()
         if self.result is None:
-            self.result = self._run(_forward)
+            if self.parameters:
+                check_outside(f"reading the loss {self.name}", READ)
+            self.read()
         return self.result
 
+    def read(self) -> None:
+        """Compute the value, and the gradients too if they will be asked for."""
+        habit = _habit_of(self.call)
+        if habit.follows and self.parameters:
+            result, self.ready = self._run(_backward)
+        else:
+            result = self._run(_forward)
+        habit.follows = False  # until backward follows again
+        self.learn(result)
+
     @property
-    def _name(self) -> str:
-        """The name of the loss function, for messages."""
-        return getattr(self.call.function, "__name__", "loss")
+    def name(self) -> str:
+        """What messages call the loss."""
+        return self.call.name
 
     @property
     def value(self) -> jax.Array:
         """The loss as an array; it is computed now if it was not."""
-        return self._computed()[0]
+        return self.computed()[0]
 
     @property
     def aux(self) -> Any:
         """What the function returned beside the loss, with `@loss(has_aux=True)`."""
-        return self._computed()[1]
+        return self.computed()[1]
 
     def item(self) -> float:
         """Return the loss as a Python float; it is computed now if it was not."""
         return float(self.value)
 
     __float__ = item
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
 
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if spec else repr(self)
@@ -189,130 +233,88 @@ class Loss:
         """Return the loss as a NumPy array; it is computed now if it was not."""
         return np.array(self.value)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.value, dtype)
+
+    def mean(self) -> "Loss":
+        """Return the loss: the mean of one number."""
+        return self
+
+    sum = mean
+
+    def detach(self) -> "Loss":
+        """Return the same number without a gradient: a constant in a sum of losses."""
+        from .expression import Constant
+
+        return Constant(self)
+
     def __repr__(self) -> str:
-        return f"Loss({self._name}" + (
-            ", not computed yet)" if self.result is None else f" = {self.item():g})"
-        )
+        shown = ", not computed yet)" if self.result is None else f" = {self.item():g})"
+        return f"Loss({self.name}{shown}"
+
+    def _with(self, operation: str, other: Any = None, swap: bool = False) -> Any:
+        """Return the Loss of an operation with a number or another Loss, as right operand if `swap`."""
+        from .expression import combined
+
+        return combined(operation, self, other, swap)
+
+    def __neg__(self) -> "Loss":
+        return self._with("mul", -1.0)
+
+    def __pos__(self) -> "Loss":
+        return self
+
+    def __add__(self, other: Any) -> "Loss":
+        return self._with("add", other)
+
+    def __radd__(self, other: Any) -> "Loss":
+        return self._with("add", other, swap=True)
+
+    def __sub__(self, other: Any) -> "Loss":
+        return self._with("sub", other)
+
+    def __rsub__(self, other: Any) -> "Loss":
+        return self._with("sub", other, swap=True)
+
+    def __mul__(self, other: Any) -> "Loss":
+        return self._with("mul", other)
+
+    def __rmul__(self, other: Any) -> "Loss":
+        return self._with("mul", other, swap=True)
+
+    def __truediv__(self, other: Any) -> "Loss":
+        return self._with("truediv", other)
+
+    def __rtruediv__(self, other: Any) -> "Loss":
+        return self._with("truediv", other, swap=True)
+
+    def __pow__(self, other: Any) -> "Loss":
+        return self._with("pow", other)
+
+    def __rpow__(self, other: Any) -> "Loss":
+        return self._with("pow", other, swap=True)
+
+    def __lt__(self, other: Any) -> bool:
+        return _compared(operator.lt, self, other)
+
+    def __le__(self, other: Any) -> bool:
+        return _compared(operator.le, self, other)
+
+    def __gt__(self, other: Any) -> bool:
+        return _compared(operator.gt, self, other)
+
+    def __ge__(self, other: Any) -> bool:
+        return _compared(operator.ge, self, other)
+
+    def __eq__(self, other: Any) -> bool:
+        return _compared(operator.eq, self, other)
+
+    __hash__ = object.__hash__
+    __array_priority__ = 100  # numpy's operators hand over to ours
 
 
-class LossFunction:
-    """What the `loss` decorator makes of a function."""
-
-    def __init__(self, function: Callable[..., Any], has_aux: bool):
-        functools.update_wrapper(self, function)
-        self.function, self.has_aux = function, has_aux
-        self._sorts: dict[Any, _Sorts] = {}  # by the types of the leaves
-        self._recipes: dict[Any, _Recipe] = {}  # by all that a Call depends on
-
-    def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return self if instance is None else functools.partial(self, instance)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Loss:
-        leaves, tree = jax.tree.flatten((args, kwargs))
-        types = tuple(map(type, leaves))
-        sorts = self._sorts.get(types) or self._sorts.setdefault(types, _sorted(leaves))
-        mine = [leaves[i] for i in sorts.parameters]
-        static = tuple([leaves[i] for i in sorts.static])
-        traits = tuple([p.stop_gradient for p in mine]), tuple([p.traits for p in mine])
-        ties = None if len(set(mine)) == len(mine) else tuple(map(mine.index, mine))
-        key = tree, types, traits, ties, static
-        try:
-            recipe = self._recipes.get(key)
-        except TypeError:
-            for leaf in static:
-                self._check_static(leaf)
-            raise
-        if recipe is None:
-            if len(self._recipes) > 1000:  # one for every value of a static argument
-                self._recipes.clear()
-            recipe = self._recipes[key] = self._recipe(leaves, tree, sorts)
-        fixed = [leaves[i] for i in recipe.fixed]
-        if True in traits[0]:
-            fixed = [x.peek() if isinstance(x, Parameter) else x for x in fixed]
-        return Loss(recipe.call, [leaves[i] for i in recipe.trained], fixed)
-
-    def _recipe(self, leaves: list[Any], tree: Any, sorts: "_Sorts") -> "_Recipe":
-        """Return how a Loss is made of calls with such leaves."""
-        trained: dict[Parameter, int] = {}
-        places: list[tuple[str, Any]] = []
-        at: list[int] = []
-        fixed: list[int] = []
-        for i, leaf in enumerate(leaves):
-            if i in sorts.static:
-                places.append(("static", leaf))
-            elif isinstance(leaf, Parameter) and leaf.trainable:
-                if not leaf.is_real:
-                    compute_dtype((jax.tree_util.GetAttrKey(leaf.name),), leaf.peek())  # says what is wrong
-                if leaf not in trained:
-                    trained[leaf] = len(at)
-                    at.append(i)
-                places.append(("trained", trained[leaf]))
-            else:
-                places.append(("fixed", len(fixed)))
-                fixed.append(i)
-        tables = tuple(p.name if p.sparse else None for p in trained)
-        return _Recipe(Call(self.function, self.has_aux, tree, tuple(places), tables), at, fixed)
-
-    def _check_static(self, leaf: Any) -> None:
-        """Raise if a static argument cannot be hashed: it could not be a part of the key."""
-        try:
-            hash(leaf)
-        except TypeError:
-            name = getattr(self.function, "__name__", "the loss function")
-            expected = "arrays, numbers, Parameters and hashable values"
-            raise TypeError(
-                f"{name}: found an argument {leaf!r} that is not hashable, expected {expected}"
-            ) from None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_sorts": {}, "_recipes": {}}
-
-
-class _Sorts(NamedTuple):
-    """Which leaves of a call are what; it follows from their types."""
-
-    parameters: list[int]
-    static: list[int]
-
-
-def _sorted(leaves: list[Any]) -> _Sorts:
-    """Return which leaves are Parameters and which are static; all others are traced."""
-    arrays = (Parameter, jax.Array, np.ndarray, np.generic)
-    traced = [isinstance(x, arrays) or type(x) in (int, float, complex) for x in leaves]
-    return _Sorts(
-        [i for i, x in enumerate(leaves) if isinstance(x, Parameter)],
-        [i for i, is_traced in enumerate(traced) if not is_traced],
-    )
-
-
-class _Recipe(NamedTuple):
-    """How a Loss is made of the leaves of a call: each Parameter once, in the order of their first places."""
-
-    call: Call
-    trained: list[int]
-    fixed: list[int]
-
-
-def loss(function: Callable[..., Any] | None = None, *, has_aux: bool = False) -> Any:
-    """Decorate a function of parameters and data that returns a scalar; a call then builds a `Loss`, and runs
-    nothing.
-
-    Inside, Parameters are plain arrays. Compiled once per function and shapes: arrays and numbers among the
-    arguments are traced, everything else (str, bool, functions, objects) is static: what an object holds,
-    `self` too, is read when the function is compiled and not again. Parameters must come as arguments. With
-    has_aux=True the function returns (loss, aux), and aux is found in `.aux`.
-
-    >>> @loss
-    ... def square(w):
-    ...     return jnp.sum(w * w)
-    >>> w = Parameter(jnp.array([3.0, 4.0]))
-    >>> y = square(w)
-    >>> y.backward()
-    >>> print(float(y), w.grad)
-    25.0 [6. 8.]
-    """
-    if function is None:
-        return functools.partial(loss, has_aux=has_aux)
-    if not callable(function):
-        raise TypeError(f"loss: found {function!r}, expected a function")
-    return LossFunction(function, has_aux)
+def _compared(compare: Callable[[float, float], bool], loss: Loss, other: Any) -> Any:
+    """Return the comparison of a loss with a number or another loss, by value."""
+    if not isinstance(other, Loss | int | float | np.generic | np.ndarray | jax.Array):
+        return NotImplemented
+    return compare(loss.item(), float(other))

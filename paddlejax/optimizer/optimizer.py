@@ -1,6 +1,6 @@
 """The Paddle-style object: a cell around the functional chain with parameters, gradients, state and rate."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ from ..hyper import ArgumentError, number
 from ..lifting import Lifted, Rule, lift
 from ..paths import describe_leaves
 from ..regularizer import as_regularizer
+from ..tracing import check_outside
 from ..trees import is_narrow
 from . import saved
 from .arguments import (
@@ -21,13 +22,16 @@ from .arguments import (
     read_parameters,
     selected,
 )
+from .call import gradients_of
 from .ledger import DictField, Entries, load, undone_on_error, written
-from .loss import Loss, LossFunction, backward_of
+from .loss import Loss
+from .loss_function import LossFunction
 from .lr import LambdaDecay, LRScheduler, Rate
 from .parameter import Parameter
 from .stepping import OWN, Stepping, Steps
 
 SCHEDULE = "LR_Scheduler"
+SHOWN = 3  # names of Parameters in a message
 Pairs = list[tuple[Parameter, jax.Array | None]]
 
 
@@ -118,6 +122,10 @@ class Optimizer(Stepping):
         `loss` is what a `@paddle.loss` function returned, or a function of the parameter tree that returns a
         scalar. If its backward has not run, forward, backward and update are one compiled program.
         `parameters` and `no_grad_set`, Parameters or names, say which to update and which to leave.
+
+        The gradients are spent: they can be read in `.grad`, and no later `backward`, `step` or `minimize`
+        takes them. So a loop needs no `clear_grad`. Gradients of an earlier `backward()` are added to them,
+        and spent too.
         """
         return [], self._minimize(loss, startup_program, parameters, no_grad_set)
 
@@ -125,14 +133,46 @@ class Optimizer(Stepping):
         self, loss: Any, startup_program: Any, chosen: Any, excluded: Any, grad_clip: Any = OWN
     ) -> Pairs:
         """Step by this loss and return the pairs: in one program where `_fuses` allows it."""
-        if chosen is None and excluded is None and isinstance(loss, Loss) and self._fuses(loss):
-            check_program(startup_program)
-            self._run_fused(loss, grad_clip)
+        check_program(startup_program)
+        wanted = self._wanted(chosen, excluded)
+        self._check_loss(loss)
+        check_outside("minimize")
+        if isinstance(loss, Loss) and self._fuses(loss, wanted):
+            self._run_fused(loss, wanted, grad_clip)
             mine = set(loss.parameters)
-            return [(p, p.grad) for p in self.parameter_list if p in mine]
-        pairs = self.backward(loss, startup_program, chosen, excluded)
-        self.apply(self._aligned(pairs), grad_clip)
-        return pairs
+            return [(p, p.grad) for p in self.parameter_list if p in mine and p in wanted]
+        totals, taken = self.drawn(loss, wanted)
+        self.apply([totals.get(p) for p in self.parameter_list], grad_clip, taken)
+        return [(p, p.grad) for p in totals]
+
+    def drawn(
+        self, loss: Any, wanted: Collection[Parameter]
+    ) -> tuple[dict[Parameter, Any], Callable[[], None]]:
+        """Return the gradients that a `minimize` steps with, and what to call once their step is stored.
+
+        Backward runs unless it has run; until that call nothing changes.
+        """
+        result = None
+        if not isinstance(loss, Loss):
+            found = gradients_of(loss, self.parameters)
+        elif loss.ran_backward:
+            found = loss.left
+        else:
+            result, grads = loss.gradients()
+            found = dict(zip(loss.parameters, grads, strict=True))
+        totals = {p: self._total(p, found.get(p)) for p in self.parameter_list if p in wanted}
+        totals = {p: total for p, total in totals.items() if total is not None}
+
+        def taken() -> None:
+            if result is not None:
+                loss.settle(result)
+            self._spend(totals, loss, found)
+
+        return totals, taken
+
+    def _total(self, p: Parameter, grad: Any) -> Any:
+        """Return what the gradient is, once backward has found another or None."""
+        return p.lazy_grad if grad is None else grad if self._replaces else p.accumulated(grad)
 
     def backward(
         self,
@@ -142,27 +182,41 @@ class Optimizer(Stepping):
         no_grad_set: Any = None,
         callbacks: Any = None,
     ) -> Pairs:
-        """The first half of `minimize`: run backward unless it has run; (parameter, gradient) pairs."""
+        """Run backward unless it has run, which adds to every `.grad`; (parameter, gradient) pairs for
+        `apply_gradients`."""
         check_program(startup_program)
         if callbacks is not None:
             raise TypeError("callbacks: found something, expected None; there is no program to append to")
-        chosen = self._selected("parameters", parameters, self.parameter_list)
-        excluded = self._selected("no_grad_set", no_grad_set, [])
-        if isinstance(loss, Loss):
-            if not loss.ran_backward:
-                loss.backward()
-        elif isinstance(loss, LossFunction):
+        wanted = self._wanted(parameters, no_grad_set)
+        self._check_loss(loss)
+        check_outside("backward")
+        if not isinstance(loss, Loss):
+            totals = {p: self._total(p, g) for p, g in gradients_of(loss, self.parameters).items()}
+            for p, total in totals.items():
+                p.lazy_grad, p.spent = total, None
+        elif not loss.ran_backward:
+            loss.run_backward(self._total)
+        return [(p, p.grad) for p in self.parameter_list if p in wanted and p.lazy_grad is not None]
+
+    def _wanted(self, chosen: Any, excluded: Any) -> Collection[Parameter]:
+        """Return the trainable Parameters that these arguments let move."""
+        left = self._selected("no_grad_set", excluded, [])
+        chosen = self._selected(self._argument, chosen, self.parameter_list)
+        return {p for p in chosen if not p.stop_gradient and p not in left}
+
+    def _check_loss(self, loss: Any) -> None:
+        """Raise on what `minimize` and `backward` cannot differentiate with respect to any Parameter here."""
+        if isinstance(loss, LossFunction):
             name = getattr(loss, "__name__", "loss")
             raise ArgumentError(
                 f"loss: found the function {name} itself, expected {name}(...), what it returns"
             )
-        elif callable(loss):
-            backward_of(loss, self.parameters)
-        else:
-            expected = "a loss of a @paddle.loss function, or a function of the parameters"
-            raise ArgumentError(f"loss: found {type(loss).__name__}, expected {expected}")
-        wanted = [p for p in self.parameter_list if p in chosen and p not in excluded and p.trainable]
-        return [(p, p.grad) for p in wanted if p.lazy_grad is not None]
+        if not isinstance(loss, Loss):
+            if not callable(loss):
+                expected = "a loss of a @paddle.loss function, or a function of the parameters"
+                raise ArgumentError(f"loss: found {type(loss).__name__}, expected {expected}")
+        elif not any([p in self._position for p in loss.parameters]):
+            raise ArgumentError(f"loss: found {_foreign(loss, self.parameter_list)}")
 
     def apply_gradients(self, params_grads: Iterable[tuple[Parameter, Any]]) -> list[Any]:
         """The second half of `minimize`: update exactly these parameters with these gradients; `[]`."""
@@ -287,3 +341,21 @@ class Optimizer(Stepping):
             with undone_on_error(self._learning_rate):
                 self._learning_rate.set_state_dict(schedule)
                 self._rate_for_step()
+
+
+def _foreign(loss: Loss, mine: list[Parameter]) -> str:
+    """Return what is wrong with a loss that none of these Parameters takes part in."""
+    expected = f"expected one of the optimizer's own ({_listed(mine)}); give the loss function opt.parameters"
+    if not loss.parameters:
+        return (
+            f"{loss.name}(...) without any trainable Parameter among its arguments, only arrays or frozen "
+            f"Parameters, {expected}"
+        )
+    theirs = _listed(loss.parameters)
+    return f"{loss.name}(...) over other Parameters ({theirs}), which are not this optimizer's, {expected}"
+
+
+def _listed(parameters: list[Parameter]) -> str:
+    """Return some names, and how many more there are."""
+    more = f" and {len(parameters) - SHOWN} more" if len(parameters) > SHOWN else ""
+    return ", ".join(p.name for p in parameters[:SHOWN]) + more

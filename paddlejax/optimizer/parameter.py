@@ -15,6 +15,7 @@ import numpy as np
 from ..hyper import number
 from ..regularizer import as_regularizer
 from ..selected_rows import SelectedRows
+from ..tracing import READ, check_outside
 from ..trees import flatten, path_name
 from .store import Store
 
@@ -127,7 +128,8 @@ class Parameter:
             raise ValueError(
                 f"Parameter {self.name}: found a scalar with sparse=True, expected a table of rows"
             )
-        self.lazy_grad: Any = None  # the gradient, or ZEROS
+        self.lazy_grad: Any = None  # the gradient that the next step takes, or ZEROS
+        self.spent: Any = None  # without one the gradient that a `minimize` computed and stepped with
         self.is_real = jnp.issubdtype(self.dtype, jnp.floating)
         # What a loss has to know beside stop_gradient: None if it is nothing special.
         self.traits = (self.is_real, self.name) if sparse or not self.is_real else None
@@ -173,18 +175,24 @@ class Parameter:
         self._check_outside()
         return self.store.share()
 
+    def _read(self) -> jax.Array:
+        """Return the array to a user's expression, which does not keep it."""
+        self._check_outside()
+        return self.store.peek()
+
     def peek(self) -> jax.Array:
         """Return the array to a reader that does not keep it: the next step may take its memory."""
         return self.store.peek()
 
     def _check_outside(self) -> None:
-        """Raise inside a loss function, where the value would become a constant of the program."""
+        """Raise inside a loss function or a trace, where the value would be a constant of the program."""
         name = getattr(_inside, "loss", None)
         if name is not None:
             raise RuntimeError(
                 f"{name}: found Parameter {self.name} inside the loss function, where its value would be "
                 "compiled in for good; expected it among the arguments"
             )
+        check_outside(f"the value of Parameter {self.name}", READ)
 
     @value.setter
     def value(self, value: Any) -> None:
@@ -193,6 +201,7 @@ class Parameter:
 
     def set_value(self, value: Any) -> None:
         """Replace the value by a copy of another of the same shape, cast to the parameter's dtype."""
+        check_outside(f"set_value of Parameter {self.name}")
         new = _array(value, f"the value of Parameter {self.name}")
         if new.shape != self.shape:
             raise ValueError(
@@ -205,16 +214,31 @@ class Parameter:
 
     @property
     def grad(self) -> Any:
-        """The gradient: an array or a SelectedRows; None if there was none, zeros after `clear_grad()`."""
+        """The gradient: an array or a SelectedRows; None if there was none, zeros after `clear_grad()`.
+
+        After `minimize` it is the gradient of that step, to look at. It is spent: for the next `backward`,
+        `step` or `minimize` there is none.
+        """
         if self.lazy_grad is ZEROS:
-            packed = self.store.buffer is not None  # then the value would have to be cut out
-            self.lazy_grad = jnp.zeros(self.shape, self.dtype) if packed else jnp.zeros_like(self.peek())
-        return self.lazy_grad
+            self.lazy_grad = self._zeros()
+        elif self.spent is ZEROS:
+            self.spent = self._zeros()
+        return self.spent if self.lazy_grad is None else self.lazy_grad
+
+    def _zeros(self) -> jax.Array:
+        """Return zeros like the value."""
+        packed = self.store.buffer is not None  # then the value would have to be cut out
+        return jnp.zeros(self.shape, self.dtype) if packed else jnp.zeros_like(self.peek())
+
+    def has_grad(self) -> bool:
+        """Return whether there is a gradient, spent or not."""
+        return self.lazy_grad is not None or self.spent is not None
 
     @grad.setter
     def grad(self, grad: Any) -> None:
         """Replace the gradient by another, or by None."""
-        self.lazy_grad = None if grad is None else self.check_gradient(grad)
+        check_outside(f"the gradient of Parameter {self.name}")
+        self.lazy_grad, self.spent = None if grad is None else self.check_gradient(grad), None
 
     def check_gradient(self, grad: Any) -> Any:
         """The gradient as an array or rows, or an error if it cannot be one of this parameter."""
@@ -232,9 +256,10 @@ class Parameter:
             raise TypeError(f"Parameter {self.name}: found a gradient of dtype {grad.dtype}, {expected}")
         return grad
 
-    def accumulate(self, grad: Any) -> None:
-        """Add a gradient to what is there, as every `backward()` does."""
-        self.lazy_grad = self.accumulated(grad)
+    def spend(self) -> None:
+        """Keep the gradient to look at; the next step does not take it."""
+        if self.lazy_grad is not None:
+            self.lazy_grad, self.spent = None, self.lazy_grad
 
     def accumulated(self, grad: Any) -> Any:
         """Return what the gradient is once this one is added; nothing changes."""
@@ -242,8 +267,9 @@ class Parameter:
 
     def clear_grad(self, set_to_zero: bool = True) -> None:
         """Zero the gradient if there is one; drop a SelectedRows, and with set_to_zero=False any other."""
-        stays = set_to_zero and self.lazy_grad is not None and not isinstance(self.lazy_grad, SelectedRows)
-        self.lazy_grad = ZEROS if stays else None
+        grad = self.spent if self.lazy_grad is None else self.lazy_grad
+        stays = set_to_zero and grad is not None and not isinstance(grad, SelectedRows)
+        self.lazy_grad, self.spent = ZEROS if stays else None, None
 
     clear_gradient = clear_grad
 
@@ -273,10 +299,10 @@ class Parameter:
 
     def numpy(self) -> np.ndarray:
         """Return a copy of the value as a NumPy array."""
-        return np.array(self.peek())
+        return np.array(self._read())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.peek(), dtype)
+        return np.array(self._read(), dtype)
 
     def __jax_array__(self) -> jax.Array:
         return self.value
@@ -288,11 +314,13 @@ class Parameter:
         return iter(self.value)
 
     def __len__(self) -> int:
-        return len(self.peek())
+        if not self._shape:
+            raise TypeError(f"Parameter {self.name}: found len() of a scalar")
+        return self._shape[0]
 
     def item(self) -> Any:
         """The one element of the value, as a Python number."""
-        return self.peek().item()
+        return self._read().item()
 
     def __float__(self) -> float:
         return float(self.item())
@@ -304,8 +332,10 @@ class Parameter:
 
 def _array(value: Any, what: str) -> jax.Array:
     """Return a copy of a value as an array, or raise; `what` is what the error calls it."""
+    if not isinstance(value, np.ndarray | Parameter):
+        check_outside(what)
     try:
-        array = jnp.array(value.value if isinstance(value, Parameter) else value)
+        array = jnp.array(value.peek() if isinstance(value, Parameter) else value)
         return array.astype(array.dtype)  # for good, where it was Python's: else a step would compile twice
     except (TypeError, ValueError) as e:
         raise TypeError(f"{what}: found {type(value).__name__}, expected an array") from e
@@ -321,9 +351,8 @@ def _delegate(name: str, swap: bool) -> Any:
     apply = getattr(operator, name)
 
     def method(self: Parameter, other: Any) -> Any:
-        self._check_outside()
         other = other.peek() if isinstance(other, Parameter) else other
-        return apply(other, self.peek()) if swap else apply(self.peek(), other)
+        return apply(other, self._read()) if swap else apply(self._read(), other)
 
     return method
 
@@ -335,8 +364,8 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ipow"):
     setattr(Parameter, f"__{_name}__", _refuse_in_place)
 for _name in ("lt", "le", "gt", "ge"):
     setattr(Parameter, f"__{_name}__", _delegate(_name, swap=False))
-Parameter.__neg__ = lambda self: -self.peek()  # type: ignore[attr-defined]
-Parameter.__abs__ = lambda self: abs(self.peek())  # type: ignore[attr-defined]
+Parameter.__neg__ = lambda self: -self.value  # type: ignore[attr-defined]
+Parameter.__abs__ = lambda self: abs(self.value)  # type: ignore[attr-defined]
 
 
 def values(tree: Any) -> Any:

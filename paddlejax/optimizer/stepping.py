@@ -1,6 +1,6 @@
 """How an optimizer object steps: which programs it makes, and how one is run as a whole or not at all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +47,8 @@ class Stepping(Measured):
     layers: tuple[Part, ...] = ()  # what wrappers add to the step that is being made, innermost first
     passed = False  # whether a step was made since a wrapper set this to False
     parameter_list: list[Parameter]
+    _replaces = False  # whether the backward of a `minimize` replaces the gradients that are there
+    _position: dict[Parameter, int]
     _steps: Steps
     _options: list[LeafOptions]
     _rules: list[Lifted]
@@ -58,11 +60,16 @@ class Stepping(Measured):
         raise NotImplementedError(f"{type(self).__name__} has no rate")
 
     def apply(
-        self, grads: list[Any], grad_clip: Any = OWN, program_of: Callable[[CompiledStep], Any] | None = None
+        self,
+        grads: list[Any],
+        grad_clip: Any = OWN,
+        taken: Callable[..., None] | None = None,
+        program_of: Callable[[CompiledStep], Any] | None = None,
     ) -> None:
         """Step with these gradients, one or None per Parameter, as a whole or not at all.
 
-        `program_of` gives another way to run a CompiledStep's `update` than its `step`.
+        `taken` belongs to what is stored, see `_run`. `program_of` gives another way to run a CompiledStep's
+        `update` than its `step`.
         """
         kinds = set(map(type, grads))
         if SelectedRows in kinds and not any([part.takes_rows() for part in self.layers]):
@@ -70,7 +77,9 @@ class Stepping(Measured):
         if type(ZEROS) in kinds:
             grads = [p.grad if g is ZEROS else g for p, g in zip(self.parameter_list, grads, strict=True)]
         present = tuple([g is not None for g in grads])
-        self._run(present, grad_clip, program_of, lambda compiled, rate: compiled.arguments(grads, rate))
+        self._run(
+            present, grad_clip, program_of, lambda compiled, rate: compiled.arguments(grads, rate), taken
+        )
 
     def _run(
         self,
@@ -78,11 +87,11 @@ class Stepping(Measured):
         grad_clip: Any,
         program_of: Callable[[CompiledStep], Any] | None,
         arguments_of: Callable[[CompiledStep, Any], tuple[Any, ...]],
-        loss: Loss | None = None,
+        taken: Callable[..., None] | None = None,
     ) -> None:
         """Run a program of the step that reaches these parameters, and store what it returns; or neither.
 
-        It returns (values, state), and of a loss that it also computed what `Loss.take` takes.
+        It returns (values, state), and what else it computed is given to `taken`, which only assigns.
         """
         self.passed = True
         layers = self._reached() if self.layers else ()
@@ -102,13 +111,15 @@ class Stepping(Measured):
         def store(done: tuple[Any, ...]) -> None:
             values, state, *results = done
             info = compiled.keep(values, state)  # type: ignore[union-attr]
-            if loss is not None:
-                loss.take(*results)
+            if taken is not None:
+                taken(*results)
             if not waits:
                 self._info = info
                 self._stepped()
 
         if not run_atomically(prepare, store, lambda: setattr(self, "_steps", before)):
+            if taken is not None:
+                taken()
             for part in layers:
                 part.idle()
             if not waits:
@@ -127,28 +138,49 @@ class Stepping(Measured):
     def _stepped(self) -> None:
         """A step was taken, with the rate of `_rate_for_step()`."""
 
-    def _fuses(self, loss: Loss) -> bool:
+    def _fuses(self, loss: Loss, wanted: Collection[Parameter]) -> bool:
         """Whether forward, backward and step can be one program: no gradient but this loss's takes part."""
-        if loss.ran_backward or not loss.is_current():
+        if loss.ran_backward or loss.has_gradients() or not loss.is_current():
             return False
         mine = set(loss.parameters)
-        if any([p.stop_gradient or p.lazy_grad is not None and p.lazy_grad is not ZEROS for p in mine]):
+        present = [p for p in wanted if p in mine]
+        if not present or any([p.stop_gradient for p in mine]):
             return False
-        return all([p in mine or p.lazy_grad is None or p.stop_gradient for p in self.parameter_list])
+        live = [p.lazy_grad for p in present if p.lazy_grad is not None and p.lazy_grad is not ZEROS]
+        if live and not self._replaces:
+            return False
+        return len(present) == len(wanted) or all([p in mine or p.lazy_grad is None for p in wanted])
 
-    def _run_fused(self, loss: Loss, grad_clip: Any) -> None:
+    def _run_fused(self, loss: Loss, wanted: Collection[Parameter], grad_clip: Any) -> None:
         """Run forward, backward and step of this loss as one program."""
         mine = set(loss.parameters)
-        present = tuple([p in mine for p in self.parameter_list])
-        if not any(present):  # none of the loss's parameters is this optimizer's
-            loss.backward()
+        present = tuple([p in mine and p in wanted for p in self.parameter_list])
+        loss.follow()
 
         def arguments(compiled: CompiledStep, rate: Any) -> tuple[Any, ...]:
             values, places = compiled.values(), compiled.places(loss.parameters)
             others = [p.peek() for p, place in zip(loss.parameters, places, strict=True) if place is None]
             return loss.call, places, values, compiled.state(), others, loss.fixed, rate
 
-        self._run(present, grad_clip, lambda compiled: compiled.minimize, arguments, loss)
+        def taken(result: Any, grads: list[Any]) -> None:
+            loss.settle(result)
+            found = dict(zip(loss.parameters, grads, strict=True))
+            self._spend({p: g for p, g in found.items() if p in wanted}, loss, found)
+
+        self._run(present, grad_clip, lambda compiled: compiled.minimize, arguments, taken)
+
+    def _spend(self, totals: Mapping[Parameter, Any], loss: Any, found: Mapping[Parameter, Any]) -> None:
+        """Note that a `minimize` stepped with these totals, and what it found for Parameters of other
+        optimizers. It only assigns."""
+        for p in self.parameter_list:
+            if p in totals:
+                p.lazy_grad, p.spent = None, totals[p]
+            elif p.lazy_grad is None:
+                p.spent = None
+        if isinstance(loss, Loss):
+            loss.left = {p: g for p, g in found.items() if p not in self._position}
+            for p, g in loss.left.items():
+                p.spent = g
 
     def _compiled(self, present: tuple[bool, ...], grad_clip: Any) -> CompiledStep | None:
         """Return the programs for the parameters that take part in this step; None if there are none."""

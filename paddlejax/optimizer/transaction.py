@@ -4,6 +4,8 @@ from collections.abc import Callable
 from itertools import starmap
 from typing import Any
 
+from ..tracing import check_outside
+
 
 def run_atomically(
     prepare: Callable[[], tuple[Callable[..., Any], tuple[Any, ...]] | None],
@@ -18,6 +20,7 @@ def run_atomically(
     once more: so `store` only assigns, and to call it twice gives what once gives. `undo` is called where
     something is raised and the program did not run.
     """
+    check_outside("a step or an update of an object")
     results: list[Any] = []
     try:
         made = prepare()

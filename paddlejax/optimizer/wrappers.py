@@ -162,14 +162,19 @@ class RecomputeOptimizer(Wrapper):
     def _recomputing(self, loss: Any) -> Any:
         """Return the loss with its function under `jax.checkpoint`."""
         if isinstance(loss, Loss):
-            function = loss.call.function
-            if not loss.ran_backward and not hasattr(function, "recomputes"):
-                # The same function every time, so that equal calls share a compiled program.
-                if function not in self._functions:
-                    self._functions[function] = _recomputing(function, self._checkpoints)
-                loss.call = loss.call.running(self._functions[function])
+            if not loss.ran_backward:
+                loss.call = loss.call.wrapped(self._wrapped)
             return loss
         return _recomputing(loss, self._checkpoints) if callable(loss) else loss
+
+    def _wrapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function under `jax.checkpoint`, the same one every time, so that equal calls share a
+        compiled program."""
+        if hasattr(function, "recomputes"):
+            return function
+        if function not in self._functions:
+            self._functions[function] = _recomputing(function, self._checkpoints)
+        return self._functions[function]
 
 
 def _recomputing(function: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:

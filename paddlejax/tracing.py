@@ -1,0 +1,39 @@
+"""Whether JAX is tracing a function just now. What objects hold may then be neither read nor changed.
+
+A value that is read there becomes a constant of the program, and the program goes on with it after the next
+step. A value that is stored there is a tracer, of which nothing is left when the trace ends.
+"""
+
+import threading
+from typing import Any
+
+from jax.extend.core import get_opaque_trace_state
+
+
+def _state_outside() -> Any:
+    """Return the state of a new thread: this module may be imported for the first time inside a trace."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(get_opaque_trace_state()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+_OUTSIDE = _state_outside()
+
+STEP = "call it outside, or use the functions, such as paddlejax.adam, whose state is an argument"
+READ = "pass values(params) to the function as an argument"
+
+
+def is_outside() -> bool:
+    """Return whether nothing is being traced."""
+    return get_opaque_trace_state() == _OUTSIDE
+
+
+def check_outside(what: str, instead: str = STEP) -> None:
+    """Raise inside a trace; `what` is what was called, `instead` says what to do."""
+    if get_opaque_trace_state() != _OUTSIDE:
+        raise RuntimeError(
+            f"{what}: found a call inside jax.jit, grad, vmap, scan or another transformation of JAX, "
+            f"expected one outside; {instead}"
+        )

@@ -26,9 +26,9 @@ How one `minimize` goes
     run_atomically           runs the program: forward, backward, update. Values and state are donated.
          |
     store                    CompiledStep.keep: the new values into the Stores, the new state into parts and
-                             StepGroups. Loss.take: the loss keeps its value, Parameters their gradients.
+                             StepGroups. Loss.settle: the loss keeps its value. Gradients are spent.
 
-Where `_fuses` says no (the loss ran backward already, or another gradient takes part), `Loss.backward` runs
+Where `_fuses` says no (the loss ran backward already, or another gradient takes part), `Loss.gradients` runs
 first. `step` and `apply_gradients` begin at `Stepping._run` too; their program is the update alone, and the
 gradients are arguments of it that are not donated. Where a part `waits` (gradient merge between two steps),
 nothing inside this part is reached: no rule runs. L-BFGS and waiting parts have the base `Given`, which moves
@@ -91,7 +91,26 @@ A Loss is current while every Parameter of it holds the same array as when the L
     backward has run              It has let go of its arrays. Backward cannot run again.
 
 Only a current Loss may be fused with a step, since the program takes the values out of the Stores and not
-out of the Loss.
+out of the Loss. A sum of losses is current while all its parts are.
+
+Who takes a gradient
+--------------------
+
+`lazy_grad` is the gradient that the next step takes, `spent` the one that a `minimize` has stepped with.
+A Parameter has at most one of the two, and `.grad` shows it.
+
+    loss.backward()               adds to `lazy_grad`.
+    step, apply_gradients         take gradients and leave them.
+    minimize                      computes gradients without storing them, adds what is in `lazy_grad`, steps,
+                                  and then stores the sum in `spent`. Of its other Parameters it drops `spent`.
+    minimize, of Parameters that  keeps their gradients with the loss (`left`), for the `minimize` of the
+    another optimizer has         optimizer that has them. They add to no gradient.
+
+Inside a trace
+--------------
+
+While JAX traces a function that is not a loss's own, an object can be neither read nor changed: `tracing`
+raises. Its value would become a constant of the program, and what is stored would be a tracer.
 """
 
 from . import lr

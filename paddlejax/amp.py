@@ -1,8 +1,10 @@
 """Paddle's `paddle.amp`: the loss scaling of mixed-precision training, as an object."""
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from .optimizer.expression import Constant
 from .optimizer.ledger import Entries, NumberField, StateDictError, load, written
 from .optimizer.loss import Loss
 from .optimizer.parameter import ZEROS, Parameter
+from .optimizer.transaction import complete
 from .optimizer.wrappers import innermost
 from .tracing import check_outside
 
@@ -68,6 +71,20 @@ class ScaledLoss(Loss):
         return self._unscaled.aux
 
 
+class _Progress(NamedTuple):
+    """What steps and updates change; it is replaced as a whole, in one assignment."""
+
+    scale: np.float32
+    counts: tuple[int, int] = (0, 0)  # good and bad steps in a row
+    found_inf: bool = False  # by the last unscale_, of whichever optimizer
+    last_was_bad: bool = False  # what `update` goes by; it keeps it, as Paddle does
+    # An optimizer that is not here has gradients that are still scaled.
+    unscaled: Mapping[Any, bool] = {}  # unscale_ has run: whether it found inf or NaN
+    stepped: frozenset[Any] = frozenset()
+    consecutive_skips: int = 0
+    total_skips: int = 0
+
+
 def _is_off(setting: Any, enable: bool) -> bool:
     """Paddle's scaler that is not enabled does not look at its settings."""
     return not enable
@@ -119,15 +136,23 @@ class GradScaler:
         self._enable, self._dynamic = enable, use_dynamic_loss_scaling
         self._ratios = [incr_ratio, decr_ratio]
         self._intervals = [incr_every_n_steps, decr_every_n_nan_or_inf]
+        self._progress = _Progress(np.float32(0))
         self._set_scale(init_loss_scaling)
-        self._counts = (0, 0)  # good and bad steps in a row
-        self._found_inf = False  # by the last unscale_, of whichever optimizer
-        self._last_was_bad = False  # what `update` goes by; it keeps it, as Paddle does
-        # An optimizer that is not here has gradients that are still scaled.
-        self._unscaled: dict[Any, bool] = {}  # unscale_ has run: whether it found inf or NaN
-        self._stepped: set[Any] = set()
-        self.consecutive_skips = 0
-        self.total_skips = 0
+
+    @property
+    def consecutive_skips(self) -> int:
+        """How many of the last steps were skipped in a row."""
+        return self._progress.consecutive_skips
+
+    @property
+    def total_skips(self) -> int:
+        """How many steps were skipped in all."""
+        return self._progress.total_skips
+
+    @property
+    def _scale(self) -> np.float32:
+        """The factor on the loss."""
+        return self._progress.scale
 
     def __repr__(self) -> str:
         return f"GradScaler(scale={self._scale:g})" if self._enable else "GradScaler(enable=False)"
@@ -163,18 +188,25 @@ class GradScaler:
         if not self._enable:
             return
         parameters, optimizer = _parameters("unscale_", optimizer), innermost(optimizer)
-        if optimizer in self._stepped:
+        before = self._progress
+        if optimizer in before.stepped:
             raise RuntimeError("unscale_: found it called after step(), expected update() in between")
-        if optimizer in self._unscaled:
+        if optimizer in before.unscaled:
             raise RuntimeError(
                 "unscale_: found it called twice for this optimizer, expected update() in between"
             )
         check_outside("unscale_")
         there = [p for p in parameters if p.lazy_grad is not None and p.lazy_grad is not ZEROS]
         grads, finite = _unscale([p.lazy_grad for p in there], self._scale)
-        self._found_inf = self._unscaled[optimizer] = not finite
-        for p, g in zip(there, grads, strict=True):
-            p.grad = g
+        bad = not finite
+        after = before._replace(found_inf=bad, unscaled={**before.unscaled, optimizer: bad})
+
+        def store() -> None:
+            for p, g in zip(there, grads, strict=True):
+                p.lazy_grad = g
+            self._progress = after
+
+        complete(store)
 
     def step(self, optimizer: Any) -> None:
         """`optimizer.step()` with unscaled gradients, or nothing if one of them is infinite or NaN."""
@@ -182,27 +214,34 @@ class GradScaler:
             return optimizer.step()
         _parameters("step", optimizer)
         inner = innermost(optimizer)  # whose gradients they are: wrappers share them
-        if inner in self._stepped:
+        if inner in self._progress.stepped:
             raise RuntimeError("step: found it called twice for this optimizer, expected update() in between")
-        if inner not in self._unscaled:
+        if inner not in self._progress.unscaled:
             self.unscale_(optimizer)
-        if self._is_good(inner):
-            optimizer.step()
+        good, after = self._judged(inner, self._progress)
         if self._dynamic:
-            self._stepped.add(inner)
+            after = after._replace(stepped=after.stepped | {inner})
         else:
-            del self._unscaled[inner]
+            after = after._replace(unscaled={o: bad for o, bad in after.unscaled.items() if o is not inner})
+        _noted(inner, optimizer.step if good else None, lambda: setattr(self, "_progress", after))
 
     def update(self) -> None:
         """Adapt the scale to whether the last `step` was skipped; every optimizer may step again."""
         if not (self._enable and self._dynamic):
             return
         check_outside("update")
-        scaling = _next_scale(self._scale, *self._counts, self._last_was_bad, *self._ratios, *self._intervals)
-        scale, *counts = jax.device_get(scaling)
-        self._scale, self._counts = np.float32(scale), (int(counts[0]), int(counts[1]))
-        self._unscaled.clear()
-        self._stepped.clear()
+        self._progress = self._updated(self._progress)
+
+    def _updated(self, progress: _Progress) -> _Progress:
+        """Return the progress with the next scale; every optimizer's gradients are scaled again."""
+        if not self._dynamic:
+            return progress._replace(unscaled={})
+        found = _next_scale(
+            progress.scale, *progress.counts, progress.last_was_bad, *self._ratios, *self._intervals
+        )
+        scale, good, bad = jax.device_get(found)
+        counts = int(good), int(bad)
+        return progress._replace(scale=np.float32(scale), counts=counts, unscaled={}, stepped=frozenset())
 
     def minimize(self, optimizer: Any, loss: Any, *args: Any, **kwargs: Any) -> tuple[list[Any], list[Any]]:
         """`step` and `update` in one; `([], [(parameter, gradient), ...])`.
@@ -217,13 +256,17 @@ class GradScaler:
         check_outside("minimize")
         if isinstance(loss, Loss):
             if not loss.ran_backward:
-                if inner in self._unscaled:
+                if inner in self._progress.unscaled:
                     raise RuntimeError(
                         "minimize: found a loss whose backward has not run, after unscale_(); "
                         "expected loss.backward() before unscale_()"
                     )
-                prepare = getattr(optimizer, "_recomputing", lambda loss: loss)
-                prepare(loss if isinstance(loss, ScaledLoss) else self.scale(loss)).backward()
+                prepare = getattr(optimizer, "recomputing", lambda loss: loss)
+                scaled = prepare(loss if isinstance(loss, ScaledLoss) else self.scale(loss))
+                if all(p.lazy_grad is None or p.lazy_grad is ZEROS for p in parameters):
+                    step = functools.partial(optimizer.minimize, scaled, *args, **kwargs)
+                    return [], self._minimize(inner, set(parameters), scaled, step)
+                scaled.backward()  # adds to scaled gradients that are there
         elif callable(loss):
             expected = "what a @paddle.loss function returned"
             raise TypeError(f"minimize's loss: found a {type(loss).__name__}, expected {expected}")
@@ -232,39 +275,74 @@ class GradScaler:
             raise TypeError(
                 f"minimize's loss: found {type(loss).__name__} with further arguments, expected {expected}"
             )
-        before = [(p.lazy_grad, p.spent) for p in parameters]
-        if fresh := inner not in self._unscaled:
-            self.unscale_(optimizer)
-        pairs = [(p, p.grad) for p in parameters if p.lazy_grad is not None]
-        try:
-            if self._is_good(inner):
-                if isinstance(loss, Loss):
-                    pairs = optimizer.minimize(loss, *args, **kwargs)[1]
-                else:
-                    optimizer.step()
+        before, cells = self._progress, [(p.lazy_grad, p.spent) for p in parameters]
+        done = False
+
+        def note() -> None:
+            nonlocal done
+            done = True
+            self._progress = after
             for p in parameters:
                 p.spend()
+
+        try:
+            if inner not in before.unscaled:
+                self.unscale_(optimizer)
+            pairs = [(p, p.grad) for p in parameters if p.lazy_grad is not None]
+            good, judged = self._judged(inner, self._progress)
+            after = self._updated(judged)
+            step = functools.partial(optimizer.minimize, loss, *args, **kwargs)
+            _noted(inner, (step if isinstance(loss, Loss) else optimizer.step) if good else None, note)
         except BaseException:
-            if fresh:  # as if it had not been called
-                del self._unscaled[inner]
-                for p, grads in zip(parameters, before, strict=True):
-                    p.lazy_grad, p.spent = grads
+            if not done:  # as if it had not been called
+                self._progress = before
+                for p, cell in zip(parameters, cells, strict=True):
+                    p.lazy_grad, p.spent = cell
             raise
-        self.update()
-        self._unscaled.clear()
         return [], pairs
 
-    def _is_good(self, optimizer: Any) -> bool:
-        """Whether the step may be taken; notes what `update` will go by.
+    def _minimize(
+        self, inner: Any, own: set[Parameter], loss: Loss, step: Callable[[], Any]
+    ) -> list[tuple[Parameter, Any]]:
+        """Minimize a scaled loss whose gradients alone take part: it is given these, unscaled."""
+        result, grads = loss.gradients()
+        mine = [i for i, p in enumerate(loss.parameters) if p in own]
+        others = [i for i, p in enumerate(loss.parameters) if p not in own]
+        found, finite = _unscale([grads[i] for i in mine], self._scale)
+        left, _ = _unscale([grads[i] for i in others], self._scale)
+        ready = dict(zip([*mine, *others], [*found, *left], strict=True))
+        before, bad = self._progress, not finite
+        good, judged = self._judged(
+            inner, before._replace(found_inf=bad, unscaled={**before.unscaled, inner: bad})
+        )
+        after = self._updated(judged)
+
+        def note() -> None:
+            self._progress = after
+            if not good:
+                loss.settle(result)
+                for i in mine:
+                    loss.parameters[i].lazy_grad, loss.parameters[i].spent = None, ready[i]
+
+        loss.result, loss.ready = result, [ready[i] for i in range(len(grads))]
+        try:
+            _noted(inner, step if good else None, note)
+        finally:
+            loss.ready = None  # they are not those of the scaled loss
+        return [(loss.parameters[i], ready[i]) for i in mine]
+
+    def _judged(self, inner: Any, before: _Progress) -> tuple[bool, _Progress]:
+        """Return whether the step may be taken, and the progress that `update` will go by.
 
         Paddle asks only what the last unscale_ found, and applies an infinite gradient if another optimizer
         was unscaled after it. That verdict moves the scale here too, but the optimizer's own counts too.
         """
-        self._last_was_bad = self._found_inf
-        bad = self._found_inf or self._unscaled[optimizer]
-        self.consecutive_skips = self.consecutive_skips + 1 if bad else 0
-        self.total_skips += bad
-        return not bad
+        bad = before.found_inf or before.unscaled[inner]
+        return not bad, before._replace(
+            last_was_bad=before.found_inf,
+            consecutive_skips=before.consecutive_skips + 1 if bad else 0,
+            total_skips=before.total_skips + bad,
+        )
 
     # ------------------------------------------------------------------ settings
 
@@ -288,7 +366,7 @@ class GradScaler:
     def _set_scale(self, new_init_loss_scaling: Any) -> None:
         self._init_loss_scaling = float(new_init_loss_scaling)
         with np.errstate(over="ignore"):
-            self._scale = np.float32(self._init_loss_scaling)
+            self._progress = self._progress._replace(scale=np.float32(self._init_loss_scaling))
 
     def get_incr_ratio(self) -> float:
         """Return by what the factor is multiplied after enough good steps."""
@@ -343,7 +421,7 @@ class GradScaler:
 
     def _saved(self) -> tuple[Any, ...]:
         """The values of FIELDS."""
-        return self._scale, *self._ratios, *self._intervals, *self._counts, self._dynamic
+        return self._scale, *self._ratios, *self._intervals, *self._progress.counts, self._dynamic
 
     def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
         if not entries.rest:
@@ -352,7 +430,7 @@ class GradScaler:
         yield
         self._set_scale(scale)
         self._ratios, self._intervals = [up, down], [every_good, every_bad]
-        self._counts, self._dynamic = (good, bad), dynamic
+        self._progress, self._dynamic = self._progress._replace(counts=(good, bad)), dynamic
 
 
 class _Scale(NumberField):
@@ -372,6 +450,14 @@ FIELDS = (
     NumberField("decr_count", int),
     NumberField("use_dynamic_loss_scaling", bool),
 )
+
+
+def _noted(inner: Any, step: Callable[[], Any] | None, note: Callable[[], None]) -> None:
+    """Take this step, if there is one, and note it: both or neither."""
+    if step is not None:
+        with getattr(inner, "noting", nullcontext)(note):
+            step()
+    complete(note)
 
 
 def _parameters(method: str, optimizer: Any) -> list[Parameter]:

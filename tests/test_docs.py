@@ -56,7 +56,6 @@ WITHOUT_EXAMPLE = {
     "Checkpoint": "what read returns",
     "Tensor": "a part of a Checkpoint",
     "Info": "what get_info returns",
-    "Loss": "what a function under @loss returns; the example is there",
     "Packed": "what pack holds parameters in",
     "RuleState": "what init returns",
     "Optimizer": "the base; every class below it has one",

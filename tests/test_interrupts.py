@@ -381,6 +381,221 @@ def test_a_scheduler_steps_as_a_whole_or_not_at_all(make):
         assert scheduler.state_dict() == straight.state_dict()
 
 
+class Told:
+    """A KeyboardInterrupt as the caller of an object sees it: the call is done, or may be made again."""
+
+    def __init__(self, make, act, seen):
+        """`make` returns an object, `act(object, n)` makes the n-th call, `seen(object)` is what shows."""
+        self.act, self.seen = act, seen
+        self.thing, self.straight = make(), make()  # `straight` is never interrupted, and one call ahead
+        self.calls, self.now = 0, seen(self.straight)
+        self.ahead()
+
+    def ahead(self):
+        self.act(self.straight, self.calls)
+        self.then = self.seen(self.straight)
+
+    def __call__(self):
+        self.act(self.thing, self.calls)
+
+    def check(self):
+        found = self.seen(self.thing)
+        if not alike(found, self.now):
+            assert alike(found, self.then), f"neither {self.calls} calls nor one more: {found}"
+            self.calls, self.now = self.calls + 1, self.then
+            self.ahead()
+
+
+def alike(a, b):
+    return a.keys() == b.keys() and all(np.allclose(a[k], b[k], 1e-5, 1e-7) for k in b)
+
+
+def cells():
+    return [paddle.Parameter(jnp.full(n, 2.0), f"p{n}") for n in (1, 2)]
+
+
+class Scaled:
+    """A GradScaler, and an optimizer that it steps."""
+
+    def __init__(self):
+        self.params = cells()
+        self.opt = paddle.optimizer.Momentum(0.1, parameters=self.params)
+        self.scaler = paddle.amp.GradScaler(init_loss_scaling=8.0, incr_every_n_steps=2)
+        self.loss = paddle.loss(lambda a, b, x: (jnp.sum(a * a) + jnp.sum(b)) * x)
+        self.begun = -1
+
+    def given(self, n):
+        """The gradients of the n-th step, scaled, unless they lie there already."""
+        if self.begun != n:
+            scale = float(self.scaler.state_dict()["scale"][0])
+            for p in self.params:
+                p.grad = jnp.full(p.shape, scale * (n + 1.0) if n % 5 != 3 else jnp.inf)
+            self.begun = n
+
+    def step(self, n):
+        self.given(n)
+        with contextlib.suppress(RuntimeError):  # "called twice": it was done before the interrupt
+            self.scaler.step(self.opt)
+        self.scaler.update()
+
+    def minimize(self, n):
+        self.scaler.minimize(self.opt, self.loss(*self.params, 1.0 + n if n % 5 != 3 else jnp.inf))
+
+    def seen(self):
+        own = {p.name: p.numpy() for p in self.params}
+        state = self.scaler.state_dict()
+        return own | self.opt.state_dict() | state | {"skips": self.scaler.total_skips}
+
+
+class Wrapped:
+    """A wrapper around an optimizer."""
+
+    def __init__(self, wrap):
+        self.params = cells()
+        self.opt = wrap(paddle.optimizer.Momentum(0.1, parameters=self.params))
+
+    def minimize(self, n):
+        self.opt.minimize(along(self.params, [jnp.full(p.shape, n + 1.0) for p in self.params]))
+
+    def seen(self):
+        return {p.name: p.numpy() for p in self.params} | self.opt.state_dict()
+
+
+class Searched:
+    """L-BFGS."""
+
+    def __init__(self, line_search_fn=None):
+        self.params = cells()
+        self.opt = paddle.optimizer.LBFGS(
+            0.5, max_iter=2, line_search_fn=line_search_fn, parameters=self.params
+        )
+        self.loss = paddle.loss(lambda a, b: jnp.sum((a - 1) ** 4) + jnp.sum((b + 1) ** 2))
+
+    def step(self, n):
+        def closure():
+            self.opt.clear_grad()
+            loss = self.loss(*self.params)
+            loss.backward()
+            return loss
+
+        self.opt.step(closure)
+
+    def seen(self):
+        state = self.opt.state_dict()["state"]
+        counts = {k: state[k] for k in ("n_iter", "func_evals") if k in state}
+        return {p.name: p.numpy() for p in self.params} | counts
+
+
+class Averaged:
+    """A ModelAverage of which one Parameter joins late."""
+
+    def __init__(self):
+        self.params = cells()
+        self.average = paddle.incubate.ModelAverage(1.0, self.params)
+
+    def step(self, n):
+        for i, p in enumerate(self.params):
+            p.grad = jnp.ones(p.shape) if n % 2 or not i else None
+        self.average.step()
+
+    def seen(self):
+        return self.average.state_dict()
+
+
+OBJECTS = {
+    "GradScaler.minimize": (Scaled, Scaled.minimize, Scaled.seen, paddle.amp.GradScaler.minimize),
+    "LookAhead": (
+        lambda: Wrapped(lambda o: paddle.incubate.LookAhead(o, 0.5, 2)),
+        Wrapped.minimize,
+        Wrapped.seen,
+        paddle.incubate.LookAhead.minimize,
+    ),
+    "GradientMerge": (
+        lambda: Wrapped(lambda o: paddle.fluid.optimizer.GradientMergeOptimizer(o, 2)),
+        Wrapped.minimize,
+        Wrapped.seen,
+        paddle.fluid.optimizer.GradientMergeOptimizer.minimize,
+    ),
+    "LBFGS": (Searched, Searched.step, Searched.seen, paddle.optimizer.LBFGS.step),
+    "ModelAverage": (Averaged, Averaged.step, Averaged.seen, paddle.incubate.ModelAverage.step),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_a_call_of_an_object_happens_as_a_whole_or_not_at_all(name):
+    make, act, seen, through = OBJECTS[name]
+    told = Told(make, act, seen)
+    places = everywhere(told, told.check, [through], once=True)
+    assert 2 < told.calls < places
+
+
+class Repeated(Told):
+    """The call that was interrupted is made again, as a user would: then it has happened once."""
+
+    def __call__(self):
+        self.done = False
+        self.act(self.thing, self.calls)
+        self.done = True
+
+    def check(self):
+        if not self.done:
+            self.act(self.thing, self.calls)
+        assert alike(self.seen(self.thing), self.then), f"not {self.calls + 1} calls"
+        self.calls, self.now = self.calls + 1, self.then
+        self.ahead()
+
+
+def test_a_scaled_step_and_its_update_can_be_repeated():
+    told = Repeated(Scaled, Scaled.step, Scaled.seen)
+    everywhere(told, told.check, [paddle.amp.GradScaler.step, paddle.amp.GradScaler.update], once=True)
+
+
+def test_averages_stand_in_for_values_inside_the_block_alone():
+    params = cells()
+    average = paddle.static.ExponentialMovingAverage(0.5, parameters=params)
+    average.update()
+    for p in params:
+        p.set_value(jnp.zeros(p.shape))
+
+    def act():
+        with average.apply():
+            assert all(np.all(p.numpy() == 2.0) for p in params)
+
+    def check():
+        assert all(np.all(p.numpy() == 0.0) for p in params)
+        with average.apply():
+            assert all(np.all(p.numpy() == 2.0) for p in params)
+
+    everywhere(act, check, [type(average).restore], once=True)
+
+
+def test_a_state_with_a_scheduler_is_taken_over_as_a_whole():
+    def made(steps):
+        params = cells()
+        schedule = lr.LinearWarmup(lr.StepDecay(0.5, 3, 0.5), 4, 0.0, 0.5)
+        opt = paddle.incubate.LookAhead(paddle.optimizer.Adam(schedule, parameters=params), 0.5, 3)
+        for n in range(steps):
+            for p in params:
+                p.grad = jnp.full(p.shape, n + 1.0)
+            opt.step()
+            schedule.step()
+        return opt
+
+    def flat(state):
+        return {k: float(np.sum(x)) for k, x in state.items() if k != "LR_Scheduler"} | {
+            k: v for k, v in state["LR_Scheduler"].items() if isinstance(v, int | float)
+        }
+
+    old, new = made(1).state_dict(), made(5).state_dict()
+    opt = made(1)
+
+    def check():
+        assert flat(opt.state_dict()) in (flat(old), flat(new))
+        opt.set_state_dict(old)
+
+    everywhere(lambda: opt.set_state_dict(new), check, [type(opt).set_state_dict], once=True)
+
+
 def test_a_compressed_step_happens_as_a_whole_or_not_at_all():
     """On eight workers, before they compress anything: momentum, whose value and count must agree."""
     w = paddle.Parameter(jnp.ones(3), "w")

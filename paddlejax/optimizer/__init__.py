@@ -102,7 +102,7 @@ A Parameter has at most one of the two, and `.grad` shows it.
     loss.backward()               adds to `lazy_grad`.
     step, apply_gradients         take gradients and leave them.
     minimize                      computes gradients without storing them, adds what is in `lazy_grad`, steps,
-                                  and then stores the sum in `spent`. Of its other Parameters it drops `spent`.
+                                  and then stores the sum in `spent`. Its other Parameters lose their `spent`.
     minimize, of Parameters that  keeps their gradients with the loss (`left`), for the `minimize` of the
     another optimizer has         optimizer that has them. They add to no gradient.
 

@@ -20,7 +20,7 @@ from .arguments import check_distinct, checked_name, read_parameters
 from .group import halves
 from .ledger import ArrayField, CountField, Entries, Field, load, written
 from .parameter import Parameter
-from .transaction import run_atomically
+from .transaction import complete, run_atomically
 
 
 class ParameterAverage:
@@ -59,24 +59,36 @@ class ParameterAverage:
             )
         check_outside("apply()")
         averages = self._averages()
-        self._saved = {p: p.store.take() for p in averages}
-        for p, average in averages.items():
-            p.store.put(average)
-        self._inside = True
+        saved = {p: p.store.take() for p in averages}
+        entered = False
         try:
+            self._saved, self._inside = saved, True
+            for p, average in averages.items():
+                p.store.put(average)
+            entered = True
             yield
         finally:
             self._inside = False
-            if need_restore and self._saved is not None:
-                self.restore(executor)
+            if self._saved is not None and (need_restore or not entered):
+                try:
+                    self.restore(executor)
+                except BaseException:  # an interrupt, at the beginning of the call too
+                    if self._saved is not None:
+                        self.restore(executor)
+                    raise
 
     def restore(self, executor: Any = None) -> None:
         """Give the parameters back what they held before `apply`."""
         if self._saved is None:
             raise RuntimeError("restore(): found nothing to restore, expected apply() before it")
-        for p, value in self._saved.items():
-            p.store.put(value)
-        self._saved = None
+        saved = self._saved
+
+        def store() -> None:
+            for p, value in saved.items():
+                p.store.put(value)
+            self._saved = None
+
+        complete(store)
 
     def _values(self, members: Sequence[int] | None = None) -> list[jax.Array]:
         """Return the values to average, of all parameters or of these; raise while averages stand in their
@@ -109,9 +121,10 @@ def _decayed_value(state: MovingAverageState) -> list[jax.Array]:
 
 @functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=1)
 def _windowed(
-    values: list[Any], state: ModelAverageState, rate: Any, shortest: int, longest: int
-) -> ModelAverageState:
-    return model_average(rate, shortest, longest).update(values, state)
+    values: list[list[Any]], states: list[ModelAverageState], rate: Any, shortest: int, longest: int
+) -> list[ModelAverageState]:
+    update = model_average(rate, shortest, longest).update
+    return [update(own, state) for own, state in zip(values, states, strict=True)]
 
 
 @jax.jit
@@ -243,17 +256,20 @@ class ModelAverage(ParameterAverage):
         """Take the parameters as they are now into the average."""
         self._values([])
         present = [self._takes_part(p) for p in self.parameter_list]
-        self._cohorts = [part for cohort in self._cohorts for part in cohort.split(present)]
-        known = {i for cohort in self._cohorts for i in cohort.members}
+        cohorts = [part for cohort in self._cohorts for part in cohort.split(present)]
+        known = {i for cohort in cohorts for i in cohort.members}
         fresh = [i for i, here in enumerate(present) if here and i not in known]
         if fresh:
-            self._cohorts.append(_Cohort(fresh, self._average.init(self._values(fresh))))
-        for cohort in self._cohorts:
-            if present[cohort.members[0]]:
-                given = self._values(cohort.members), cohort.state, *self._window
-                run_atomically(
-                    lambda given=given: (_windowed, given), functools.partial(setattr, cohort, "state")
-                )
+            cohorts.append(_Cohort(fresh, self._average.init(self._values(fresh))))
+        active = [cohort for cohort in cohorts if present[cohort.members[0]]]
+        values = [self._values(cohort.members) for cohort in active]
+
+        def store(states: list[ModelAverageState]) -> None:
+            for cohort, state in zip(active, states, strict=True):
+                cohort.state = state
+            self._cohorts = cohorts
+
+        run_atomically(lambda: (_windowed, (values, [c.state for c in active], *self._window)), store)
 
     update = step
 

@@ -76,8 +76,8 @@ class LBFGS(Optimizer):
             if wrong:
                 found = f"Parameter {p.name} or its group has {' and '.join(wrong)}"
                 raise NotImplementedError(f"{found}, which LBFGS cannot give to a part of the parameters")
-        self._state: LBFGSState | None = None
-        self._trained: list[Parameter] = []  # whose values lie in the state's vectors, in this order
+        # The state, and the Parameters whose values lie in its vectors, in this order.
+        self._history: tuple[LBFGSState | None, list[Parameter]] = None, []
 
     # ------------------------------------------------------------------ one step
 
@@ -88,15 +88,17 @@ class LBFGS(Optimizer):
             raise TypeError(f"LBFGS's step: found {closure!r}, {expected}")
         check_outside("LBFGS's step", "call it outside, or use paddlejax.lbfgs there")
         trained, layout = self._laid_out()
-        fresh = self._state is None or trained != self._trained
-        state = layout.state(self._method, 0.0) if fresh else self._state
+        state, known = self._history
+        state = layout.state(self._method, 0.0) if state is None or trained != known else state
         rate = jnp.asarray(self.get_lr(), layout.wide)
-        state = state._replace(  # type: ignore[union-attr]
-            rate=state.rate._replace(count=state.rate.count + 1, learning_rate=rate)  # type: ignore[union-attr]
-        )
+        state = state._replace(rate=state.rate._replace(count=state.rate.count + 1, learning_rate=rate))
         for part in self.layers:
             part.begin()
-        before = [p.store.take() for p in trained]
+        before, after = [p.store.take() for p in trained], None
+
+        def keep() -> None:
+            self._history = after
+
         try:
             first = result = _evaluated(closure, trained)
             call, values = _absorb(
@@ -107,16 +109,18 @@ class LBFGS(Optimizer):
                     p.store.put(x)
                 result = _evaluated(closure, trained)
                 call, values = _absorb(self._method, call, *result[1:], layout=layout)
+            after = call.state, trained
+            for p, x in zip(trained, values, strict=True):
+                p.store.put(x)
+            if self.layers:  # a wrapper goes on from here, with a step that moves nothing
+                moved = {p: p.lazy_grad for p in trained}
+                self.apply([moved.get(p) for p in self.parameter_list], taken=keep)
+            keep()
         except BaseException:
-            for p, x in zip(trained, before, strict=True):
-                p.store.put(jnp.copy(x))
+            if after is None or self._history is not after:
+                for p, x in zip(trained, before, strict=True):
+                    p.store.put(jnp.copy(x))
             raise
-        for p, x in zip(trained, values, strict=True):
-            p.store.put(x)
-        if self.layers:  # a wrapper goes on from here, with a step that moves nothing
-            moved = {p: p.lazy_grad for p in trained}
-            self.apply([moved.get(p) for p in self.parameter_list])
-        self._state, self._trained = call.state, trained
         return first[0]
 
     def minimize(self, *args: Any, **kwargs: Any) -> Any:
@@ -142,7 +146,7 @@ class LBFGS(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Copies of the whole state under Paddle's names in `state`, the histories as lists, oldest first;
         and `LR_Scheduler`."""
-        return {**super().state_dict(), "state": _written(self._state)}
+        return {**super().state_dict(), "state": _written(self._history[0])}
 
     def _loading(self, entries: Entries, strict: bool) -> Iterator[None]:
         """Without `strict` the state may be absent and then starts afresh."""
@@ -153,7 +157,7 @@ class LBFGS(Optimizer):
         yield
         state = None if found is None else _state(found, layout, method)
         self._put_schedule(schedule)
-        self._state, self._trained = state, trained
+        self._history = state, trained
 
 
 @partial(jax.jit, static_argnames="layout")

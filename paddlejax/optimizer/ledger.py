@@ -219,11 +219,22 @@ def written(pairs: Iterable[tuple[Field, Any]]) -> dict[str, Any]:
 def load(loading: "Loading", state_dict: Any, strict: bool = True, counters: bool = True) -> None:
     """Take over a state_dict, or raise one error with all that does not fit, and change nothing."""
     check_outside("set_state_dict", "call it outside")
-    entries = Entries(state_dict, counters)
-    steps = loading(entries, strict)
-    next(steps)
-    entries.close()
-    next(steps, None)
+
+    def read() -> Iterator[None]:
+        entries = Entries(state_dict, counters)
+        steps = loading(entries, strict)
+        next(steps)
+        entries.close()
+        return steps
+
+    steps = read()
+    try:
+        next(steps, None)
+    except Exception:  # refused, for example by a scheduler, which is as it was
+        raise
+    except BaseException:  # interrupted on the way: all of it is put in force, from the start
+        next(read(), None)
+        raise
 
 
 @contextmanager

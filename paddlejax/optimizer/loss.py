@@ -13,6 +13,7 @@ from ..tracing import READ, check_outside
 from .call import value_and_grad
 from .parameter import Parameter
 from .store import Values, Where
+from .transaction import complete
 
 
 class _Habit:
@@ -98,11 +99,7 @@ class Loss:
         result, grads = self.gradients()
         grads = [total(p, g) for p, g in zip(self.parameters, grads, strict=True)]
         self.retain(retain_graph)
-        try:
-            self.take(result, grads)
-        except BaseException:
-            self.take(result, grads)
-            raise
+        complete(lambda: self.take(result, grads))
 
     def gradients(self) -> tuple[Any, list[Any]]:
         """Run backward and return (what `learn` takes, the gradient of every Parameter); nothing is stored.

@@ -29,6 +29,7 @@ from .loss_function import LossFunction
 from .lr import LambdaDecay, LRScheduler, Rate
 from .parameter import Parameter
 from .stepping import OWN, Stepping, Steps
+from .transaction import complete
 
 SCHEDULE = "LR_Scheduler"
 SHOWN = 3  # names of Parameters in a message
@@ -192,8 +193,12 @@ class Optimizer(Stepping):
         check_outside("backward")
         if not isinstance(loss, Loss):
             totals = {p: self._total(p, g) for p, g in gradients_of(loss, self.parameters).items()}
-            for p, total in totals.items():
-                p.lazy_grad, p.spent = total, None
+
+            def store() -> None:
+                for p, total in totals.items():
+                    p.lazy_grad, p.spent = total, None
+
+            complete(store)
         elif not loss.ran_backward:
             loss.run_backward(self._total)
         return [(p, p.grad) for p in self.parameter_list if p in wanted and p.lazy_grad is not None]

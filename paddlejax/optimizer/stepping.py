@@ -1,6 +1,7 @@
 """How an optimizer object steps: which programs it makes, and how one is run as a whole or not at all."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +46,7 @@ class Stepping(Measured):
     """
 
     layers: tuple[Part, ...] = ()  # what wrappers add to the step that is being made, innermost first
+    _note: Callable[[], None] | None = None  # what else is stored with a step, see `noting`
     passed = False  # whether a step was made since a wrapper set this to False
     parameter_list: list[Parameter]
     _replaces = False  # whether the backward of a `minimize` replaces the gradients that are there
@@ -113,6 +115,8 @@ class Stepping(Measured):
             info = compiled.keep(values, state)  # type: ignore[union-attr]
             if taken is not None:
                 taken(*results)
+            if self._note is not None:
+                self._note()
             if not waits:
                 self._info = info
                 self._stepped()
@@ -124,6 +128,15 @@ class Stepping(Measured):
                 part.idle()
             if not waits:
                 self._stepped()
+
+    @contextmanager
+    def noting(self, note: Callable[[], None]) -> Iterator[None]:
+        """Inside, a step calls `note`, which only assigns, in the same breath as it stores its result."""
+        self._note = note
+        try:
+            yield
+        finally:
+            self._note = None
 
     def _check_rows(self, grads: list[Any]) -> None:
         """Raise if a rule takes no SelectedRows; a Parameter that gets one leaves the packed buffers for

@@ -7,6 +7,20 @@ from typing import Any
 from ..tracing import check_outside
 
 
+def complete(store: Callable[[], None]) -> None:
+    """Call what only assigns, to its end: an interrupt on the way is raised when all is stored.
+
+    Twice must give what once gives.
+    """
+    try:
+        store()
+    except Exception:
+        raise
+    except BaseException:
+        store()
+        raise
+
+
 def run_atomically(
     prepare: Callable[[], tuple[Callable[..., Any], tuple[Any, ...]] | None],
     store: Callable[[Any], None],

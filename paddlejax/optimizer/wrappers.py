@@ -149,17 +149,17 @@ class RecomputeOptimizer(Wrapper):
         self, loss: Any, startup_program: None = None, *args: Any, **kwargs: Any
     ) -> tuple[list[Any], Pairs]:
         """Backward, with activations computed again, and step."""
-        return super().minimize(self._recomputing(loss), startup_program, *args, **kwargs)
+        return super().minimize(self.recomputing(loss), startup_program, *args, **kwargs)
 
     def backward(self, loss: Any, startup_program: None = None, *args: Any, **kwargs: Any) -> Pairs:
         """The first half of `minimize`."""
-        return self.inner_optimizer.backward(self._recomputing(loss), startup_program, *args, **kwargs)
+        return self.inner_optimizer.backward(self.recomputing(loss), startup_program, *args, **kwargs)
 
     def load(self, state_dict: Any) -> None:
         """Not there, as in Paddle: `set_state_dict` is."""
         raise NotImplementedError("RecomputeOptimizer has no load; use set_state_dict")
 
-    def _recomputing(self, loss: Any) -> Any:
+    def recomputing(self, loss: Any) -> Any:
         """Return the loss with its function under `jax.checkpoint`."""
         if isinstance(loss, Loss):
             if not loss.ran_backward:

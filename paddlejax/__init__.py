@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 from . import regularizer, rules
 from .clip import clip_by_global_norm, clip_by_norm, clip_by_value
 from .cpu_fusion import enable_cpu_fusion
-from .lifting import GradientTransformation, Rule, RuleState, lift, rule
+from .lifting import GradientTransformation, Rule, lift, rule
+from .rates import RuleState, get_learning_rate, set_learning_rate
 from .regularizer import l1_decay, l2_decay
 from .rules import (
     adadelta,
@@ -49,7 +50,7 @@ from .rules import (
     sgd,
 )
 from .selected_rows import SelectedRows
-from .transform import apply_updates, chain, get_learning_rate, identity, set_learning_rate
+from .transform import apply_updates, chain, identity
 
 __version__ = "0.1.0"
 

@@ -87,7 +87,7 @@ class Interval:
     def __str__(self) -> str:
         """`in [0, 1)`, or in words where one end is not bounded."""
         if math.isinf(self.low) and math.isinf(self.high):
-            return ""
+            return "that is finite" if self.open else ""
         if math.isinf(self.high):
             finite = " and finite" if self.open else ""
             return (f"above {self.low}" if self.above else f"of at least {self.low}") + finite
@@ -100,8 +100,10 @@ class Interval:
     def __call__(self, name: str, value: Any, arguments: Arguments) -> None:
         if isinstance(value, Tracer):
             return
+        # An array is read on the host: a comparison of arrays inside jit would be traced.
+        known = np.asarray(value) if isinstance(value, jax.Array) else value
         try:
-            inside = value in self
+            inside = all(x in self for x in known.flat) if isinstance(known, np.ndarray) else known in self
         except TypeError:
             refuse(name, value, self.kind, TypeError)
         if not inside:
@@ -267,7 +269,9 @@ COUNT = (Must(lambda x: _is_int(x) and x > 0, "a positive int", ArgumentError),)
 INT = Must(_is_int, "an int")
 FLAG = instance(bool, "True or False")
 NAME = instance(str | None, "a str or None")
-RATE = given("a number"), unless(callable, NUMBER)
+FINITE = Interval(open=True, above=True)
+MAGNITUDE = Interval(0, open=True)
+RATE = given("a number"), unless(callable, NUMBER, MAGNITUDE)
 
 Beta = Annotated[float, Interval(0, 1, open=True)]
 Fraction = Annotated[float, Interval(0, 1)]

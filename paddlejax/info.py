@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from .array_types import ArrayTree, Gradients
 from .clip import CLIP, as_clip
 from .hyper import checked
-from .lifting import GradientTransformation, RuleState
+from .lifting import GradientTransformation
 from .loss_scaling import LossScaleState, SkipState
 from .norms import root, squared_norm
+from .rates import RuleState, get_learning_rate
 from .selected_rows import SelectedRows
-from .transform import chain, get_learning_rate
+from .transform import chain
 from .trees import align, beside, compute_dtype, flatten, gradients, path_name
 from .wrap import PAIR, check_params, check_state
 

@@ -26,10 +26,11 @@ import jax
 import jax.numpy as jnp
 
 from .array_types import ArrayTree, Gradients, Init, LearningRate, Update
-from .hyper import RATE, Declaration, number, of_annotation, refuse_bad, verify
+from .hyper import RATE, Declaration, of_annotation, refuse_bad, verify
+from .rates import PAGE, RuleState, rate_at, rate_in_force, state_type
 from .selected_rows import SelectedRows, dense
 from .step import advance, check_sparse, in_wide, stepped
-from .trees import align, beside, compute_dtype, flatten, gradients, path_name
+from .trees import align, beside, compute_dtype, flatten, gradients, next_count, path_name
 from .wrap import check_params, check_state
 
 P = ParamSpec("P")
@@ -48,15 +49,6 @@ class GradientTransformation(NamedTuple):
 
     init: Init  # params -> state
     update: Update  # (grads, state, params=None, **extra) -> (updates, state)
-
-
-class RuleState(NamedTuple):
-    """The state of a lifted rule; the names in `shared` and `slots` are Paddle's accumulator names."""
-
-    count: jax.Array  # () int32, updates made  # type: ignore[assignment]
-    learning_rate: jax.Array  # () float32 (float64 beside float64 parameters), the rate in force
-    shared: dict[str, jax.Array]  # {name: ()}, scalars common to all tensors, such as beta1_pow_acc
-    slots: dict[str, Any]  # {name: tree shaped like the parameters}
 
 
 @dataclass_transform(frozen_default=True)
@@ -178,8 +170,10 @@ def lift(
 ) -> "Lifted":
     """Make an optimizer of any pytree out of a rule for one tensor.
 
-    `learning_rate` is a number, a 0-d array or a schedule `count -> rate`. As a number it lives in the state,
-    where `set_learning_rate` replaces it without a new trace; as a schedule it is evaluated at `state.count`.
+    `learning_rate` is a number, a 0-d array or a schedule `count -> rate`. A Python or numpy number lives in
+    the state, where `set_learning_rate` replaces it without a new trace: `update` heeds the state's, whatever
+    number this rule was given. A schedule, evaluated at `state.count`, and a jax array, traced or not, act at
+    every update. So optax.inject_hyperparams may hand the rate in, or the caller of a compiled step.
     `leaf(path)` says what `rule.at` is asked about, by default the path, and gives the leaf's factor on the
     rate.
 
@@ -270,9 +264,10 @@ class _Lift:
         wide = jnp.float64 if jnp.float64 in dtypes else jnp.float32
         count = jnp.zeros((), jnp.int32)
         scalars = {k: jnp.array(v, jnp.result_type(v)) for k, v in in_wide(self.rule, wide).shared().items()}
-        count, rate, scalars = beside(leaves, (count, jnp.array(self.rate(count), wide), scalars))
+        rate = rate_at(type(self.rule).__name__, self.learning_rate, count)
+        count, rate, scalars = beside(leaves, (count, jnp.array(rate, wide), scalars))
         slots = {name: tree.unflatten(column) for name, column in columns.items()}
-        return RuleState(count, rate, scalars, slots)
+        return state_type(self.learning_rate)(count, rate, scalars, slots)
 
     def update(
         self, grads: Gradients, state: RuleState, params: Gradients = None, **extra: Any
@@ -292,12 +287,10 @@ class _Lift:
         ]
         if all(g is None for g in gs):
             return grads, state
-        rate = state.learning_rate
-        if callable(self.learning_rate):
-            rate = jnp.asarray(self.rate(state.count), rate.dtype)
+        rate = rate_in_force(type(self.rule).__name__, self.learning_rate, state)
         about = [self.leaf(path_name(path)) for path in paths]
-        factors = dict.fromkeys(factor for _, factor in about)
-        ks = {factor: advance(self.rule, rate, state.shared, factor) for factor in factors}
+        factors = {_key(factor): factor for _, factor in about}
+        ks = {key: advance(self.rule, rate, state.shared, factor) for key, factor in factors.items()}
         shared = next(iter(ks.values()))[1]
         updates, given = list(gs), {}
         for i, (g, p) in enumerate(zip(gs, leaves, strict=True)):
@@ -311,14 +304,14 @@ class _Lift:
                 if jnp.shape(slot) != expected:
                     shapes = f"{name} has shape {jnp.shape(slot)}, expected {expected}"
                     raise ValueError(f"at {path_name(paths[i])}: {shapes}")
-            given[i] = self.rule.at(leaf), g, p, ks[factor][0], slots
+            given[i] = self.rule.at(leaf), g, p, ks[_key(factor)][0], slots
         for i, (update, slots) in stepped(given).items():
             updates[i] = update
             for name, slot in slots.items():
                 columns[name][i] = slot
         slots = {name: tree.unflatten(column) for name, column in columns.items()}
-        return tree.unflatten(updates), RuleState(
-            state.count + jnp.ones_like(state.count), rate, shared, slots
+        return tree.unflatten(updates), state._replace(
+            count=next_count(state.count), learning_rate=rate, shared=shared, slots=slots
         )
 
     def _rows(self, path: Any, g: SelectedRows, p: Any) -> Any:
@@ -334,15 +327,6 @@ class _Lift:
             return jax.lax.optimization_barrier(g.to_dense())
         return g if len(g.rows) else None
 
-    def rate(self, count: jax.Array) -> Any:
-        """Return the rate of the step that is made after `count` others."""
-        if not callable(self.learning_rate):
-            return self.learning_rate
-        with jax.numpy_dtype_promotion("standard"):  # a schedule may mix the int count with floats
-            rate = self.learning_rate(count)
-        number(f"what {type(self.rule).__name__}'s learning_rate schedule returned", rate)
-        return rate
-
     def _check_state(self, state: Any) -> None:
         """Refuse a state that `init` of this rule cannot have made."""
         name = type(self.rule).__name__
@@ -353,6 +337,11 @@ class _Lift:
         for scalar, value in {"learning_rate": state.learning_rate, **state.shared}.items():
             if jnp.shape(value) != ():
                 raise ValueError(f"the state's {scalar} has shape {jnp.shape(value)}, expected ()")
+
+
+def _key(factor: Any) -> Any:
+    """Return what tells factors on the rate apart: an array, which may be traced, by its identity."""
+    return factor if isinstance(factor, int | float) else id(factor)
 
 
 class Factory(Generic[P]):
@@ -381,6 +370,7 @@ def lifted(cls: Callable[P, Rule], learning_rate: Any = inspect.Parameter.empty)
     rate = inspect.Parameter("learning_rate", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=learning_rate)
     signature = inspect.Signature([rate, *inspect.signature(cls).parameters.values()])
     make.__signature__ = signature  # type: ignore[attr-defined]
-    make.__doc__, make.__name__ = cls.__doc__, name
+    words, found, example = (cls.__doc__ or "").partition("    >>> ")
+    make.__doc__, make.__name__ = f"{words}{PAGE}{found}{example}", name
     make.__module__, make.__qualname__ = cls.__module__, name  # where pickle finds it
     return make  # type: ignore[return-value]

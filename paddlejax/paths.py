@@ -155,9 +155,14 @@ def _changed(t: Any, members: list[int], state: Any, grads: list[Any], params: l
     return [n if i in set(members) else g for i, (g, n) in enumerate(zip(grads, new, strict=True))]
 
 
+def _is_one(factor: Any) -> bool:
+    """Return whether this factor on the rate is known to change nothing; it may be traced."""
+    return isinstance(factor, int | float) and factor == 1
+
+
 def _about(t: Any, options: dict[str, LeafOptions]) -> Any:
     """The same rule, told each leaf's factor on the rate and what its exclusions are asked about."""
-    if all(o.learning_rate == 1.0 and o.leaf is None for o in options.values()):
+    if all(o.leaf is None and _is_one(o.learning_rate) for o in options.values()):
         return t
     if not isinstance(t, Lifted):
         raise TypeError(f"a learning_rate factor needs a rule of paddlejax, such as adam(0.001), found {t!r}")

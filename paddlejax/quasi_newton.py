@@ -17,10 +17,11 @@ import jax.numpy as jnp
 
 from . import line_search
 from .array_types import ArrayTree, Gradients, LearningRate
-from .hyper import COEFFICIENT, RATE, ArgumentError, Interval, checked, number, one_of, optional, whole
-from .lifting import GradientTransformation, RuleState
+from .hyper import COEFFICIENT, RATE, ArgumentError, Interval, checked, one_of, optional, whole
+from .lifting import GradientTransformation
 from .line_search import Point, Search, select
-from .trees import compute_dtype, flatten, gradients
+from .rates import RuleState, rate_at, rate_in_force, state_type
+from .trees import compute_dtype, flatten, gradients, next_count
 from .wrap import check_state
 
 SMALLEST_CURVATURE = 1e-10  # of a pair (y, s) that is worth remembering
@@ -112,7 +113,7 @@ def proposed(call: Call) -> jax.Array:
 def absorb(method: Method, call: Call, f: jax.Array, g: jax.Array) -> Call:
     """Go on with the value and the gradient at `proposed`."""
     first = call.evals == 0
-    counted = call.state._replace(func_evals=call.state.func_evals + 1)
+    counted = call.state._replace(func_evals=next_count(call.state.func_evals))
     p, found = Point(call.search.trial, f, jnp.vdot(g, call.state.d), g), jnp.ones((), bool)
     if method.line_search_fn is not None:
         search, found, end = line_search.advance(call.search, p)
@@ -140,7 +141,7 @@ def _settle(method: Method, call: Call, p: Point, first: jax.Array) -> Call:
 def _next_direction(method: Method, call: Call) -> Call:
     """Start an iteration at x: remember the last step, choose the direction and the first trial."""
     state, g, x = call.state, call.g, call.x
-    first, n_iter, iterations = state.n_iter == 0, state.n_iter + 1, call.iterations + 1
+    first, n_iter, iterations = state.n_iter == 0, next_count(state.n_iter), call.iterations + 1
     state = _remember(state, g, first)
     d, al = _two_loop(state, -g)
     t = jnp.where(first, jnp.minimum(1, 1 / jnp.sum(jnp.abs(g))), 1) * state.rate.learning_rate
@@ -255,7 +256,9 @@ class Layout:
         factors = {name: jnp.zeros(m, self.wide) for name in ("ro", "al")}
         scalars = {name: jnp.zeros((), self.wide) for name in ("alpha", "prev_loss")}
         counts = {name: jnp.zeros((), jnp.int32) for name in ("func_evals", "n_iter", "stored")}
-        rate = RuleState(jnp.zeros((), jnp.int32), jnp.array(learning_rate, self.wide), {}, {})
+        count = jnp.zeros((), jnp.int32)
+        first = jnp.array(rate_at("LBFGS", learning_rate, count), self.wide)
+        rate = state_type(learning_rate)(count, first, {}, {})
         scale = jnp.ones((), self.wide)
         return LBFGSState(rate=rate, H_diag=scale, **vectors, **history, **factors, **scalars, **counts)
 
@@ -283,7 +286,8 @@ def lbfgs(
     `update(grads, state, params, value=value, value_and_grad=f)` wants the value beside the gradient, and the
     function `f(params) -> (value, grads)` that gave both. Put it inside `jit`: outside, every call compiles
     anew. In `chain`, change no gradient before it. A missing gradient counts as zeros. The rate may be a
-    schedule of the calls. The parameters lie in one vector, float32 or as wide as the widest of them.
+    schedule of the calls, or a jax array, which acts at every call. The parameters lie in one vector,
+    float32 or as wide as the widest of them.
 
     optax.lbfgs makes one iteration per update, takes value_fn and remembers 10 pairs. torch's LBFGS makes
     the same steps, but here a search backs off from values that are not finite.
@@ -309,8 +313,7 @@ class _Lbfgs:
 
     def init(self, params: ArrayTree) -> LBFGSState:
         paths, leaves, _ = flatten(params)
-        rate = self._rate(jnp.zeros((), jnp.int32))
-        return Layout.of(paths, leaves).state(self.method, rate)
+        return Layout.of(paths, leaves).state(self.method, self.learning_rate)
 
     def update(
         self,
@@ -351,15 +354,6 @@ class _Lbfgs:
         expected = (self.method.history_size, sum(layout.sizes))
         if state.old_yk.shape != expected:
             raise ValueError(f"the state's history has shape {state.old_yk.shape}, expected {expected}")
-        count, rate = state.rate.count, state.rate.learning_rate
-        if callable(self.learning_rate):
-            rate = jnp.asarray(self._rate(count), rate.dtype)
-        return state._replace(rate=state.rate._replace(count=count + 1, learning_rate=rate))
-
-    def _rate(self, count: jax.Array) -> Any:
-        if not callable(self.learning_rate):
-            return self.learning_rate
-        with jax.numpy_dtype_promotion("standard"):  # a schedule may mix the int count with floats
-            rate = self.learning_rate(count)
-        number("what LBFGS's learning_rate schedule returned", rate)
-        return rate
+        rate = rate_in_force("LBFGS", self.learning_rate, state.rate)
+        count = next_count(state.rate.count)
+        return state._replace(rate=state.rate._replace(count=count, learning_rate=rate))

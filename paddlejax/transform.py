@@ -1,4 +1,4 @@
-"""What joins transformations: chain them, apply their updates, read and replace the rate in force."""
+"""What joins transformations: chain them, apply their updates."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,13 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from .array_types import ArrayTree, Gradients, Numeric
-from .hyper import number, verify
-from .lifting import GradientTransformation, RuleState
+from .array_types import ArrayTree, Gradients
+from .hyper import verify
+from .lifting import GradientTransformation
 from .selected_rows import SelectedRows, dense
-from .trees import align, as_array, beside, compute_dtype, dtype_of, flatten, gradients, in_dtype, path_name
+from .trees import align, compute_dtype, dtype_of, flatten, gradients, in_dtype, path_name
 from .wrap import PAIR
 
 COMPLEX = (np.complex64, np.complex128)
@@ -163,61 +162,3 @@ def stateless(
         return tree.unflatten(gs), state
 
     return GradientTransformation(lambda params: (), update)
-
-
-def set_learning_rate(state: ArrayTree, learning_rate: Numeric) -> Any:
-    """The same state with another rate in every rule inside it; nothing is traced anew.
-
-    A rule that was given a schedule takes its rate from there and overrides this at the next update.
-
-    >>> tx = chain(clip_by_value(1.0), sgd(0.1))
-    >>> state = set_learning_rate(tx.init(jnp.zeros(2)), 0.01)
-    >>> print(get_learning_rate(state))
-    0.01
-    """
-    real = isinstance(learning_rate, jax.Array | np.ndarray) and any(
-        jnp.issubdtype(learning_rate.dtype, kind) for kind in (jnp.floating, jnp.integer)
-    )
-    if not real:
-        number("learning_rate", learning_rate)
-
-    def replace(s: Any) -> Any:
-        if not isinstance(s, RuleState):
-            return s
-        shape, found = jnp.shape(s.learning_rate), jnp.shape(learning_rate)
-        if found not in ((), shape):
-            raise ValueError(f"learning_rate: found shape {found}, expected () or the state's {shape}")
-        dtype = jnp.result_type(s.learning_rate)
-        known = isinstance(learning_rate, int | float)
-        rate = as_array(dtype.type(learning_rate)) if known else jnp.array(learning_rate, dtype)
-        rate = beside([s.learning_rate], rate)
-        return s._replace(learning_rate=jnp.broadcast_to(rate, shape) if found != shape else rate)
-
-    _rule_states(state)
-    return jax.tree.map(replace, state, is_leaf=_is_rule_state)
-
-
-def get_learning_rate(state: ArrayTree) -> jax.Array:
-    """The rate of the rules inside a state: () float32, what the last update used (or the first will).
-
-    >>> print(get_learning_rate(adam(0.01).init(jnp.zeros(2))))
-    0.01
-    """
-    rates = [s.learning_rate for s in _rule_states(state)]
-    concrete = not any(isinstance(r, Tracer) for r in rates)
-    if len(rates) > 1 and concrete and len({np.asarray(r).tobytes() for r in rates}) > 1:
-        raise ValueError(f"the rules in this state have different rates: {', '.join(map(str, rates))}")
-    return rates[0]
-
-
-def _is_rule_state(s: Any) -> bool:
-    return isinstance(s, RuleState)
-
-
-def _rule_states(state: Any) -> list[RuleState]:
-    found = [s for s in jax.tree.leaves(state, is_leaf=_is_rule_state) if _is_rule_state(s)]
-    if not found:
-        raise TypeError(
-            f"no learning rate in this state: found {type(state).__name__}, expected a RuleState inside it"
-        )
-    return found

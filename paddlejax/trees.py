@@ -121,6 +121,17 @@ def as_array(x: Any) -> jax.Array:
     return x
 
 
+def next_count(count: Any, cycle: int = 1) -> jax.Array:
+    """The count after one more, of its own dtype. It never wraps: the largest is followed by itself.
+
+    With a `cycle`, which may be of any length, it is followed by one that stands at the same place in it.
+    """
+    count = jnp.asarray(count)
+    top = jnp.iinfo(count.dtype).max
+    back = jnp.asarray(top - cycle + 1, count.dtype)
+    return jnp.where(count == top, back, count + jnp.ones_like(count))
+
+
 def is_narrow(p: Any) -> bool:
     """Whether this is a parameter of 16 bits or less, which may have a master."""
     return jnp.issubdtype(jnp.result_type(p), jnp.floating) and jnp.finfo(jnp.result_type(p)).bits < 32

@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec
 
 import paddlejax as paddle
 from paddlejax.info import Info, InfoState, get_info, with_info
-from paddlejax.lifting import RuleState
 from paddlejax.nn import ClipGradByGlobalNorm, ClipGradByNorm
+from paddlejax.rates import RuleState
 
 SHAPES = {"b": (4,), "w": (3, 4)}
 STEPS = 3

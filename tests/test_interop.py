@@ -133,7 +133,7 @@ def test_the_rate_inside_optax_is_read_and_replaced():
 
 
 def test_what_inject_hyperparams_reaches():
-    """A scheduled beta acts; the rate is the one in our state, where `set_learning_rate` changes it."""
+    """A scheduled beta acts."""
     schedule = lambda count: jnp.where(count < 2, 0.5, 0.9)  # noqa: E731
     tx = optax.inject_hyperparams(paddle.adam)(learning_rate=0.1, beta1=schedule)
     found, state = train(tx)
@@ -141,12 +141,99 @@ def test_what_inject_hyperparams_reaches():
     for count, g in enumerate(GRADS):
         updates, own = paddle.adam(0.1, beta1=0.5 if count < 2 else 0.9).update(g, own, p)
         p = optax.apply_updates(p, updates)
-    close((found, state.inner_state), (p, own))
-    state.hyperparams["learning_rate"] = jnp.array(7.0)
-    kept, _ = tx.update(GRADS[0], state, PARAMS)
-    state = paddle.set_learning_rate(state, 0.2)
-    doubled, state = tx.update(GRADS[0], state, PARAMS)
-    close(doubled, jax.tree.map(lambda u: 2 * u, kept))
+    close((found, tuple(state.inner_state)), (p, tuple(own)))
+
+
+INJECTED = {
+    "sgd": paddle.sgd,
+    "adam": paddle.adam,
+    "lamb": paddle.lamb,
+    "chain": lambda learning_rate: paddle.chain(paddle.clip_by_value(1.0), paddle.momentum(learning_rate)),
+    "by_path": lambda learning_rate: paddle.by_path(
+        [("head/*", {"learning_rate": 0.5})], paddle.adamw(learning_rate)
+    ),
+    "guarded": lambda learning_rate: paddle.skip_nonfinite(paddle.rmsprop(learning_rate)),
+}
+RATES = [0.1, 0.1, 0.02, 0.5]
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("name", INJECTED)
+def test_a_rate_that_inject_hyperparams_hands_in_acts(name, jitted):
+    """A schedule, a write, tree_set and set_learning_rate: each as these rates in our own state."""
+    make = INJECTED[name]
+
+    def steps(tx, before):
+        update = jax.jit(tx.update) if jitted else tx.update
+        p, state, seen = PARAMS, tx.init(PARAMS), []
+        for rate, g in zip(RATES, GRADS, strict=False):
+            updates, state = update(g, before(state, rate), p)
+            p = optax.apply_updates(p, updates)
+            seen.append(float(paddle.get_learning_rate(state)))
+        np.testing.assert_array_equal(np.float32(seen), np.float32(RATES[: len(seen)]))
+        return p, state
+
+    def write(state, rate):
+        return state._replace(hyperparams={"learning_rate": jnp.asarray(rate, jnp.float32)})
+
+    want, _ = steps(make(RATES[0]), paddle.set_learning_rate)
+    schedule = lambda count: jnp.asarray(RATES)[count]  # noqa: E731
+    scheduled, state = steps(
+        optax.inject_hyperparams(make)(learning_rate=schedule), lambda state, rate: state
+    )
+    close(scheduled, want)
+    is_array = lambda path, value: isinstance(value, jax.Array)  # noqa: E731
+    read = optax.tree_utils.tree_get(state, "learning_rate", filtering=is_array)
+    assert float(read) == np.float32(RATES[len(GRADS) - 1])
+    injected = optax.inject_hyperparams(make)(learning_rate=7.0)
+    tree_set = lambda state, rate: optax.tree_utils.tree_set(  # noqa: E731
+        state, learning_rate=jnp.asarray(rate, jnp.float32)
+    )
+    for before in (write, tree_set, paddle.set_learning_rate):
+        found, state = steps(injected, before)
+        close(found, want)
+        assert float(optax.tree_utils.tree_get(state, "learning_rate")) == np.float32(RATES[len(GRADS) - 1])
+
+
+@pytest.mark.parametrize("make", [paddle.sgd, paddle.adamw, paddle.ftrl, INJECTED["by_path"]])
+def test_a_traced_rate_of_a_step_acts_on_a_state_of_another_rate(make):
+    """So also its gradient, and the state keeps its type, so that it goes through a scan."""
+
+    @jax.jit
+    def run(rates, state):
+        def step(carry, rate):
+            p, state = carry
+            updates, state = make(rate).update(GRADS[0], state, p)
+            return (optax.apply_updates(p, updates), state), None
+
+        return jax.lax.scan(step, (PARAMS, state), rates)[0]
+
+    rates, state = jnp.asarray(RATES), make(0.3).init(PARAMS)
+    found, after = run(rates, state)
+    p, own = PARAMS, state
+    for rate in RATES:
+        updates, own = make(0.3).update(GRADS[0], paddle.set_learning_rate(own, rate), p)
+        p = optax.apply_updates(p, updates)
+    close((found, after), (p, own))
+    slope = jax.grad(lambda r: sum(map(jnp.sum, jax.tree.leaves(run(r, state)[0]))))(rates)
+    assert np.isfinite(slope).all() and (np.asarray(slope) != 0).all()
+
+
+def test_a_number_lives_in_the_state_and_an_array_acts():
+    p = jnp.ones(2)
+    state = paddle.sgd(0.1).init(p)
+    for rate, acts in (
+        (0.5, False),
+        (np.float32(0.5), False),
+        (np.array(0.5), False),
+        (jnp.float32(0.5), True),
+    ):
+        updates, _ = paddle.sgd(rate).update(p, state, p)
+        close(updates, jnp.full(2, -0.5 if acts else -0.1))
+        assert paddle.get_learning_rate(paddle.sgd(rate).init(p)) == 0.5
+    read = optax.tree_utils.tree_get(optax.tree_utils.tree_set(state, learning_rate=0.25), "learning_rate")
+    updates, _ = paddle.sgd(0.1).update(p, optax.tree_utils.tree_set(state, learning_rate=read), p)
+    close(updates, jnp.full(2, -0.25))
 
 
 # ------------------------------------------------------------------------------ optax inside ours

@@ -17,7 +17,7 @@ LAYERS = [
     {"line_search", "hyper", "pages", "tracing"},
     {"selected_rows", "schedule", "wrap"},
     {"trees", "array_types"},
-    {"norms", "step"},
+    {"norms", "step", "rates"},
     {"schedules", "lifting", "sparse", "packing"},
     {"rules", "transform"},
     {"average", "clip", "quasi_newton", "loss_scaling", "regularizer"},

@@ -5,7 +5,8 @@ from functools import cache
 
 from .. import rules
 from ..hyper import ArgumentError
-from ..lifting import LIFTED, Rule, RuleState, accumulators
+from ..lifting import LIFTED, Rule, accumulators
+from ..rates import RuleState
 
 
 def names() -> list[str]:

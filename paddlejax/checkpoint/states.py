@@ -14,9 +14,9 @@ from jax.sharding import NamedSharding
 from jax.tree_util import GetAttrKey, tree_flatten_with_path
 
 from ..hyper import ArgumentError
-from ..lifting import RuleState
 from ..master import MasterState
 from ..optimizer.ledger import ArrayField, Entries, Field, NumberField, SharedField, written
+from ..rates import RuleState
 from ..trees import path_name
 from .accumulators import full_shape
 from .names import MASTER, OURS, check_needed, chosen, owners, proposal, renamed

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ..array_types import ArrayTree
 from ..hyper import ArgumentError, Must, checked, function_of, instance, optional, require, verify, whole
-from ..lifting import RuleState
+from ..rates import RuleState
 from ..transform import apply_updates
 from ..trees import path_name
 from ..wrap import is_transformation

@@ -12,11 +12,12 @@ from jax import lax
 from ..array_types import ArrayTree, Gradients, LearningRate, Numeric
 from ..clip import clip_by_norm
 from ..hyper import checked, require
-from ..lifting import GradientTransformation, RuleState, lift
+from ..lifting import GradientTransformation, lift
 from ..paths import LeafOptions, per_leaf
+from ..rates import RuleState, rate_in_force
 from ..regularizer import as_regularizer
 from ..transform import named
-from ..trees import align, flatten, gradients, path_name
+from ..trees import align, flatten, gradients, next_count, path_name
 from ..wrap import check_params, check_state
 from .compression import DGCMomentum, U, V, levels
 from .dgc_arguments import FUNCTION
@@ -185,9 +186,7 @@ class _DGC:
         if not there:
             return grads, state
         self._check_axis([(paths[i], gs[i]) for i in there])
-        rate, source = state.learning_rate, self.momentum.source
-        if callable(source.learning_rate):
-            rate = jnp.asarray(source.rate(state.count), rate.dtype)
+        rate = rate_in_force("dgc_momentum", self.momentum.source.learning_rate, state)
 
         plain = [i for i in there if vs[i] is None]
         prepared = _prepared(self.ordinary, params, tree, plain, self._means([gs[i] for i in plain]))
@@ -205,8 +204,7 @@ class _DGC:
             updates[i] = -k.astype(jnp.float32) * sent.direction
             us[i], vs[i] = sent.u[None], sent.v[None]
         slots = {U: tree.unflatten(us), V: tree.unflatten(vs)}
-        count = state.count + jnp.ones_like(state.count)
-        return tree.unflatten(updates), RuleState(count, rate, state.shared, slots)
+        return tree.unflatten(updates), before._replace(count=next_count(state.count), slots=slots)
 
     def _means(self, gs: Arrays) -> Arrays:
         """Of one worker they are the same; inside shard_map they must also be typed so."""

@@ -9,7 +9,6 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..hyper import ArgumentError, checked
-from ..lifting import RuleState
 from ..optimizer.arguments import check_program
 from ..optimizer.call import Call
 from ..optimizer.compiled import CompiledStep
@@ -20,9 +19,10 @@ from ..optimizer.optimizer import Optimizer, Pairs
 from ..optimizer.parameter import Parameter
 from ..optimizer.parts import Given
 from ..optimizer.transaction import run_atomically
+from ..rates import RuleState, set_learning_rate
 from ..regularizer import as_regularizer
 from ..tracing import check_outside
-from ..transform import apply_updates, set_learning_rate
+from ..transform import apply_updates
 from ..trees import path_name
 from .compression import DGCMomentum, U, V
 from .data_parallel import (

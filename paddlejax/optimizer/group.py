@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..lifting import Lifted, RuleState
+from ..lifting import Lifted
+from ..rates import RuleState
 from .parameter import Parameter
 
 Blocks = tuple[tuple[int, ...], ...]  # positions of Parameters: those of one entry lie in one array

@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..info import Info, InfoState, with_info
-from ..lifting import GradientTransformation, RuleState, lift
+from ..lifting import GradientTransformation, lift
 from ..master import MasterState, with_master_weights
 from ..paths import LeafOptions, PathState, per_leaf
+from ..rates import RuleState
 from ..trees import compute_dtype, is_narrow
 from .group import Blocks, StepGroup
 from .parameter import Parameter

@@ -98,11 +98,12 @@ class GradScaler:
 
     A step with an infinite or NaN gradient changes nothing in the optimizer: parameters, accumulators, beta
     powers; `consecutive_skips` and `total_skips` count them. incr_every_n_steps good steps in a row multiply
-    the scale by incr_ratio, decr_every_n_nan_or_inf bad ones by decr_ratio; 0 means never. As in Paddle, of
-    several optimizers the one whose gradients were unscaled last moves the scale, which has no bounds.
+    the scale by incr_ratio, decr_every_n_nan_or_inf bad ones by decr_ratio; 0 means never. The scale stays
+    within the bounds that `dynamic_loss_scale` names: Paddle's may become inf or 0, and skips every later
+    step. As in Paddle, of several optimizers the one whose gradients were unscaled last moves the scale.
     Paddle's switches itself off on CPU and outside float16; this one works everywhere, and a skipped step
-    does not also skip a later `opt.step()`. torch's heeds all optimizers, keeps the scale finite, and calls
-    the ratios growth and backoff.
+    does not also skip a later `opt.step()`. torch's heeds all optimizers and calls the ratios growth and
+    backoff.
 
     `scale` is for use outside `jax.jit`, which would freeze the factor; inside, see `dynamic_loss_scale`.
 
@@ -365,8 +366,7 @@ class GradScaler:
 
     def _set_scale(self, new_init_loss_scaling: Any) -> None:
         self._init_loss_scaling = float(new_init_loss_scaling)
-        with np.errstate(over="ignore"):
-            self._progress = self._progress._replace(scale=np.float32(self._init_loss_scaling))
+        self._progress = self._progress._replace(scale=np.float32(self._init_loss_scaling))
 
     def get_incr_ratio(self) -> float:
         """Return by what the factor is multiplied after enough good steps."""

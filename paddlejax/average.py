@@ -25,7 +25,7 @@ from .hyper import (
 from .lifting import GradientTransformation
 from .selected_rows import dense, is_rows
 from .transform import apply_updates, chain
-from .trees import align, compute_dtype, flatten, path_name
+from .trees import align, compute_dtype, flatten, next_count, path_name
 from .wrap import OPTIMIZER, check_params, check_state
 
 ROTATION = 16384  # after so many updates Paddle moves sum_1 to sum_2, to keep the small terms
@@ -107,6 +107,7 @@ def exponential_moving_average(decay: Numeric = 0.999, thres_steps: Any = None) 
         return MovingAverageState(jnp.zeros((), jnp.int32), jnp.array(decay, wide), zeros)
 
     def update(params: ArrayTree, state: MovingAverageState) -> MovingAverageState:
+        check_state("exponential_moving_average", state, MovingAverageState)
         dtype = state.decay.dtype
         d = jnp.asarray(decay, dtype)
         if thres_steps is not None:
@@ -120,9 +121,10 @@ def exponential_moving_average(decay: Numeric = 0.999, thres_steps: Any = None) 
             e if p is None else d.astype(e.dtype) * e + (one - d).astype(e.dtype) * p
             for p, e in zip(leaves, averages, strict=True)
         ]
-        return MovingAverageState(state.count + jnp.ones_like(state.count), d, tree.unflatten(moved))
+        return MovingAverageState(next_count(state.count), d, tree.unflatten(moved))
 
     def value(state: MovingAverageState) -> Any:
+        check_state("exponential_moving_average", state, MovingAverageState)
         d = state.decay
         correction = jnp.ones((), d.dtype) - d ** state.count.astype(d.dtype)
         divisor = jnp.where(state.count == 0, jnp.ones((), d.dtype), correction)
@@ -175,8 +177,9 @@ def model_average(
         return ModelAverageState(one, two, three, none, old, updates)
 
     def update(params: ArrayTree, state: ModelAverageState) -> ModelAverageState:
+        check_state("model_average", state, ModelAverageState)
         leaves, sums, tree = _columns(params, sum_1=state.sum_1, sum_2=state.sum_2, sum_3=state.sum_3)
-        updates, n = (c + jnp.ones_like(c) for c in (state.num_updates, state.num_accumulates))
+        updates, n = next_count(state.num_updates, ROTATION), next_count(state.num_accumulates)
         window = updates.astype(jnp.float32) * jnp.asarray(average_window_rate, jnp.float32)
         window = jnp.minimum(jnp.asarray(longest, n.dtype), window.astype(n.dtype))
         rotates = updates % ROTATION == 0
@@ -195,10 +198,12 @@ def model_average(
         return ModelAverageState(one, two, three, kept, old, updates)
 
     def value(state: ModelAverageState) -> Any:
-        terms = state.num_accumulates + state.old_num_accumulates
+        check_state("model_average", state, ModelAverageState)
+        counts = state.num_accumulates, state.old_num_accumulates
 
         def mean(s1: jax.Array, s2: jax.Array, s3: jax.Array) -> jax.Array:
-            return (s1 + s2 + s3) / terms.astype(s1.dtype)
+            new, old = (n.astype(s1.dtype) for n in counts)  # whose sum may be no int32
+            return (s1 + s2 + s3) / (new + old)
 
         return jax.tree.map(mean, state.sum_1, state.sum_2, state.sum_3)
 
@@ -214,10 +219,11 @@ def lookahead(
         p ← inner step;  T ← T + 1
         if T mod k = 0:  p ← α p + (1-α) φ;  φ ← p        slow
 
-    With slow_start "first_step", as in Paddle 2 and 3, the slow weights φ start as what the first inner step
-    leads to, and at 0 for a leaf whose gradient comes later; with "initial", as in Paddle 1.x and the paper,
-    they start as the initial parameters. A leaf without a gradient is left alone, also at a
-    synchronization. optax.lookahead needs parameters in pairs (LookaheadParams); here they stay as they are.
+    With slow_start "first_step", as in Paddle 2 and 3, the slow weights φ start as what the first inner
+    step leads to, for a leaf whose gradient comes later as the leaf itself (in Paddle at 0, which pulls
+    it half-way there); with "initial", as in Paddle 1.x and the paper, they start as the initial
+    parameters. A leaf without a gradient is left alone, also at a synchronization. optax.lookahead needs
+    parameters in pairs (LookaheadParams); here they stay as they are.
 
     >>> tx = lookahead(sgd(1.0), alpha=0.5, k=2, slow_start="initial")
     >>> p, state = jnp.zeros(1), tx.init(jnp.zeros(1))
@@ -245,10 +251,12 @@ def lookahead(
         leaves, (slow,), tree = _columns(params, slow=state.slow, wide=False)
         paths = flatten(params)[0]
         gs, us = (align(tree, paths, t, name) for t, name in ((grads, "gradients"), (updates, "updates")))
-        count = state.count + jnp.ones_like(state.count)
+        count = next_count(state.count, k)
         syncs = count % k == 0
         for i, (p, u) in enumerate(zip(leaves, us, strict=True)):
             if gs[i] is None or u is None:
+                if p is not None and not initial:  # who joins later starts from where it stands
+                    slow[i] = jnp.where(count == 1, jnp.asarray(p, slow[i].dtype), slow[i])
                 continue
             new, wide = apply_updates(p, u), compute_dtype(paths[i], p)
             start = slow[i] if initial else jnp.where(count == 1, new, slow[i])

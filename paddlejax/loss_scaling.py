@@ -1,17 +1,19 @@
 """Steps that a gradient overflow must not spoil: skip them, and scale the loss so that they stay rare."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from .array_types import ArrayTree, Gradients, Numeric
-from .hyper import INT, NUMBER, Interval, checked
+from .hyper import INT, NUMBER, ArgumentError, Interval, Must, checked, is_traced, unless
 from .lifting import GradientTransformation
 from .selected_rows import SelectedRows, is_rows
 from .transform import chain
-from .trees import compute_dtype, in_dtypes_of
+from .trees import compute_dtype, in_dtypes_of, next_count
 from .wrap import PAIR, check_state
 
 
@@ -32,6 +34,18 @@ class LossScaleState(NamedTuple):
     decr_count: jax.Array  # () int32, bad steps in a row since the scale last changed
     consecutive_skips: jax.Array  # () int32
     total_skips: jax.Array  # () int32
+
+
+LOWEST, HIGHEST = (
+    1.0,
+    2.0**126,
+)  # between them a scale moves; one that was set lower or higher may stand there
+
+
+def _narrowed(x: Any) -> np.float32:
+    """Return x in float32: 0 or infinite where it is too small or too large."""
+    with np.errstate(over="ignore", under="ignore"):
+        return np.float32(x)
 
 
 @jax.jit
@@ -74,7 +88,13 @@ def skip_nonfinite(tx: Any, *, axis_name: Any = None) -> GradientTransformation:
     return GradientTransformation(init, update)
 
 
-SCALE = NUMBER, Interval(0, above=True, open=True)
+SCALE = (
+    NUMBER,
+    Interval(0, above=True, open=True),
+    unless(
+        is_traced, Must(lambda x: 0 < _narrowed(x) < math.inf, "one that is so in float32", ArgumentError)
+    ),
+)
 INCR_RATIO, DECR_RATIO = (NUMBER, Interval(1, above=True)), (NUMBER, Interval(high=1, open=True))
 
 
@@ -105,8 +125,10 @@ def dynamic_loss_scale(
 
     Multiply the loss by `loss_scale(state)` and hand over the gradients as they come: they are unscaled in
     float32, and skipped as `skip_nonfinite` does. All is data, so no new scale compiles again. The rule is
-    that of Paddle's and torch's GradScaler; the scale has no bounds, as in Paddle (torch's stays finite), and
-    an interval of 0 means never. optax has none.
+    that of Paddle's and torch's GradScaler, and an interval of 0 means never. The scale never grows beyond
+    2¹²⁶, whose inverse is still a normal float32, and never shrinks below 1, or below where it started if
+    that is less: Paddle's GradScaler has no bounds, so that its scale becomes inf or 0 and skips every later
+    step (its kernel `update_loss_scaling` has these: finite, and 1). optax has none.
 
     >>> tx = dynamic_loss_scale(sgd(0.5), 4.0)
     >>> updates, state = tx.update(jnp.array([4.0, jnp.nan]), tx.init(jnp.zeros(2)))
@@ -165,12 +187,20 @@ def next_scale(
     only after the next change of luck.
     """
     found_inf = jnp.asarray(found_inf)
-    incr_count = jnp.where(found_inf, 0, incr_count + 1)
-    decr_count = jnp.where(found_inf, decr_count + 1, 0)
+    incr_count = jnp.where(found_inf, 0, next_count(incr_count))
+    decr_count = jnp.where(found_inf, next_count(decr_count), 0)
     grows = ~found_inf & (incr_count == incr_every_n_steps)
     shrinks = found_inf & (decr_count == decr_every_n_nan_or_inf)
-    ratio = jnp.where(grows, incr_ratio, jnp.where(shrinks, decr_ratio, 1.0)).astype(jnp.float32)
-    return scale * ratio, jnp.where(grows, 0, incr_count), jnp.where(shrinks, 0, decr_count)
+    ratio = jnp.where(grows, incr_ratio, decr_ratio).astype(jnp.float32)
+    moved = jnp.clip(scale * ratio, jnp.minimum(scale, LOWEST), HIGHEST)
+    moved = jnp.where(scale > 0, moved, LOWEST).astype(
+        jnp.float32
+    )  # a scale of 0 or NaN was loaded from a file
+    return (
+        jnp.where(grows | shrinks, moved, scale),
+        jnp.where(grows, 0, incr_count),
+        jnp.where(shrinks, 0, decr_count),
+    )
 
 
 def all_finite(grads: Gradients, axis_name: Any = None) -> jax.Array:
@@ -204,8 +234,8 @@ def _zeros(n: int) -> list[jax.Array]:
 
 
 def _skips(finite: jax.Array, state: Any) -> tuple[jax.Array, jax.Array]:
-    consecutive = jnp.where(finite, 0, state.consecutive_skips + 1)
-    return consecutive, state.total_skips + (~finite).astype(jnp.int32)
+    consecutive = jnp.where(finite, 0, next_count(state.consecutive_skips))
+    return consecutive, jnp.where(finite, state.total_skips, next_count(state.total_skips))
 
 
 def _guarded(tx: Any) -> Any:

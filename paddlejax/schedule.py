@@ -42,6 +42,11 @@ class Doubles:
         return a if condition else b
 
     @staticmethod
+    def finite(x):
+        """Return whether x, also an array of one element, is neither infinite nor NaN."""
+        return bool(np.isfinite(x).all())
+
+    @staticmethod
     def row(x, ends, rows):
         """The first row that ends at or after x, else the last."""
         return next((row for end, row in zip(ends, rows, strict=False) if x <= end), rows[-1])
@@ -59,7 +64,7 @@ class Arrays:
 
     exp, cos = staticmethod(jnp.exp), staticmethod(jnp.cos)
     minimum, maximum = staticmethod(jnp.minimum), staticmethod(jnp.maximum)
-    where = staticmethod(jnp.where)
+    where, finite = staticmethod(jnp.where), staticmethod(jnp.isfinite)
 
     def __init__(self, dtype):
         self.dtype = dtype

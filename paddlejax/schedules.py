@@ -27,6 +27,7 @@ from .schedule import (
     schedule_family,
     steps,
 )
+from .trees import next_count
 
 NOT_ZERO = Must(lambda x: is_array(x) or x != 0, "a number above 0", ZeroDivisionError)
 BELOW_ONE = real(high=1, open=True, error=ValueError)
@@ -506,11 +507,14 @@ class PlateauRule(NamedTuple):
     def step(self, metric, seen, rate, best, bad, resting):
         """Take one metric; return the new rate, best metric, bad epochs in a row and epochs of rest left."""
         m: Any = Arrays(rate.dtype) if isinstance(bad, jax.Array) else DOUBLES
-        best = m.where(seen, best, metric)  # the first metric is the best so far, even a NaN
-        margin = best * self.threshold if self.threshold_mode == "rel" else self.threshold
-        better = metric < best - margin if self.mode == "min" else metric > best + margin
-        better = m.where(seen, better, True)
-        now_bad = m.where(better, 0, bad + 1)
+        best = m.where(seen, best, metric)
+        known = m.finite(best)  # Paddle keeps a NaN or inf for ever, as nothing is better
+        base = m.where(known, best, 0.0)
+        margin = base * self.threshold if self.threshold_mode == "rel" else self.threshold
+        better = metric < base - margin if self.mode == "min" else metric > base + margin
+        better = m.where(known, better, True) & m.finite(metric)
+        more = next_count(bad) if isinstance(bad, jax.Array) else bad + 1
+        now_bad = m.where(seen, m.where(better, 0, more), 0)
         late = now_bad > self.patience
         lower = m.maximum(rate * self.factor, self.min_lr)
         lower = m.where(rate - lower > self.epsilon, lower, rate)
@@ -540,8 +544,9 @@ def reduce_on_plateau(
         better:  m < best - best·thr (rel), m < best - thr (abs); with mode "max" >, +
         after more than `patience` metrics in a row that are not better:  η ← max(η f, η_min), then rest
 
-    During the `cooldown` even a better metric is ignored; torch's namesake remembers it. Warm up by wrapping
-    the rate: `warmup(state.learning_rate, 100)(count)`.
+    A NaN or infinite metric is never better, and anything finite is better than it; in Paddle a first one
+    stays the best for ever. During the `cooldown` even a better metric is ignored; torch's namesake
+    remembers it. Warm up by wrapping the rate: `warmup(state.learning_rate, 100)(count)`.
 
     >>> plateau = reduce_on_plateau(1.0, factor=0.5, patience=0)
     >>> state = plateau.update(3.0, plateau.init())
@@ -558,6 +563,6 @@ def reduce_on_plateau(
     def update(metric, state):
         metric = jnp.reshape(jnp.asarray(metric, state.best.dtype), ())
         *moved, last_epoch = state
-        return PlateauState(*rule.step(metric, last_epoch > 0, *moved), last_epoch + 1)
+        return PlateauState(*rule.step(metric, last_epoch > 0, *moved), next_count(last_epoch))
 
     return Plateau(init, update)

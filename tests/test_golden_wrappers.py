@@ -61,6 +61,16 @@ def parameters(case):
     return [paddle.Parameter(jnp.asarray(case.p0[s.name]), s.name) for s in case.params]
 
 
+# A parameter whose first gradient comes after the first step: Paddle's slow weights pull it to 0. Ours start
+# where it stands; what follows is in test_traps.py.
+LATE = {"lookahead_missing": {"b"}}
+
+
+def in_time(case, recorded):
+    """What was recorded of the parameters that are not late."""
+    return {n: x for n, x in recorded.items() if n not in LATE.get(case.id, ())}
+
+
 def close(got, want, worst):
     """Remember the largest error over what was recorded; NaN agrees with NaN only."""
     for name, w in want.items():
@@ -167,10 +177,10 @@ def test_recorded_lookahead_as_functions(case):
         updates, state = update(grads(case, step), state, params)
         params = paddle.apply_updates(params, updates)
         if step in case.record_steps:
-            close(params, case.expected(step), worst)
-            close(state.slow, case.expected(step, "slow"), worst)
+            close(params, in_time(case, case.expected(step)), worst)
+            close(state.slow, in_time(case, case.expected(step, "slow")), worst)
     for (field, n), want in recorded_fields(case, case.steps).items():
-        if field == "slow":
+        if field == "slow" and n not in LATE.get(case.id, ()):
             worst.append(error(state.slow[n], want))
     assert max(worst) <= TOLERANCE
 
@@ -191,13 +201,15 @@ def test_recorded_lookahead_as_objects(case):
         opt.step()
         entries = opt.state_dict()
         if step in case.record_steps:
-            close({p.name: p.numpy() for p in params}, case.expected(step), worst)
-            close({p.name: entries.get(f"{p.name}@SLOW") for p in params}, case.expected(step, "slow"), worst)
+            close({p.name: p.numpy() for p in params}, in_time(case, case.expected(step)), worst)
+            slow = {p.name: entries.get(f"{p.name}@SLOW") for p in params}
+            close(slow, in_time(case, case.expected(step, "slow")), worst)
         if step == case.steps // 2 + 1:  # between two synchronizations
             opt = make()
             opt.set_state_dict(entries)
     for (accumulator, n), want in case.state().items():
-        worst.append(error(entries[f"{n}_{accumulator}_0"], want))
+        if n not in LATE.get(case.id, ()):
+            worst.append(error(entries[f"{n}_{accumulator}_0"], want))
     if plain:
         entries.pop("lookahead_step_0")
         assert {k: (tuple(v.shape), str(v.dtype)) for k, v in entries.items()} == case.state_keys()

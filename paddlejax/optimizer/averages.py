@@ -164,7 +164,7 @@ class ExponentialMovingAverage(ParameterAverage):
         if steps is not None:
             number("ExponentialMovingAverage's thres_steps", steps)
             steps = np.asarray(steps, self._state.decay.dtype)
-        values, count = self._values(), self._count + 1
+        values, count = self._values(), min(self._count + 1, MOST)
 
         def store(state: MovingAverageState) -> None:
             self._state, self._count = state, count
@@ -204,6 +204,7 @@ class ExponentialMovingAverage(ParameterAverage):
         self._count = found["count"]
 
 
+MOST = np.iinfo(np.int32).max  # the count of an average stays there
 # What is saved of a parameter, in the order of Paddle's keys.
 SUMS, COUNTS = ModelAverageState._fields[:3], ModelAverageState._fields[3:]
 ACCUMULATORS = (*SUMS, *COUNTS, "restore")

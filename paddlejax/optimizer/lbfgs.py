@@ -12,6 +12,7 @@ import numpy as np
 from ..hyper import Must, checked
 from ..quasi_newton import METHOD, Call, Layout, LBFGSState, Method, absorb, begin, proposed
 from ..tracing import check_outside
+from ..trees import next_count
 from .compiled import CompiledStep
 from .ledger import ArrayField, Entries, Field, Misfit, NumberField, written
 from .loss import Loss
@@ -91,7 +92,8 @@ class LBFGS(Optimizer):
         state, known = self._history
         state = layout.state(self._method, 0.0) if state is None or trained != known else state
         rate = jnp.asarray(self.get_lr(), layout.wide)
-        state = state._replace(rate=state.rate._replace(count=state.rate.count + 1, learning_rate=rate))
+        count = next_count(state.rate.count)
+        state = state._replace(rate=state.rate._replace(count=count, learning_rate=rate))
         for part in self.layers:
             part.begin()
         before, after = [p.store.take() for p in trained], None

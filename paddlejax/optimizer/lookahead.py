@@ -11,7 +11,7 @@ from .. import pages
 from ..array_types import Numeric
 from ..average import LookaheadState, lookahead
 from ..hyper import COUNT, FRACTION, NAME, checked
-from ..trees import is_narrow
+from ..trees import is_narrow, next_count
 from .ledger import ArrayField, CountField, Entries, written
 from .optimizer import SCHEDULE
 from .parameter import Parameter
@@ -29,7 +29,7 @@ class _Lookahead(Part):
 
     def idle(self) -> None:
         """Count a step in which no Parameter has a gradient."""
-        self.count, self.slow = self.count + np.ones((), np.int32), self._started()
+        self.count, self.slow = next_count(self.count, self.k), self._started()
 
     def around(self, tx: Any) -> Any:
         """Return `lookahead` around the transformation inside."""
@@ -66,14 +66,15 @@ class _Lookahead(Part):
         return jnp.float32 if self._optimizer.masters is not None and is_narrow(p.peek()) else p.dtype
 
     def _started(self) -> dict[int, jax.Array]:
-        """Return the slow weights of all trainable Parameters; new ones as `lookahead` starts them."""
+        """Return the slow weights of all trainable Parameters; new ones stand where the Parameter does.
+
+        Where they start as what the first step leads to, `lookahead` replaces them in that step.
+        """
         new = [
             (i, p) for i, p in enumerate(self._optimizer.parameter_list) if p.trainable and i not in self.slow
         ]
         if not new:
             return self.slow
-        if self._slow_start == "first_step":
-            return self.slow | {i: jnp.zeros_like(p.peek(), self.dtype(p)) for i, p in new}
         masters = self._optimizer.masters or {}
         return self.slow | {i: jnp.array(masters.get(p, p.peek()), self.dtype(p)) for i, p in new}
 

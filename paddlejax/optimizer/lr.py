@@ -590,6 +590,8 @@ def _metric(x: Any):
         return float(x)
     if isinstance(x, (jax.Array, np.ndarray)):
         require(x.size == 1, "metrics", x, "one element", AssertionError)
+        # It may become the best, which must not follow the caller's array.
+        x = x.copy() if isinstance(x, np.ndarray) else x
     else:
         known = isinstance(x, (int, float)) or type(x) is np.float32
         require(known, "metrics", x, "a float, or an array or loss of one element", TypeError)

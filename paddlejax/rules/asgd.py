@@ -5,6 +5,7 @@ from jax import lax
 
 from ..hyper import Interval
 from ..lifting import Rule, lifted, rule
+from ..trees import next_count
 
 
 @rule
@@ -50,8 +51,8 @@ class ASGD(Rule):
         """Return the rate over the number of batches seen so far, and the index i of the batch in turn."""
         m = shared["m"]
         n = jnp.full_like(m, self.batch_num)
-        seen = jnp.minimum(m + 1, n).astype(learning_rate.dtype)
-        return {"rate": learning_rate / seen, "i": m % n}, {"m": m + 1}
+        seen = jnp.minimum(m, n - 1).astype(learning_rate.dtype) + 1
+        return {"rate": learning_rate / seen, "i": m % n}, {"m": next_count(m, self.batch_num)}
 
     def step(self, g, p, k, slots):
         """The sum d loses this batch's last gradient and gains the new one."""

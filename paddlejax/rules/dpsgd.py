@@ -65,7 +65,7 @@ class Dpsgd(Rule):
         return {"draws": 0}
 
     def advance(self, learning_rate, shared):
-        """Give `step` the count of draws, so that every step draws other noise."""
+        """Give `step` the count of draws, so that every step draws other noise: it may wrap, not stay."""
         draws = shared["draws"]
         return {"rate": learning_rate, "draws": draws}, {"draws": draws + 1}
 

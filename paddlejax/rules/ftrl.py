@@ -15,9 +15,11 @@ class Ftrl(Rule):
         p ← (l₁ sign(z) - z) / (φ(n')/η + 2 l₂)       where |z| > l₁, else 0
         n ← n'
 
-    p is set, not stepped: an element whose gradient was always zero becomes 0 at the first step. `guard` is
-    what Paddle 3's kernel adds to both l₁ and l₂; Paddle 1.x adds nothing, and its class hands l₁ to the
-    kernel as l₂, a bug not repeated here. Neither optax nor torch has FTRL; TensorFlow's uses β beside φ.
+    p is set, not stepped: an element whose gradient was always zero becomes 0 at the first step. At η =
+    0, and where η is so small that z overflows, all stays as it is (in Paddle z becomes NaN for good).
+    `guard` is what Paddle 3's kernel adds to both l₁ and l₂; Paddle 1.x adds nothing, and its class hands
+    l₁ to the kernel as l₂, a bug not repeated here. Neither optax nor torch has FTRL; TensorFlow's uses β
+    beside φ.
 
     >>> tx = ftrl(0.5, l1=0.5)
     >>> p = jnp.array([1.0, 1.0])
@@ -40,10 +42,13 @@ class Ftrl(Rule):
         """The rule computes where p goes; the step is the way there."""
         l1, l2 = self.l1 + self.guard, self.l2 + self.guard
         n = slots["squared"] + g * g
-        old, new = (_power(x, -self.lr_power) / k for x in (slots["squared"], n))
+        rate = jnp.where(k == 0, 1, k)
+        old, new = (_power(x, -self.lr_power) / rate for x in (slots["squared"], n))
         z = slots["linear"] + g - (new - old) * p
         target = jnp.where(jnp.abs(z) > l1, (l1 * jnp.sign(z) - z) / (new + 2 * l2), 0)
-        return target - p, {"squared": n, "linear": z}
+        waits = (k == 0) | ~jnp.isfinite(z) & jnp.isfinite(g)
+        delta = jnp.where(waits, 0, target - p)
+        return delta, {name: jnp.where(waits, slots[name], x) for name, x in (("squared", n), ("linear", z))}
 
 
 def _power(x, a):

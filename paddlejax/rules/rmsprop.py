@@ -43,6 +43,9 @@ class RMSProp(Rule):
         if self.centered:
             m = self.rho * m + (1 - self.rho) * g
             spread = r - m * m
+            # Where rounding leaves less than nothing, Paddle's v is NaN for good: here what it can hide.
+            hidden = r * jnp.finfo(r.dtype).eps
+            spread = jnp.where(spread + self.epsilon > 0, spread, hidden)
         v = self.momentum * slots["momentum"] + k * g / jnp.sqrt(spread + self.epsilon)
         return -v, {"momentum": v, "mean_square": r, "mean_grad": m}
 

@@ -5,18 +5,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from .array_types import ArrayTree, Gradients, Init, Numeric
 from .hyper import (
     COUNT,
+    FINITE,
     FRACTION,
     INT,
     NUMBER,
     ArgumentError,
+    Interval,
     Must,
+    check_rounded,
     checked,
-    is_traced,
     number,
     one_of,
     optional,
@@ -28,6 +29,7 @@ from .transform import apply_updates, chain
 from .trees import align, compute_dtype, flatten, next_count, path_name
 from .wrap import OPTIMIZER, check_params, check_state
 
+BELOW_ONE = Interval(0, 1, open=True)
 ROTATION = 16384  # after so many updates Paddle moves sum_1 to sum_2, to keep the small terms
 
 
@@ -73,11 +75,8 @@ class LookaheadState(NamedTuple):
 
 
 @checked(
-    decay=(
-        *FRACTION,
-        unless(is_traced, Must(lambda d: np.float32(d) < 1, "less than 1 in float32", ArgumentError)),
-    ),
-    thres_steps=optional(unless(callable, NUMBER)),
+    decay=(NUMBER, BELOW_ONE),
+    thres_steps=optional(unless(callable, NUMBER, FINITE)),
 )
 def exponential_moving_average(decay: Numeric = 0.999, thres_steps: Any = None) -> Average:
     """Average the parameters with weights that fall off exponentially into the past.
@@ -104,6 +103,10 @@ def exponential_moving_average(decay: Numeric = 0.999, thres_steps: Any = None) 
 
     def init(params: ArrayTree) -> MovingAverageState:
         wide, zeros = _zeros(params)
+        for path, zero in zip(*flatten(zeros)[:2], strict=True):
+            if zero is not None:
+                name = f"at {path_name(path)}: exponential_moving_average's decay"
+                check_rounded(name, decay, BELOW_ONE, zero.dtype)
         return MovingAverageState(jnp.zeros((), jnp.int32), jnp.array(decay, wide), zeros)
 
     def update(params: ArrayTree, state: MovingAverageState) -> MovingAverageState:
@@ -134,7 +137,7 @@ def exponential_moving_average(decay: Numeric = 0.999, thres_steps: Any = None) 
 
 
 @checked(
-    average_window_rate=NUMBER,
+    average_window_rate=(NUMBER, FINITE),
     max_average_window=INT,
     min_average_window=(
         INT,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .array_types import Numeric
-from .hyper import COEFFICIENT, ArgumentError, Interval, Must, checked, instance, number_text, optional
+from .hyper import DECAY, LIMIT, ArgumentError, Must, checked, instance, is_array, number_text, optional
 from .lifting import GradientTransformation
 from .norms import norm, root, squared_norm
 from .transform import named, stateless
@@ -67,17 +67,13 @@ def as_clip(value: Any) -> Any:
     return value.transformation() if isinstance(value, ClipGradBase) else value
 
 
-LIMIT = *COEFFICIENT, Interval()
+BOUND = DECAY  # any finite number
 FLAG = instance(bool, "True or False", ArgumentError)  # as in Paddle, which asserts it
-
-
-def _is_array(x: Any) -> bool:
-    return isinstance(x, jax.Array)  # which may be traced
 
 
 def _limit(value: Any) -> Any:
     """A number becomes a float, a 0-d array stays what it is."""
-    return value if _is_array(value) else float(value)
+    return value if is_array(value) else float(value)
 
 
 class ClipGradByValue(ClipGradBase):
@@ -91,17 +87,17 @@ class ClipGradByValue(ClipGradBase):
 
     @checked(
         max=(
-            *LIMIT,
+            *BOUND,
             Must(
-                lambda high, min: min is not None or _is_array(high) or high > 0,
+                lambda high, min: min is not None or is_array(high) or high > 0,
                 "a number above 0 where min is not given",
                 ArgumentError,
             ),
         ),
         min=optional(
-            *LIMIT,
+            *BOUND,
             Must(
-                lambda low, max: _is_array(low) or _is_array(max) or low <= max,
+                lambda low, max: is_array(low) or is_array(max) or low <= max,
                 "at most max, {max}",
                 ArgumentError,
             ),
@@ -126,7 +122,7 @@ class ClipGradByNorm(ClipGradBase):
     Gradient Clip By Norm, clip_norm=1.000000
     """
 
-    @checked(clip_norm=(*COEFFICIENT, Interval(0, above=True)))
+    @checked(clip_norm=LIMIT)
     def __init__(self, clip_norm: Numeric, *, axis_name: Any = None):
         self.clip_norm, self.axis_name = _limit(clip_norm), axis_name
 
@@ -186,9 +182,13 @@ class ClipGradByGlobalNorm(ClipGradBase):
 
 
 def _factor(norm: jax.Array, clip_norm: Any) -> jax.Array:
-    """min(1, clip_norm / norm): exactly 1 up to clip_norm, NaN for NaN, without a division by zero."""
-    limit = jnp.asarray(clip_norm, norm.dtype)
-    return limit / jnp.maximum(norm, limit)
+    """min(1, clip_norm / norm): exactly 1 up to clip_norm, NaN for NaN, without a division by zero.
+
+    The limit may be traced: at 0 the factor is 0, also for a norm of 0, and below 0 it is as at 0.
+    """
+    limit = jnp.maximum(jnp.asarray(clip_norm, norm.dtype), 0)
+    largest = jnp.maximum(norm, limit)
+    return limit / jnp.where(largest == 0, 1, largest)
 
 
 def clip_by_value(max: Numeric, min: Numeric | None = None) -> GradientTransformation:

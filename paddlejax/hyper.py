@@ -53,6 +53,11 @@ def require(ok: Any, name: str, value: Any, expected: str, error: type[Exception
         refuse(name, value, expected, error)
 
 
+def is_array(x: Any) -> bool:
+    """Return whether x is an array of JAX, which may be traced."""
+    return isinstance(x, jax.Array)
+
+
 def is_traced(x: Any) -> bool:
     """Return whether x is traced: then its value is not known and cannot be checked."""
     return isinstance(x, Tracer)
@@ -108,6 +113,17 @@ class Interval:
             refuse(name, value, self.kind, TypeError)
         if not inside:
             refuse(name, value, f"{self.kind} {self}".rstrip(), self.error)
+
+
+def check_rounded(name: str, value: Any, bound: Interval, dtype: Any) -> None:
+    """Refuse a number that lies within its bound, and outside once it is rounded to this dtype."""
+    if isinstance(value, Tracer):
+        return
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = np.asarray(value).astype(dtype)
+    if float(rounded) not in bound:
+        found = f"found {shown(value)}, which {np.dtype(dtype)} rounds to {rounded}"
+        raise bound.error(f"{name}: {found}, expected {bound.kind} {bound}")
 
 
 @dataclass(frozen=True)
@@ -269,14 +285,19 @@ COUNT = (Must(lambda x: _is_int(x) and x > 0, "a positive int", ArgumentError),)
 INT = Must(_is_int, "an int")
 FLAG = instance(bool, "True or False")
 NAME = instance(str | None, "a str or None")
+# The numbers that every optimizer takes, checked alike wherever they are given.
 FINITE = Interval(open=True, above=True)
 MAGNITUDE = Interval(0, open=True)
-RATE = given("a number"), unless(callable, NUMBER, MAGNITUDE)
+DECAY = given("a number"), NUMBER, FINITE
+FACTOR = NUMBER, MAGNITUDE  # on a rate
+RATE = given("a number"), unless(callable, *FACTOR)
+# An array that is a limit may have decayed to 0.
+LIMIT = given("a number"), NUMBER, unless(is_array, Interval(0, above=True, open=True)), MAGNITUDE
 
 Beta = Annotated[float, Interval(0, 1, open=True)]
 Fraction = Annotated[float, Interval(0, 1)]
-NonNegative = Annotated[float, Interval(0)]
-Positive = Annotated[float, Interval(0, above=True)]
+NonNegative = Annotated[float, Interval(0, open=True)]
+Positive = Annotated[float, Interval(0, above=True, open=True)]
 Predicate = Callable[[Any], bool] | None
 
 KINDS: dict[Any, tuple[Check, ...]] = {
@@ -302,7 +323,7 @@ def of_annotation(annotation: Any, default: Any) -> tuple[Check, ...]:
     kind, *bounds = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
     ranges = [replace(bound, kind="an int") if kind is int else bound for bound in bounds]
     if kind is float and not ranges:
-        ranges = [Interval()]  # which leaves out NaN
+        ranges = [FINITE]
     words = {int: "an int", tuple[str, ...]: "a list or tuple of str"}
     missing = () if default is None or kind is bool else (given(words.get(kind, "a number")),)
     return *missing, *KINDS.get(kind, ()), *ranges

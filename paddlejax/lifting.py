@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from .array_types import ArrayTree, Gradients, Init, LearningRate, Update
-from .hyper import RATE, Declaration, of_annotation, refuse_bad, verify
+from .hyper import RATE, Declaration, Interval, check_rounded, of_annotation, refuse_bad, verify
 from .rates import PAGE, RuleState, rate_at, rate_in_force, state_type
 from .selected_rows import SelectedRows, dense
 from .step import advance, check_sparse, in_wide, stepped
@@ -158,6 +158,15 @@ def check(rule: Rule) -> None:
     refuse_bad(type(rule).__name__, declared, {name: getattr(rule, name) for name in declared})
 
 
+def check_rounded_of(rule: Rule, where: str, dtype: Any) -> None:
+    """Refuse a hyperparameter that is in range, and no more in the dtype in which a leaf is updated."""
+    for name, declaration in _declared(type(rule)).items():
+        for bound in declaration if isinstance(declaration, tuple) else ():
+            value = getattr(rule, name)
+            if isinstance(bound, Interval) and not isinstance(value, int):
+                check_rounded(f"at {where}: {type(rule).__name__}'s {name}", value, bound, dtype)
+
+
 @functools.cache
 def _declared(cls: Any) -> dict[str, Declaration]:
     return {f.name: of_annotation(f.type, f.default) for f in fields(cls)}
@@ -249,6 +258,9 @@ class _Lift:
         dtypes = [
             None if p is None else compute_dtype(path, p) for path, p in zip(paths, leaves, strict=True)
         ]
+        for path, dtype in zip(paths, dtypes, strict=True):
+            if dtype is not None:
+                check_rounded_of(self.rule, path_name(path), dtype)
         rules = {dtype: in_wide(self.rule, dtype) for dtype in dict.fromkeys(dtypes) if dtype is not None}
         fresh = [
             p if d is None else rules[d].init(jnp.asarray(p, d)) for p, d in zip(leaves, dtypes, strict=True)

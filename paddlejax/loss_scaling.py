@@ -95,7 +95,7 @@ SCALE = (
         is_traced, Must(lambda x: 0 < _narrowed(x) < math.inf, "one that is so in float32", ArgumentError)
     ),
 )
-INCR_RATIO, DECR_RATIO = (NUMBER, Interval(1, above=True)), (NUMBER, Interval(high=1, open=True))
+INCR_RATIO, DECR_RATIO = (NUMBER, Interval(1, above=True, open=True)), (NUMBER, Interval(high=1, open=True))
 
 
 @checked(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from .array_types import ArrayTree, Gradients
 from .clip import CLIP, as_clip
-from .hyper import FLAG, NUMBER, ArgumentError, Declaration, Must, checked, instance, verify
+from .hyper import FACTOR, FLAG, ArgumentError, Declaration, Must, checked, instance, verify
 from .lifting import GradientTransformation, Lifted, lift
 from .regularizer import WeightDecayRegularizer, as_regularizer
 from .selected_rows import SelectedRows
@@ -358,7 +358,7 @@ def _clip(where: str, value: Any) -> Any:
 
 READERS: dict[str, Callable[[str, Any], Any]] = {  # of the options that are not the rule's own
     "rule": _as_declared(PAIR),
-    "learning_rate": _as_declared(NUMBER),
+    "learning_rate": _as_declared(FACTOR),
     "weight_decay": _decay,
     "grad_clip": _clip,
     "frozen": _as_declared(FLAG),

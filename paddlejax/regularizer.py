@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .array_types import ArrayTree, Gradients, Numeric
-from .hyper import COEFFICIENT, checked, number, number_text
+from .hyper import DECAY, checked, number_text, verify
 from .lifting import GradientTransformation
 from .selected_rows import SelectedRows
 from .transform import named, stateless
@@ -20,7 +20,7 @@ __all__ = ["L1Decay", "L2Decay", "WeightDecayRegularizer"]
 class WeightDecayRegularizer:
     """What `weight_decay=` of an optimizer may be: a term of the parameter that is added to its gradient."""
 
-    @checked(coeff=COEFFICIENT)
+    @checked(coeff=DECAY)
     def __init__(self, coeff: Numeric = 0.0):
         self.coeff = coeff
 
@@ -96,7 +96,7 @@ def as_regularizer(name: str, value: Any) -> WeightDecayRegularizer | None:
     """What was given as weight decay: a number means L2Decay."""
     if value is None or isinstance(value, WeightDecayRegularizer):
         return value
-    number(name, value)
+    verify(DECAY, name, value)
     return L2Decay(value)
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .hyper import Arguments, Check, Declaration, Interval, Must, instance, refuse_bad, unless
+from .hyper import Arguments, Check, Declaration, Interval, Must, instance, refuse_bad, unless, verify
 
 P = ParamSpec("P")
 Scalar = float | jax.Array
@@ -206,6 +206,10 @@ def schedule_family(
 
         def check(owner: str, arguments: Arguments) -> None:
             refuse_bad(owner, own, arguments)
+            for name, value in arguments.items():
+                for x in value if isinstance(value, list | tuple) else [value]:
+                    if isinstance(x, float | np.floating):
+                        verify(Interval(open=True, above=True, error=ValueError), f"{owner}'s {name}", x)
 
         make.__dict__.update(at=at, check=check, __signature__=signature)
         family = cast("Family[P]", make)
@@ -245,8 +249,11 @@ def steps(type_error: type[Exception], sign_error: type[Exception]) -> tuple[Che
     return instance(int, "an int", type_error), Interval(0, above=True, error=sign_error, kind="an int")
 
 
-RATE = number_like(int, float, np.number), real(0, error=ValueError)
-BASE_RATE = instance(int | float, "a float"), Interval(0, error=ValueError, kind="a float")  # of a class
+RATE = number_like(int, float, np.number), real(0, open=True, error=ValueError)
+BASE_RATE = (
+    instance(int | float, "a float"),
+    Interval(0, open=True, error=ValueError, kind="a float"),
+)  # of a class
 RISING = (
     instance(list | tuple, "a list or tuple"),
     Must(

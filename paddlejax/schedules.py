@@ -30,6 +30,7 @@ from .schedule import (
 from .trees import next_count
 
 NOT_ZERO = Must(lambda x: is_array(x) or x != 0, "a number above 0", ZeroDivisionError)
+FINITE = real(above=True, open=True, error=ValueError)
 BELOW_ONE = real(high=1, open=True, error=ValueError)
 
 
@@ -527,7 +528,10 @@ class PlateauRule(NamedTuple):
         )
 
 
-@checked(**MODES, factor=BELOW_ONE, learning_rate=Must(lambda x: not isinstance(x, str), "a number"))
+PLATEAU = {**MODES, "factor": (BELOW_ONE, FINITE), "threshold": FINITE, "min_lr": RATE, "epsilon": FINITE}
+
+
+@checked(**PLATEAU, learning_rate=RATE)
 def reduce_on_plateau(
     learning_rate: Scalar,
     mode: str = "min",

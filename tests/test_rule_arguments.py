@@ -197,7 +197,6 @@ def test_refused_by_function_and_class(call, classes, words):
 ACCEPTED = {  # where Paddle refuses, or where one might expect an error
     "int-rate": lambda: pj.adam(1),
     "zero-rate": lambda: pj.adam(0),
-    "negative-rate": lambda: pj.sgd(-0.1),
     "numpy-rate": lambda: pj.sgd(np.float32(0.1)),
     "0-d-rate": lambda: pj.sgd(jnp.array(0.1)),
     "0-d-beta": lambda: pj.adam(0.1, beta1=jnp.array(0.5)),

@@ -7,11 +7,10 @@ import jax
 
 from ..clip import ClipGradByNorm
 from ..hyper import (
-    NUMBER,
+    LIMIT,
     ArgumentError,
     Arguments,
     Declaration,
-    Interval,
     Must,
     instance,
     number,
@@ -42,7 +41,7 @@ COMMON: dict[str, Declaration] = {
     "rampup_begin_step": whole(0, 2**31),
     "rampup_step": whole(1, 2**31),
     "sparsity": (instance(list | tuple, LIST), Must(len, LIST, ArgumentError), _check_each),
-    "local_grad_clip_norm": optional(NUMBER, Interval(0, above=True)),
+    "local_grad_clip_norm": optional(*LIMIT),
 }
 FUNCTION: dict[str, Declaration] = {
     **COMMON,

@@ -11,8 +11,8 @@ import numpy as np
 from .. import pages, schedules
 from ..hyper import checked, function_of, instance, require
 from ..optimizer.ledger import Entries, Field, load, written
-from ..schedule import BASE_RATE, RISES, RISING
-from ..schedules import BELOW_ONE, MODES, NOT_ZERO
+from ..schedule import BASE_RATE, RATE, RISES, RISING
+from ..schedules import BELOW_ONE, FINITE, MODES, NOT_ZERO
 
 
 class LearningRateDecay:
@@ -380,7 +380,14 @@ class ReduceLROnPlateau(LearningRateDecay):
 
     counts = "losses"
 
-    @checked(**MODES, decay_rate=BELOW_ONE, learning_rate=instance(int | float, "a float"))
+    @checked(
+        **MODES,
+        decay_rate=(BELOW_ONE, FINITE),
+        threshold=FINITE,
+        min_lr=RATE,
+        eps=FINITE,
+        learning_rate=BASE_RATE,
+    )
     def __init__(
         self,
         learning_rate,

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from ..clip import ClipGradBase
-from ..hyper import NAME, Must, instance, number, require, verify
+from ..hyper import DECAY, FACTOR, NAME, Must, instance, require, verify
 from ..lifting import Lifted
 from ..paths import LeafOptions, with_hyperparameters
 from ..regularizer import as_regularizer
@@ -26,10 +26,10 @@ def options_of(
     own = dict(own)
     factor = own.pop("learning_rate", None)
     if factor is not None:
-        number("a group's learning_rate", factor)
+        verify(FACTOR, "a group's learning_rate", factor)
     decides, decay = "weight_decay" in own, None
     if decides and hasattr(base.source.rule, "weight_decay"):  # AdamW's, a number; no regularizer
-        number("a group's weight_decay", own["weight_decay"])
+        verify(DECAY[1:], "a group's weight_decay", own["weight_decay"])
         decides = False
     elif decides:
         decay = as_regularizer("a group's weight_decay", own.pop("weight_decay"))

@@ -546,7 +546,7 @@ class ReduceOnPlateau(LRScheduler):
     0.5
     """
 
-    @checked(**schedules.MODES, factor=schedules.BELOW_ONE, learning_rate=instance(int | float, "a float"))
+    @checked(**schedules.PLATEAU, learning_rate=BASE_RATE)
     def __init__(
         self,
         learning_rate,

@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 
-from ..hyper import ArgumentError, number
-from ..lifting import Lifted, Rule, lift
+from ..hyper import FACTOR, MAGNITUDE, ArgumentError, number, verify
+from ..lifting import Lifted, Rule, check_rounded_of, lift
 from ..paths import describe_leaves
 from ..regularizer import as_regularizer
 from ..tracing import check_outside
-from ..trees import is_narrow
+from ..trees import compute_dtype, is_narrow
 from . import saved
 from .arguments import (
     check_distinct,
@@ -84,6 +84,8 @@ class Optimizer(Stepping):
         self._options = [o for members, own in groups for o in options_of(members, base, own, general)]
         self._rules: list[Lifted] = [o.rule for o in self._options]
         for p, r in zip(self.parameter_list, self._rules, strict=True):
+            if p.is_real:
+                check_rounded_of(r.source.rule, p.name, compute_dtype((), p.peek()))
             if p.sparse and r.source.rule.sparse is None:
                 found = f"Parameter {p.name} has sparse=True, and {type(self).__name__} takes no SelectedRows"
                 raise TypeError(f"{self._argument}: {found}; expected sparse=False")
@@ -261,6 +263,7 @@ class Optimizer(Stepping):
         if learning_rate is None:
             raise ArgumentError("learning_rate is not set: found None, expected a number or an LRScheduler")
         number("learning_rate", learning_rate, "a number or an LRScheduler")
+        verify(MAGNITUDE, "learning_rate", learning_rate)
         return float(learning_rate)
 
     def _rate_for_step(self) -> float:
@@ -279,7 +282,7 @@ class Optimizer(Stepping):
             raise RuntimeError(
                 f"set_lr: the rate is set by a scheduler, {found}; replace that with set_lr_scheduler"
             )
-        number("set_lr's value", value)
+        verify(FACTOR, "set_lr's value", value)
         self._learning_rate = float(value)
 
     def set_lr_scheduler(self, scheduler: LRScheduler) -> None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..hyper import number
+from ..hyper import FACTOR, verify
 from ..regularizer import as_regularizer
 from ..selected_rows import SelectedRows
 from ..tracing import READ, check_outside
@@ -120,7 +120,7 @@ class Parameter:
                 raise TypeError(f"Parameter's {flag}: found {getattr(attr, flag)!r}, expected True or False")
         if not isinstance(sparse, bool):
             raise TypeError(f"Parameter's sparse: found {sparse!r}, expected True or False")
-        number("Parameter's learning_rate", attr.learning_rate)
+        verify(FACTOR, "Parameter's learning_rate", attr.learning_rate)
         array = _array(value, f"the value of Parameter {self.name}")
         self.store = Store(array)
         self._shape, self._dtype = array.shape, array.dtype

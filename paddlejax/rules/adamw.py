@@ -2,7 +2,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from ..hyper import Predicate, number
+from ..hyper import FACTOR, Predicate, verify
 from ..lifting import lifted, rule
 from .adam import Adam
 
@@ -48,7 +48,7 @@ class AdamW(Adam):
         name = getattr(leaf, "name", leaf)
         decays = self.apply_decay_param_fun is None or self.apply_decay_param_fun(name)
         ratio = 1.0 if self.lr_ratio is None else self.lr_ratio(leaf)
-        number(f"what AdamW's lr_ratio returned for {name}", ratio)
+        verify(FACTOR, f"what AdamW's lr_ratio returned for {name}", ratio)
         return replace(
             self,
             weight_decay=self.weight_decay if decays else 0.0,

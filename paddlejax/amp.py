@@ -2,9 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +12,10 @@ from .array_types import Numeric
 from .hyper import FLAG, INT, ArgumentError, checked, number, unless
 from .loss_scaling import DECR_RATIO, INCR_RATIO, SCALE, all_finite, next_scale, times, unscaled
 from .optimizer.expression import Constant
-from .optimizer.ledger import Entries, NumberField, StateDictError, load, written
+from .optimizer.ledger import Entries, StateDictError, load, written
 from .optimizer.loss import Loss
 from .optimizer.parameter import ZEROS, Parameter
+from .optimizer.scaled import FIELDS, Progress, ScaledLoss, noted
 from .optimizer.transaction import complete
 from .optimizer.wrappers import innermost
 from .tracing import check_outside
@@ -30,59 +29,6 @@ _next_scale = jax.jit(next_scale)
 def _unscale(grads: list[jax.Array], scale: Any) -> tuple[list[jax.Array], jax.Array]:
     grads_ = unscaled(grads, scale)
     return grads_, all_finite(grads) & all_finite(grads_)  # 1/scale may overflow, or be infinite itself
-
-
-class ScaledLoss(Loss):
-    """What `GradScaler.scale` makes of a Loss that has not run backward.
-
-    Computing it also computes the loss it was made from, whose value stays readable after the step.
-    """
-
-    def __init__(self, loss: Loss, scale: np.ndarray):
-        super().__init__(replace(loss.call, scaled=True), loss.parameters, [*loss.fixed, scale])
-        self.trained = loss.trained
-        self._unscaled, loss.outer = loss, self
-
-    def check_runs(self) -> None:
-        """Raise if there is nothing to differentiate, here or in the unscaled loss."""
-        super().check_runs()
-        if not self.ran_backward:
-            self._unscaled.check_runs()
-
-    def learn(self, result: Any) -> None:
-        """Keep the value, and that of the unscaled loss."""
-        super().learn(result)
-        self._unscaled.learn(result[1])
-
-    def settle(self, result: Any) -> None:
-        """Settle this loss, and the unscaled one with its own value: their one backward pass has run."""
-        super().settle(result)
-        self._unscaled.settle(result[1])
-
-    def retain(self, retain_graph: bool) -> None:
-        """Say it of the unscaled loss too."""
-        super().retain(retain_graph)
-        self._unscaled.retain(retain_graph)
-
-    @property
-    def aux(self) -> Any:
-        """What the function returned beside the loss, unscaled."""
-        self.computed()
-        return self._unscaled.aux
-
-
-class _Progress(NamedTuple):
-    """What steps and updates change; it is replaced as a whole, in one assignment."""
-
-    scale: np.float32
-    counts: tuple[int, int] = (0, 0)  # good and bad steps in a row
-    found_inf: bool = False  # by the last unscale_, of whichever optimizer
-    last_was_bad: bool = False  # what `update` goes by; it keeps it, as Paddle does
-    # An optimizer that is not here has gradients that are still scaled.
-    unscaled: Mapping[Any, bool] = {}  # unscale_ has run: whether it found inf or NaN
-    stepped: frozenset[Any] = frozenset()
-    consecutive_skips: int = 0
-    total_skips: int = 0
 
 
 def _is_off(setting: Any, enable: bool) -> bool:
@@ -137,7 +83,7 @@ class GradScaler:
         self._enable, self._dynamic = enable, use_dynamic_loss_scaling
         self._ratios = [incr_ratio, decr_ratio]
         self._intervals = [incr_every_n_steps, decr_every_n_nan_or_inf]
-        self._progress = _Progress(np.float32(0))
+        self._progress = Progress(np.float32(0))
         self._set_scale(init_loss_scaling)
 
     @property
@@ -224,7 +170,7 @@ class GradScaler:
             after = after._replace(stepped=after.stepped | {inner})
         else:
             after = after._replace(unscaled={o: bad for o, bad in after.unscaled.items() if o is not inner})
-        _noted(inner, optimizer.step if good else None, lambda: setattr(self, "_progress", after))
+        noted(inner, optimizer.step if good else None, lambda: setattr(self, "_progress", after))
 
     def update(self) -> None:
         """Adapt the scale to whether the last `step` was skipped; every optimizer may step again."""
@@ -233,7 +179,7 @@ class GradScaler:
         check_outside("update")
         self._progress = self._updated(self._progress)
 
-    def _updated(self, progress: _Progress) -> _Progress:
+    def _updated(self, progress: Progress) -> Progress:
         """Return the progress with the next scale; every optimizer's gradients are scaled again."""
         if not self._dynamic:
             return progress._replace(unscaled={})
@@ -292,15 +238,17 @@ class GradScaler:
             pairs = [(p, p.grad) for p in parameters if p.lazy_grad is not None]
             good, judged = self._judged(inner, self._progress)
             after = self._updated(judged)
-            step = functools.partial(optimizer.minimize, loss, *args, **kwargs)
-            _noted(inner, (step if isinstance(loss, Loss) else optimizer.step) if good else None, note)
+            step = optimizer.step
+            if isinstance(loss, Loss):
+                step = functools.partial(optimizer.minimize, loss, *args, **kwargs)
+            result = noted(inner, step if good else None, note)
         except BaseException:
             if not done:  # as if it had not been called
                 self._progress = before
                 for p, cell in zip(parameters, cells, strict=True):
                     p.lazy_grad, p.spent = cell
             raise
-        return [], pairs
+        return [], result[1] if result else pairs
 
     def _minimize(
         self, inner: Any, own: set[Parameter], loss: Loss, step: Callable[[], Any]
@@ -327,12 +275,12 @@ class GradScaler:
 
         loss.result, loss.ready = result, [ready[i] for i in range(len(grads))]
         try:
-            _noted(inner, step if good else None, note)
+            done = noted(inner, step if good else None, note)
         finally:
             loss.ready = None  # they are not those of the scaled loss
-        return [(loss.parameters[i], ready[i]) for i in mine]
+        return done[1] if good else [(loss.parameters[i], ready[i]) for i in mine]
 
-    def _judged(self, inner: Any, before: _Progress) -> tuple[bool, _Progress]:
+    def _judged(self, inner: Any, before: Progress) -> tuple[bool, Progress]:
         """Return whether the step may be taken, and the progress that `update` will go by.
 
         Paddle asks only what the last unscale_ found, and applies an infinite gradient if another optimizer
@@ -431,33 +379,6 @@ class GradScaler:
         self._set_scale(scale)
         self._ratios, self._intervals = [up, down], [every_good, every_bad]
         self._progress, self._dynamic = self._progress._replace(counts=(good, bad)), dynamic
-
-
-class _Scale(NumberField):
-    """Paddle stores the scale as a float32 array of shape (1,)."""
-
-    def write(self, value: Any) -> np.ndarray:
-        return np.array([value], np.float32)
-
-
-FIELDS = (
-    _Scale("scale", float),
-    NumberField("incr_ratio", float),
-    NumberField("decr_ratio", float),
-    NumberField("incr_every_n_steps", int),
-    NumberField("decr_every_n_nan_or_inf", int),
-    NumberField("incr_count", int),
-    NumberField("decr_count", int),
-    NumberField("use_dynamic_loss_scaling", bool),
-)
-
-
-def _noted(inner: Any, step: Callable[[], Any] | None, note: Callable[[], None]) -> None:
-    """Take this step, if there is one, and note it: both or neither."""
-    if step is not None:
-        with getattr(inner, "noting", nullcontext)(note):
-            step()
-    complete(note)
 
 
 def _parameters(method: str, optimizer: Any) -> list[Parameter]:

@@ -89,14 +89,14 @@ class LBFGS(Optimizer):
             raise TypeError(f"LBFGS's step: found {closure!r}, {expected}")
         check_outside("LBFGS's step", "call it outside, or use paddlejax.lbfgs there")
         trained, layout = self._laid_out()
-        state, known = self._history
+        start = state, known = self._history
         state = layout.state(self._method, 0.0) if state is None or trained != known else state
         rate = jnp.asarray(self.get_lr(), layout.wide)
         count = next_count(state.rate.count)
         state = state._replace(rate=state.rate._replace(count=count, learning_rate=rate))
         for part in self.layers:
             part.begin()
-        before, after = [p.store.take() for p in trained], None
+        before, after = [p.store.take() for p in trained], start
 
         def keep() -> None:
             self._history = after
@@ -119,7 +119,7 @@ class LBFGS(Optimizer):
                 self.apply([moved.get(p) for p in self.parameter_list], taken=keep)
             keep()
         except BaseException:
-            if after is None or self._history is not after:
+            if after is start or self._history is not after:
                 for p, x in zip(trained, before, strict=True):
                     p.store.put(jnp.copy(x))
             raise

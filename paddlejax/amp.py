@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .array_types import Numeric
+from .attributes import Attributes
+from .casting import amp_guard, auto_cast, decorate, is_bfloat16_supported, is_float16_supported
 from .hyper import FLAG, INT, ArgumentError, checked, number, unless
 from .loss_scaling import DECR_RATIO, INCR_RATIO, SCALE, all_finite, next_scale, times, unscaled
 from .optimizer.expression import Constant
@@ -20,7 +22,14 @@ from .optimizer.transaction import complete
 from .optimizer.wrappers import innermost
 from .tracing import check_outside
 
-__all__ = ["GradScaler"]
+__all__ = [
+    "GradScaler",
+    "amp_guard",
+    "auto_cast",
+    "decorate",
+    "is_bfloat16_supported",
+    "is_float16_supported",
+]
 
 _next_scale = jax.jit(next_scale)
 
@@ -36,7 +45,7 @@ def _is_off(setting: Any, enable: bool) -> bool:
     return not enable
 
 
-class GradScaler:
+class GradScaler(Attributes):
     """Scale the loss so that small float16 gradients do not vanish, and skip the steps where one overflows.
 
         scaled = scaler.scale(loss(...)); scaled.backward()
@@ -60,6 +69,19 @@ class GradScaler:
     >>> print(w.value, scaler.scale(1.0))
     [0.5] 8.0
     """
+
+    _enable: bool
+    _dynamic: bool
+    _ratios: list[float]
+    _intervals: list[int]
+    _init_loss_scaling: float
+    _progress: Progress
+    _ways = {
+        f"{start}{name}": f"use set_{name}(value)"
+        for name in ("incr_ratio", "decr_ratio", "incr_every_n_steps", "decr_every_n_nan_or_inf")
+        for start in ("", "_")
+    }
+    _ways |= dict.fromkeys(("init_loss_scaling", "_init_scale"), "use set_init_loss_scaling(value)")
 
     @checked(
         enable=FLAG,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .array_types import Numeric
+from .attributes import Adjustable, is_users
 from .hyper import DECAY, LIMIT, ArgumentError, Must, checked, instance, is_array, number_text, optional
 from .lifting import GradientTransformation
 from .norms import norm, root, squared_norm
@@ -15,18 +16,55 @@ from .transform import named, stateless
 from .wrap import is_transformation
 
 
-class ClipGradBase:
+class ClipGradBase(Adjustable):
     """What `grad_clip=` of an optimizer must be: it changes a list of gradients, seen together.
 
     Called with Paddle's list of (param, grad) it returns the list with clipped gradients, without the pairs
-    whose grad is None; parameters with need_clip=False neither count nor change.
+    whose grad is None; parameters with need_clip=False neither count nor change. A changed limit takes effect
+    at the next step.
+
+    A clip of your own defines `clip(grads)`, a list of arrays to a list of arrays, which becomes a part of
+    the compiled step. One that defines Paddle's `_dygraph_clip(params_grads)` works too: it is called before
+    the step with the list of (param, grad), outside of the compiled program, and a pair that it leaves out
+    is not stepped. `_static_clip` beside it is never called, and one that has nothing else is refused.
+
+    >>> class Halved(ClipGradBase):
+    ...     def _dygraph_clip(self, params_grads):
+    ...         return [(p, g / 2) for p, g in params_grads]
+    >>> p = Parameter(jnp.ones(1))
+    >>> opt = optimizer.SGD(1.0, [p], grad_clip=Halved())
+    >>> _ = opt.apply_gradients([(p, jnp.ones(1))])
+    >>> print(p.numpy())
+    [0.5]
     """
 
     need_clip: Callable[[Any], bool] | None = None  # 1.x: which parameters, besides those that opted out
+    _derived = ("_across",)
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        hooks = [h for h in ("_static_clip", "_pir_clip", "_process_context") if is_users(cls, h)]
+        own = cls.clip is not ClipGradBase.clip or cls.outside()
+        if hooks and not own:
+            way = "define clip(self, grads), or _dygraph_clip(self, params_grads) for outside the program"
+            raise TypeError(f"{cls.__name__} defines {hooks[0]}, which is never called here: {way}")
+
+    @classmethod
+    def outside(cls) -> bool:
+        """Return whether it changes pairs as Paddle's hooks do, and so cannot be a part of the program."""
+        hooks = ("_dygraph_clip", "__call__")
+        return any(getattr(cls, hook) is not getattr(ClipGradBase, hook) for hook in hooks)
 
     def selects(self, p: Any) -> bool:
         """Return whether this parameter is clipped: its `need_clip` and the clip's own must agree."""
         return getattr(p, "need_clip", True) and (self.need_clip is None or bool(self.need_clip(p)))
+
+    def _read(self, name: str, value: Any) -> Any:
+        """Return a limit as the constructor stores it."""
+        value = super()._read(name, value)
+        if name not in self.numbers:
+            return value
+        return -vars(self)["max"] if value is None else _limit(value)
 
     def clip(self, grads: list[jax.Array]) -> list[jax.Array]:
         """Return the gradients, clipped; a subclass says how."""
@@ -37,7 +75,7 @@ class ClipGradBase:
 
     def transformation(self) -> GradientTransformation:
         """The same as functions of any pytree; leaves that are clipped by one object share one norm."""
-        return named(stateless(lambda grads, params: self.clip(grads)), str(self), self.packs)
+        return named(stateless(lambda grads, params: self.clip(grads)), self, self.packs)
 
     @functools.cached_property
     def _across(self) -> GradientTransformation:
@@ -48,6 +86,10 @@ class ClipGradBase:
         return self._across if self.across_groups else self.transformation()
 
     def __call__(self, params_grads: Any) -> list[tuple[Any, Any]]:
+        return self._dygraph_clip(params_grads)
+
+    def _dygraph_clip(self, params_grads: Any) -> list[tuple[Any, Any]]:
+        """Return the pairs with clipped gradients; Paddle's hook, which a subclass may define."""
         there = [(p, g) for p, g in params_grads if g is not None]
         asked = [i for i, (p, _) in enumerate(there) if self.selects(p)]
         clipped, _ = self.transformation().update([there[i][1] for i in asked], ())
@@ -83,7 +125,10 @@ class ClipGradByValue(ClipGradBase):
     Clip Gradient By Value, min = -1.000000, max=1.000000
     """
 
+    max: Any
+    min: Any
     packs = True
+    numbers = ("max", "min")
 
     @checked(
         max=(
@@ -122,6 +167,10 @@ class ClipGradByNorm(ClipGradBase):
     Gradient Clip By Norm, clip_norm=1.000000
     """
 
+    clip_norm: Any
+    axis_name: Any
+    numbers = ("clip_norm",)
+
     @checked(clip_norm=LIMIT)
     def __init__(self, clip_norm: Numeric, *, axis_name: Any = None):
         self.clip_norm, self.axis_name = _limit(clip_norm), axis_name
@@ -146,7 +195,12 @@ class ClipGradByGlobalNorm(ClipGradBase):
     Gradient Clip By GlobalNorm, global_norm=1.000000
     """
 
+    clip_norm: Any
+    group_name: str
+    auto_skip_clip: bool
+    axis_name: Any
     packs = True
+    numbers = ("clip_norm",)
 
     @checked(auto_skip_clip=FLAG, across_groups=FLAG, clip_norm=LIMIT)
     def __init__(

@@ -206,6 +206,7 @@ def checked(**declared: Declaration) -> Callable[[F], F]:
                 refuse_bad(type(args[0]).__name__ if method else function.__name__, declared, arguments)
             return function(*args, **kwargs)
 
+        call.declared = declared  # type: ignore[attr-defined]
         return cast(F, call)
 
     return decorate

@@ -7,7 +7,7 @@ the scalars common to all tensors, leaves without a gradient, and errors that na
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import (
     Annotated,
     Any,
@@ -102,6 +102,10 @@ class Rule:
         Only numbers that `step` reads may differ from leaf to leaf.
         """
         return self
+
+    def decays(self, leaf: Any) -> bool | None:
+        """Return whether the rule's own exclusions let this leaf decay; None where it excludes none."""
+        return None
 
     def init(self, p: jax.Array) -> Slots:
         """Return the slots of a parameter at their start: zeros, unless a subclass says otherwise."""
@@ -210,6 +214,10 @@ class Lifted(GradientTransformation):
     def source(self) -> "_Lift":
         """The rule, rate and leaf function that the pair was made of."""
         return self.init.__self__  # type: ignore[attr-defined]
+
+    def having(self, rule: Rule) -> "Lifted":
+        """Return another pair like this one, made of this rule, which was checked before."""
+        return Lifted(*replace(self.source, rule=rule).pair())
 
     def __repr__(self) -> str:
         return f"lift({self.source.rule}, {self.source.learning_rate})"

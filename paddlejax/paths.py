@@ -171,9 +171,11 @@ def _about(t: Any, options: dict[str, LeafOptions]) -> Any:
     def leaf(path: str) -> tuple[Any, float]:
         about, factor = source.leaf(path)
         o = options.get(path)
-        return (
-            (about, factor) if o is None else (about if o.leaf is None else o.leaf, factor * o.learning_rate)
-        )
+        if o is None:
+            return about, factor
+        # Not times 1: a traced factor of many leaves must stay the same one.
+        own = o.learning_rate if _is_one(factor) else factor * o.learning_rate
+        return about if o.leaf is None else o.leaf, own
 
     return Lifted(*replace(source, leaf=leaf).pair())  # its rule was checked when it was lifted
 

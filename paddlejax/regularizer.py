@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .array_types import ArrayTree, Gradients, Numeric
+from .attributes import Adjustable
 from .hyper import DECAY, checked, number_text, verify
 from .lifting import GradientTransformation
 from .selected_rows import SelectedRows
@@ -17,11 +18,30 @@ from .wrap import check_params
 __all__ = ["L1Decay", "L2Decay", "WeightDecayRegularizer"]
 
 
-class WeightDecayRegularizer:
-    """What `weight_decay=` of an optimizer may be: a term of the parameter that is added to its gradient."""
+class WeightDecayRegularizer(Adjustable):
+    """What `weight_decay=` of an optimizer may be: a term of the parameter that is added to its gradient.
+
+    A new `coeff` takes effect at the next step of every optimizer that has it.
+    """
+
+    coeff: Any
+    _derived = ("_pair",)
+    _hooks = {
+        name: "define term(self, p), which returns what is added to the gradient of the array p"
+        for name in ("__call__", "_append_regularization_op", "append_regularization_op")
+    }
 
     @checked(coeff=DECAY)
     def __init__(self, coeff: Numeric = 0.0):
+        self.coeff = coeff
+
+    @property
+    def _coeff(self) -> Any:
+        """Paddle's own name for `coeff`."""
+        return self.coeff
+
+    @_coeff.setter
+    def _coeff(self, coeff: Any) -> None:
         self.coeff = coeff
 
     def term(self, p: jax.Array) -> jax.Array:
@@ -41,11 +61,11 @@ class WeightDecayRegularizer:
             check_params(type(self).__name__, params)
             return pair.update(grads, state, params)
 
-        return named(GradientTransformation(pair.init, update), str(self), self.packs)
+        return named(GradientTransformation(pair.init, update), self, self.packs)
 
     def _dense(self, g: SelectedRows) -> jax.Array:
         if not self._warned:
-            self._warned = True
+            vars(self)["_warned"] = True  # no setting
             warnings.warn(
                 f"{type(self).__name__} decays every row: a SelectedRows gradient becomes dense, lazy_mode "
                 "has no effect; to step only its rows keep the decay away from the table",
@@ -72,6 +92,7 @@ class L1Decay(WeightDecayRegularizer):
     """
 
     packs = True
+    numbers = ("coeff",)
 
     def term(self, p):
         """Return coeff times the sign of p."""
@@ -86,6 +107,7 @@ class L2Decay(WeightDecayRegularizer):
     """
 
     packs = True
+    numbers = ("coeff",)
 
     def term(self, p):
         """Return coeff times p."""

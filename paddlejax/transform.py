@@ -22,15 +22,16 @@ class Named(GradientTransformation):
 
     text: str = ""
     packs: bool = False  # whether to tensors laid end to end it does what it does to each
+    source: Any = None  # the object that it was made of
 
     def __repr__(self) -> str:
         return self.text
 
 
-def named(pair: GradientTransformation, text: str, packs: bool = False) -> Named:
-    """Return a transformation with a text for `describe`; see `Named` for `packs`."""
+def named(pair: GradientTransformation, source: Any, packs: bool = False) -> Named:
+    """Return a transformation made of an object, whose text `describe` shows; see `Named` for `packs`."""
     it = Named(pair.init, pair.update)
-    it.text, it.packs = text, packs
+    it.text, it.packs, it.source = str(source), packs, source
     return it
 
 

@@ -34,7 +34,7 @@ def of_object(opt: Any) -> Any:
     (plan,) = opt.compiled_steps
     values = [s.share() for s in plan.stores]
     state, grads = plan.state(), [jnp.zeros_like(v) for v in values]
-    return plan.step.lower(values, state, grads, plan.base.rate_dtype(0.1)).compile()
+    return plan.step.lower(values, state, grads, plan.base.rates(0.1)).compile()
 
 
 def temp_bytes(program: Any) -> int:

@@ -78,7 +78,7 @@ def shared():
             yield row(f"{name}-{words[0]}", lambda n=name, k=kwargs: opt(n, **k), TypeError, *words)
     for name, cls in RATE_REQUIRED.items():
         yield row(f"{name}-rate-missing", lambda c=cls: c(parameters=params()), TypeError)
-    for name in ("Momentum", "Adam", "AdamW", "Rprop", "Lamb", "ASGD", "Lars"):
+    for name in CLASSES:
         call = lambda n=name: opt(n, multi_precision="yes")  # noqa: E731
         yield row(f"{name}-multi_precision", call, TypeError, "multi_precision", "'yes'", "True or False")
 

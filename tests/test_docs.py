@@ -59,7 +59,6 @@ WITHOUT_EXAMPLE = {
     "Packed": "what pack holds parameters in",
     "RuleState": "what init returns",
     "Optimizer": "the base; every class below it has one",
-    "ClipGradBase": "a base",
     "WeightDecayRegularizer": "a base",
     "FluidOptimizer": "a base",
     "LearningRateEpochDecay": "a base",

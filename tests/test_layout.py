@@ -15,6 +15,7 @@ PACKAGE = Path(paddle.__file__).parent
 # A module may import modules of its own layer's left, never to the right. Packages count as one.
 LAYERS = [
     {"line_search", "hyper", "pages", "tracing"},
+    {"attributes"},
     {"selected_rows", "schedule", "wrap"},
     {"trees", "array_types"},
     {"norms", "step", "rates"},
@@ -23,7 +24,7 @@ LAYERS = [
     {"average", "clip", "quasi_newton", "loss_scaling", "regularizer"},
     {"accumulate", "info", "paths", "master"},
     {"optimizer"},
-    {"checkpoint", "distributed", "interop", "cpu_fusion"},
+    {"casting", "checkpoint", "distributed", "interop", "cpu_fusion"},
     {"amp", "nn", "fluid", "incubate", "static"},
     {"__init__"},
     {"__main__"},
@@ -63,6 +64,7 @@ LONG = {
     "schedules.py": "two dozen schedules, each with its formula, its page and its checks",
     "lr.py": "18 classes",
     "dygraph.py": "12 classes, each with its page",
+    "amp.py": "a scaler with a getter and a setter for each of its settings",
 }
 
 
@@ -111,7 +113,9 @@ KEYWORDS = "parameter_list=None, regularization=None, grad_clip=None, name=None"
 def bare(signature: inspect.Signature) -> str:
     """Without annotations, self and what Paddle does not have."""
     items = signature.parameters.items()
-    kept = [p.replace(annotation=inspect.Parameter.empty) for n, p in items if n not in ("self", "packed")]
+    ours = {"self", "packed"}
+    ours |= {n for n, p in items if n == "multi_precision" and p.kind is p.KEYWORD_ONLY}
+    kept = [p.replace(annotation=inspect.Parameter.empty) for n, p in items if n not in ours]
     return str(signature.replace(parameters=kept, return_annotation=inspect.Signature.empty))
 
 

@@ -14,7 +14,6 @@ import pytest
 import paddlejax as paddle
 from paddlejax import packing
 from paddlejax.optimizer.packing import LARGEST, Buffer
-from paddlejax.optimizer.stepping import OWN
 
 SHAPES = [(3, 2), (2,), (), (5,), (2, 2, 2), (2,), (3, 2)]
 X = np.random.default_rng(0).normal(size=(6, len(SHAPES), 24)).astype(np.float32)
@@ -141,7 +140,7 @@ def test_a_step_of_many_takes_few_arrays():
         (plan,) = opt.compiled_steps
         values = plan.values()
         grads = [p.grad for p in opt.parameter_list]
-        lowered = plan.step.lower(values, plan.state(), grads, plan.base.rate_dtype(0.1))
+        lowered = plan.step.lower(values, plan.state(), grads, plan.base.rates(0.1))
         taken.append(len(jax.tree.leaves(lowered.args_info)))
         donated = sum(info.donated for info in jax.tree.leaves(lowered.args_info))
         assert donated == taken[-1] - len(SHAPES) - 1
@@ -358,7 +357,7 @@ def test_gradients_of_several_dtypes_and_a_failing_step():
         opt.parameter_list[1].grad = opt.parameter_list[1].grad.astype(jnp.float16)
         opt.step()
     same_all(a, b)
-    plan = a._steps.ready[OWN, ()]
+    (plan,) = a._steps.ready.values()
     state, values = a.state_dict(), [p.numpy() for p in a.parameter_list]
     step, plan.step = plan.step, lambda *_: 1 / 0
     with pytest.raises(ZeroDivisionError):

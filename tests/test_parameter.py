@@ -105,7 +105,15 @@ CALLS = [
     row("value-none", lambda o: w_of(o).set_value(None), TypeError, "w", "NoneType", "array"),
     row("value-text", lambda o: setattr(w_of(o), "value", "x"), TypeError, "w", "str", "array"),
     row("value-complex", lambda o: w_of(o).set_value(1j * TWO), TypeError, "w", "complex64", "float32"),
-    row("rate-fixed", lambda o: setattr(w_of(o), "learning_rate", 2.0), AttributeError, "learning_rate"),
+    row("rate-text", lambda o: setattr(w_of(o), "learning_rate", "x"), TypeError, "w's learning_rate", "'x'"),
+    row("clip-int", lambda o: setattr(w_of(o), "need_clip", 1), TypeError, "w's need_clip", "1", "True or"),
+    row("trainable-int", lambda o: setattr(w_of(o), "trainable", 1), TypeError, "w's trainable", "1"),
+    row("decay-text", lambda o: setattr(w_of(o), "regularizer", "x"), TypeError, "w's regularizer", "'x'"),
+    row("slip", lambda o: setattr(w_of(o), "trainble", True), AttributeError, "trainable", "allow_tags"),
+    row("unknown", lambda o: setattr(w_of(o), "split_axis", 1), AttributeError, "allow_tags.'split_axis'"),
+    row("fixed", lambda o: setattr(w_of(o), "dtype", 1), AttributeError, "dtype", "make another"),
+    row("attr-other", lambda o: w_of(o).optimize_attr.update(lr=1), KeyError, "'lr'", "'learning_rate'"),
+    row("attr-text", lambda o: setattr(w_of(o), "optimize_attr", "x"), TypeError, "optimize_attr", "dict"),
 ]  # fmt: skip
 
 

@@ -680,7 +680,7 @@ def test_minimize_makes_nothing_of_the_size_of_the_table():
     loss = paddle.loss(plain_lookup)(params, jnp.arange(64))
     plan = opt._compiled((True, True), OWN)
     values, places = plan.values(), plan.places(loss.parameters)
-    state, rate = plan.state(), plan.base.rate_dtype(0.1)
+    state, rate = plan.state(), plan.base.rates(0.1)
     lowered = plan.minimize.lower(loss.call, places, values, state, [], loss.fixed, rate)
     memory = lowered.compile().memory_analysis()
     assert memory.temp_size_in_bytes < BIG_BYTES / 20

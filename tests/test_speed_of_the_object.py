@@ -64,7 +64,7 @@ def test_the_step_takes_nothing_it_does_not_need():
     """p, g, two moments each, two beta powers and the rate; neither a count nor the rate of the state."""
     plan = the_plan(stepped(5))
     values = plan.values()
-    lowered = plan.step.lower(values, plan.state(), values, plan.base.rate_dtype(0.1))
+    lowered = plan.step.lower(values, plan.state(), values, plan.base.rates(0.1))
     infos = jax.tree.leaves(lowered.args_info)
     assert len(infos) == 4 * 5 + 2 + 1 and sum(i.donated for i in infos) == 3 * 5 + 2
     memory = lowered.compile().memory_analysis()

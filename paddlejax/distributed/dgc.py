@@ -106,6 +106,7 @@ def compressed_momentum(
     min_numel: int,
     options: Callable[[str], LeafOptions],
     clips: Callable[[str], bool],
+    warns: bool = True,
 ) -> GradientTransformation:
     """`dgc_momentum` with options by path: factor on the rate, decay, and clip of what is not compressed.
 
@@ -117,7 +118,7 @@ def compressed_momentum(
         return options(path)._replace(grad_clip=clip if clips(path) else None)
 
     it = _DGC(learning_rate, rule, levels, num_trainers, axis_name, exchange, min_numel, options, local)
-    if num_trainers == 1:
+    if num_trainers == 1 and warns:
         text = "dgc_momentum: found one worker (num_trainers=1), so nothing is compressed: this is momentum"
         warnings.warn(text, stacklevel=3)
     return named(GradientTransformation(it.init, it.update), repr(it))

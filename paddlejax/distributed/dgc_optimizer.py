@@ -1,23 +1,20 @@
 """Paddle's DGCMomentumOptimizer: deep gradient compression behind `minimize`."""
 
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..hyper import ArgumentError, checked
 from ..optimizer.arguments import check_program
-from ..optimizer.call import Call
 from ..optimizer.compiled import CompiledStep
-from ..optimizer.ledger import ArrayField, CountField, Entries, written
+from ..optimizer.ledger import ArrayField, Entries, written
 from ..optimizer.loss import Loss
 from ..optimizer.lr import Rate
 from ..optimizer.optimizer import Optimizer, Pairs
 from ..optimizer.parameter import Parameter
-from ..optimizer.parts import Given
 from ..optimizer.transaction import run_atomically
 from ..rates import RuleState, set_learning_rate
 from ..regularizer import as_regularizer
@@ -39,9 +36,7 @@ from .data_parallel import (
 )
 from .dgc import MIN_NUMEL, compressed_momentum
 from .dgc_arguments import OBJECT, check_for_workers, check_is_loss
-
-Arrays = dict[int, jax.Array]  # values of Parameters by position
-COUNTER = CountField("__g_dgc_counter__")  # Paddle's name for the number of steps
+from .dgc_parts import COUNTER, Arrays, Compressed, Program, Residual
 
 
 class DGCMomentumOptimizer(Optimizer):
@@ -75,6 +70,17 @@ class DGCMomentumOptimizer(Optimizer):
     """
 
     _argument = "parameter_list"
+    mesh: Mesh | None
+    axis_name: str
+    state: RuleState | None
+    _workers: int
+    _levels: Any
+    _local_clip: float | None
+    _tx: Any
+    _compiled_step: Any
+    _applied: int  # the number of the plan that the programs were made for
+    _ways = dict.fromkeys(("_grad_clip", "_multi_precision"), "say it in the constructor")
+    _once = dict.fromkeys(("mesh", "axis_name"), "it is fixed; make a new optimizer and give it state_dict()")
 
     @checked(**OBJECT)
     def __init__(
@@ -99,28 +105,39 @@ class DGCMomentumOptimizer(Optimizer):
         decay = as_regularizer("regularization", regularization)
         # By name: a subclass may have another base between, with arguments of its own.
         Optimizer.__init__(self, learning_rate, parameter_list, decay, grad_clip, name, rule=rule)
-        if grad_clip is not None:
-            local_grad_clip_norm = grad_clip.clip_norm
-            clipped = [o.grad_clip is not None for o in self._options]
-        else:
-            clipped = [p.need_clip for p in self.parameter_list]
+        self._local_clip, self._levels = local_grad_clip_norm, (rampup_begin_step, rampup_step, sparsity)
         self.mesh = mesh_of_workers(mesh, axis_name, num_trainers)
         self.axis_name = axis_name
         self._workers = 1 if self.mesh is None else self.mesh.shape[axis_name]
+        self._make_programs(warns=True)
+        self.state = None
+
+    def _make_programs(self, warns: bool) -> None:
+        """Make what compresses and steps, as the options are now."""
+        plan, clip = self._settled(), self._grad_clip
+        limit, rule = getattr(clip, "clip_norm", None), self._base.source.rule
+        clipped = [p.need_clip if clip is None else clip.selects(p) for p in self.parameter_list]
         self._tx = compressed_momentum(
             0.0,  # the rate in force is put into the state at every step
-            rule,
-            levels=(rampup_begin_step, rampup_step, sparsity),
-            local_grad_clip_norm=local_grad_clip_norm,
+            rule,  # type: ignore[arg-type]
+            levels=self._levels,
+            local_grad_clip_norm=self._local_clip if limit is None else limit,
             num_trainers=self._workers,
-            axis_name=axis_name,
+            axis_name=self.axis_name,
             exchange="auto",
             min_numel=MIN_NUMEL,
-            options=lambda path: self._options[int(path)],
+            options=lambda path: plan.options[int(path)],
             clips=lambda path: clipped[int(path)],
+            warns=warns,
         )
-        self.state: RuleState | None = None
         self._compiled_step = jax.jit(self._step, static_argnums=0, donate_argnums=(1, 2))
+        self._steps = self._steps.afresh()
+        self._applied = self._plan.number
+
+    def _renew(self) -> None:
+        """Make the programs anew if an option has changed."""
+        if self._settled().number != self._applied:
+            self._make_programs(warns=False)
 
     # ------------------------------------------------------------------ one step
 
@@ -186,13 +203,14 @@ class DGCMomentumOptimizer(Optimizer):
         return False  # one worker: backward, then apply
 
     def _compiled(self, present: tuple[bool, ...], grad_clip: Any) -> CompiledStep | None:
+        self._renew()
         layers = self.layers
         reached = any(present) or any(part.joins(i) for part in layers for i in range(len(present)))
         if not reached or any(part.waits for part in layers):
             return super()._compiled(present, grad_clip)
         programs = self._steps.compiled
         if layers not in programs:
-            programs[layers] = CompiledStep(_Compressed(self), self.parameter_list, layers)
+            programs[layers] = CompiledStep(Compressed(self), self.parameter_list, layers)
         return programs[layers]
 
     def update(
@@ -203,6 +221,7 @@ class DGCMomentumOptimizer(Optimizer):
 
     def _run_workers(self, mesh: Mesh, loss: Loss, mine: set[Parameter]) -> None:
         """Forward, backward, exchange and update of all workers as one program."""
+        self._renew()
         rate = self._rate_for_step()
         fixed, split = self._split(mesh, loss)
         for p in self.parameter_list:
@@ -295,7 +314,7 @@ class DGCMomentumOptimizer(Optimizer):
         if self.state is None:
             return super().state_dict()
         slots = [
-            (_Residual(f"{owner}_{name}_0", x.shape, x.dtype), x)
+            (Residual(f"{owner}_{name}_0", x.shape, x.dtype), x)
             for name in (U, V)
             for owner, x in zip(self.owners(), self.state.slots[name], strict=True)
             if x is not None
@@ -346,39 +365,3 @@ class DGCMomentumOptimizer(Optimizer):
             zero if x is None else for_workers(x, self._workers) for x, zero in zip(pair, (u, v), strict=True)
         )
         return u, v
-
-
-class _Residual(ArrayField):
-    """u or v of all workers."""
-
-    def write(self, value: jax.Array) -> Any:
-        """A copy; of what several processes share all of it, in each."""
-        return jnp.copy(value) if value.is_fully_addressable else process_allgather(value, tiled=True)
-
-
-class _Compressed(Given):
-    """The base of a step on one worker: it sees all Parameters at once, with a gradient or without."""
-
-    def __init__(self, optimizer: DGCMomentumOptimizer):
-        def update(grads: Any, state: RuleState, values: list[Any], *, rate: Any) -> tuple[Any, RuleState]:
-            return optimizer.update(values, state, grads, rate)
-
-        super().__init__(range(len(optimizer.parameter_list)), optimizer.parameter_list, update)
-        self._optimizer = optimizer
-
-    def state(self) -> RuleState:
-        """Return u, v and the count, which the step donates."""
-        return self._optimizer.state_for([s.peek() for s in self.stores])
-
-    def keep(self, state: RuleState) -> None:
-        """Store them."""
-        self._optimizer.state = state
-
-
-class Program(NamedTuple):
-    """What decides which program a step is."""
-
-    mesh: Mesh
-    call: Call
-    places: tuple[int, ...]  # of the loss's Parameters among all there are
-    split: tuple[bool, ...]

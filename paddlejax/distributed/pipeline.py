@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..array_types import ArrayTree
+from ..attributes import Attributes
 from ..hyper import checked, require
 from ..optimizer.arguments import check_program
 from ..optimizer.loss import Loss
 from ..optimizer.optimizer import Optimizer, Pairs
 from ..optimizer.parameter import Parameter
+from ..optimizer.wrappers import WAYS
 from ..tracing import check_outside
 from .pipeline_arguments import (
     SETTINGS,
@@ -31,7 +33,7 @@ from .sections import Sections
 from .transfer import elsewhere, everywhere, is_here, put, put_tree
 
 
-class PipelineOptimizer:
+class PipelineOptimizer(Attributes):
     """Train a network that is cut into stages, each on its own device, on several micro-batches at once.
 
     `cut_list` holds k stage functions: `f(params, x)` returns any tree of arrays, the next one's x; the last
@@ -81,6 +83,21 @@ class PipelineOptimizer:
     Paddle 1.x's PipelineOptimizer; torch has torch.distributed.pipelining, optax nothing like it.
     """
 
+    inner_optimizer: Any
+    num_microbatches: int
+    mode: str
+    schedule: Any
+    timeline: list[Span]  # of the last pass: which section worked when
+    _places: Any
+    _devices: list[Any]
+    _processes: bool
+    _stages: int
+    _sections: Sections
+    _seen: set[Any]
+    _update: Any
+    _ways = WAYS
+    _once = dict.fromkeys(("inner_optimizer", "num_microbatches", "mode"), "it is fixed; make a new pipeline")
+
     @checked(**SETTINGS)
     def __init__(
         self,
@@ -111,10 +128,10 @@ class PipelineOptimizer:
         lanes = [len(place) for place in self._places]
         self.schedule = pipeline_schedule(self._stages, num_microbatches, schedule, queue_size, lanes)
         self._sections, self._seen = Sections(functions, recompute), set()
-        self.timeline: list[Span] = []  # of the last pass: which section worked when
+        self.timeline = []
         first = self._places[0][0]
         if isinstance(optimizer, Optimizer):
-            self._update: Any = ObjectUpdate(optimizer, first)
+            self._update = ObjectUpdate(optimizer, first)
             self._place_parameters()
         else:
             self._update = TreeUpdate(optimizer, first, num_microbatches)

@@ -33,6 +33,8 @@ class FluidOptimizer(Optimizer):
 
     _argument = "parameter_list"
     _replaces = True  # 1.8.5's backward does
+    _used_rate: Any
+    _schedule_before: Any
     _signature: inspect.Signature
     _rule: type[Rule]
     _dialect: dict[str, Any]  # what 1.x computes differently

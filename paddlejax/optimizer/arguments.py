@@ -1,7 +1,7 @@
 """What an optimizer's constructor is given, checked and resolved to one set of options per parameter."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -9,7 +9,7 @@ from ..clip import ClipGradBase
 from ..hyper import DECAY, FACTOR, NAME, Must, instance, require, verify
 from ..lifting import Lifted
 from ..paths import LeafOptions, with_hyperparameters
-from ..regularizer import as_regularizer
+from ..regularizer import WeightDecayRegularizer, as_regularizer
 from ..trees import compute_dtype
 from .parameter import Parameter
 from .parameter import parameters as wrap
@@ -19,10 +19,38 @@ class ParametersError(TypeError, AttributeError, AssertionError):
     """`parameters=` is missing or of the wrong kind; Paddle raises one of these three."""
 
 
-def options_of(
-    members: list[Parameter], base: Lifted, own: Mapping[str, Any], general: Mapping[str, Any]
-) -> Iterator[LeafOptions]:
-    """What each parameter of a group gets: the group's word, else its own, else the optimizer's."""
+class Group(NamedTuple):
+    """Parameters, and what a group dict or the constructor says of all of them."""
+
+    members: list[Parameter]
+    rule: Lifted
+    factor: float | None  # on the rate; None where each Parameter has its own
+    decides: bool  # whether the group says what the decay is
+    decay: WeightDecayRegularizer | None
+    clip: ClipGradBase | None
+    edits: list[tuple[int, int]]  # how often each Parameter's rate and regularizer had been assigned
+
+    def options(self, decay: WeightDecayRegularizer | None) -> Iterator[LeafOptions]:
+        """What each parameter gets: what was assigned to it after the group was made, else the group's word,
+        else its own from before, else the optimizer's `decay`."""
+        clip = None if self.clip is None or self.clip.outside() else self.clip
+        clipping = None if clip is None else clip.for_group()
+        for p, (rates, regularizers) in zip(self.members, self.edits, strict=True):
+            by_group = self.decides and p.edits[1] == regularizers
+            regularizer = self.decay if by_group else p.regularizer or decay
+            yield LeafOptions(
+                self.rule,
+                p.own_rate if self.factor is None or p.edits[0] != rates else self.factor,
+                None if regularizer is None else regularizer.transformation(),
+                clipping if clip is not None and clip.selects(p) else None,
+                leaf=p,
+            )
+
+
+def read_group(
+    members: list[Parameter], base: Lifted, own: Mapping[str, Any], clip: ClipGradBase | None
+) -> Group:
+    """Return a group of these Parameters; `own` is what its dict says, `clip` the optimizer's."""
     own = dict(own)
     factor = own.pop("learning_rate", None)
     if factor is not None:
@@ -33,19 +61,11 @@ def options_of(
         decides = False
     elif decides:
         decay = as_regularizer("a group's weight_decay", own.pop("weight_decay"))
-    clip = checked_clip("a group's grad_clip", own.pop("grad_clip", general["grad_clip"]))
-    clipping = None if clip is None else clip.for_group()
+    clip = checked_clip("a group's grad_clip", own.pop("grad_clip", clip))
     others = ("learning_rate", "weight_decay", "grad_clip")
     rule = with_hyperparameters("a parameter group", base, own, others) if own else base
-    for p in members:
-        regularizer = decay if decides else p.regularizer or general["weight_decay"]
-        yield LeafOptions(
-            rule,
-            p.learning_rate if factor is None else float(factor),
-            None if regularizer is None else regularizer.transformation(),
-            clipping if clip is not None and clip.selects(p) else None,
-            leaf=p,
-        )
+    factor = None if factor is None else float(factor)
+    return Group(members, rule, factor, decides, decay, clip, [p.edits for p in members])
 
 
 def read_parameters(argument: str, given: Any) -> tuple[Any, list[tuple[list[Parameter], dict[str, Any]]]]:
@@ -54,7 +74,20 @@ def read_parameters(argument: str, given: Any) -> tuple[Any, list[tuple[list[Par
     if given is None or isinstance(given, Parameter) or hasattr(given, "dtype"):
         found = "None" if given is None else f"one {type(given).__name__}"
         raise ParametersError(f"{argument}: found {found}, {expected}")
+    if isinstance(given, Mapping) and isinstance(given.get("params"), list | tuple | Parameter | Iterator):
+        found = "found one dict with 'params', expected a list of such dicts, [{'params': [...]}]"
+        raise ParametersError(f"{argument}: {found}, or a tree whose layers have other names")
     given = _ordered(given, argument)
+    tree, groups = _read(argument, given, expected)
+    if not any(members for members, _ in groups):
+        raise IndexError(f"{argument}: found none, expected at least one Parameter")
+    return tree, groups
+
+
+def _read(
+    argument: str, given: Any, expected: str
+) -> tuple[Any, list[tuple[list[Parameter], dict[str, Any]]]]:
+    """Return what `read_parameters` does, of what has an order."""
     if has_groups(given):
         groups = [_read_group(f"{argument}: group {i}", g) for i, g in enumerate(given)]
         return [p for members, _ in groups for p in members], groups

@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import pages
 from ..array_types import Numeric
+from ..attributes import Attributes
 from ..average import ModelAverageState, MovingAverageState, exponential_moving_average, model_average
 from ..hyper import number
 from ..tracing import check_outside
@@ -20,16 +21,24 @@ from .arguments import check_distinct, checked_name, read_parameters
 from .group import halves
 from .ledger import ArrayField, CountField, Entries, Field, load, written
 from .parameter import Parameter
+from .settings import HOOKS
 from .transaction import complete, run_atomically
 
+ANEW = "it is fixed; make a new average, and give it state_dict()"
 
-class ParameterAverage:
+
+class ParameterAverage(Attributes):
     """Base of the averages: which parameters they follow, and `apply` and `restore`.
 
     Parameters with `do_model_average=False`, and those that are not real floating numbers, are left out.
     """
 
     _argument = "parameters"  # how the constructor calls them
+    _name: str | None
+    _saved: dict[Parameter, jax.Array] | None  # what averages stand in for
+    _inside: bool
+    _once = dict.fromkeys(("parameters", "parameter_list"), ANEW)
+    _hooks = HOOKS
 
     def __init__(self, parameters: Any, name: str | None):
         self._name = checked_name(name)
@@ -39,7 +48,7 @@ class ParameterAverage:
         self.parameter_list: list[Parameter] = [
             p for p in members if p.do_model_average is not False and jnp.issubdtype(p.dtype, jnp.floating)
         ]
-        self._saved: dict[Parameter, jax.Array] | None = None  # what averages stand in for
+        self._saved = None
         self._inside = False
 
     def _averages(self) -> dict[Parameter, jax.Array]:
@@ -149,6 +158,11 @@ class ExponentialMovingAverage(ParameterAverage):
     [1.]
     """
 
+    thres_steps: Any
+    _decay: float
+    _count: int
+    _state: MovingAverageState
+
     def __init__(
         self, decay: Numeric = 0.999, thres_steps: Any = None, name: str | None = None, parameters: Any = None
     ):
@@ -156,7 +170,7 @@ class ExponentialMovingAverage(ParameterAverage):
         average = exponential_moving_average(decay, thres_steps)
         self._decay, self.thres_steps = float(decay), thres_steps
         self._count = 0
-        self._state: MovingAverageState = average.init(self._values())
+        self._state = average.init(self._values())
 
     def update(self) -> None:
         """Take the parameters as they are now into the average."""
@@ -240,6 +254,11 @@ class ModelAverage(ParameterAverage):
     [1.5]
     """
 
+    _average: Any
+    _window: tuple[float, int, int]
+    _cohorts: list[_Cohort]
+    _ways = dict.fromkeys(("average_window", "min_average_window", "max_average_window"), ANEW)
+
     def __init__(
         self,
         average_window_rate: Numeric,
@@ -251,7 +270,7 @@ class ModelAverage(ParameterAverage):
         super().__init__(parameters, name)
         self._average = model_average(average_window_rate, min_average_window, max_average_window)
         self._window = (float(average_window_rate), min_average_window, max_average_window)
-        self._cohorts: list[_Cohort] = []
+        self._cohorts = []
 
     def step(self) -> None:
         """Take the parameters as they are now into the average."""

@@ -1,5 +1,7 @@
 """Paddle 2.x's signatures, one class each; everything they do is in `Optimizer` and in their rule.
 
+`multi_precision` and `packed` are given by keyword where Paddle has no such argument.
+
 The arguments that all share are explained at `Optimizer`, the hyperparameters and formulas at the rules.
 """
 
@@ -75,10 +77,12 @@ class Adagrad(Optimizer):
         name: str | None = None,
         initial_accumulator_value: Any = 0.0,
         *,
+        multi_precision: bool = False,
         packed: bool = False,
     ):
         rule = rules.Adagrad(epsilon, initial_accumulator_value)
-        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, packed=packed)
+        common = learning_rate, parameters, weight_decay, grad_clip, name
+        super().__init__(*common, rule=rule, packed=packed, masters=multi_precision)
 
 
 @pages.of(rules.Adadelta, "optimizer.Adadelta(1.0, parameters=[p])", "[ 0.9955 -1.9955]")
@@ -95,10 +99,12 @@ class Adadelta(Optimizer):
         grad_clip: Any = None,
         name: str | None = None,
         *,
+        multi_precision: bool = False,
         packed: bool = False,
     ):
         rule = rules.Adadelta(epsilon, rho)
-        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, packed=packed)
+        common = learning_rate, parameters, weight_decay, grad_clip, name
+        super().__init__(*common, rule=rule, packed=packed, masters=multi_precision)
 
 
 @pages.of(rules.Adam, "optimizer.Adam(0.1, parameters=[p])", "[ 0.9 -1.9]")
@@ -188,10 +194,12 @@ class Adamax(Optimizer):
         grad_clip: Any = None,
         name: str | None = None,
         *,
+        multi_precision: bool = False,
         packed: bool = False,
     ):
         rule = rules.Adamax(beta1, beta2, epsilon)
-        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, packed=packed)
+        common = learning_rate, parameters, weight_decay, grad_clip, name
+        super().__init__(*common, rule=rule, packed=packed, masters=multi_precision)
 
 
 @pages.of(rules.NAdam, "optimizer.NAdam(0.1, parameters=[p])", "[ 0.8944 -1.8944]")
@@ -211,11 +219,12 @@ class NAdam(Optimizer):
         grad_clip: Any = None,
         name: str | None = None,
         *,
+        multi_precision: bool = False,
         packed: bool = False,
     ):
         rule = rules.NAdam(beta1, beta2, epsilon, momentum_decay)
         common = learning_rate, parameters, weight_decay, grad_clip, name
-        super().__init__(*common, rule=rule, packed=packed)
+        super().__init__(*common, rule=rule, packed=packed, masters=multi_precision)
 
 
 @pages.of(rules.RAdam, "optimizer.RAdam(0.1, parameters=[p])", "[ 0.8 -1.6]")
@@ -234,11 +243,12 @@ class RAdam(Optimizer):
         grad_clip: Any = None,
         name: str | None = None,
         *,
+        multi_precision: bool = False,
         packed: bool = False,
     ):
         rule = rules.RAdam(beta1, beta2, epsilon)
         common = learning_rate, parameters, weight_decay, grad_clip, name
-        super().__init__(*common, rule=rule, packed=packed)
+        super().__init__(*common, rule=rule, packed=packed, masters=multi_precision)
 
 
 @pages.of(rules.RMSProp, "optimizer.RMSProp(0.1, parameters=[p])", "[ 0.5528 -1.5528]")
@@ -257,10 +267,12 @@ class RMSProp(Optimizer):
         grad_clip: Any = None,
         name: str | None = None,
         *,
+        multi_precision: bool = False,
         packed: bool = False,
     ):
         rule = rules.RMSProp(rho, epsilon, momentum, centered)
-        super().__init__(learning_rate, parameters, weight_decay, grad_clip, name, rule=rule, packed=packed)
+        common = learning_rate, parameters, weight_decay, grad_clip, name
+        super().__init__(*common, rule=rule, packed=packed, masters=multi_precision)
 
 
 @pages.of(rules.Rprop, "optimizer.Rprop(0.1, parameters=[p])", "[ 0.9 -1.9]")

@@ -58,12 +58,17 @@ class CompiledStep:
         return state
 
     def rate(self, rate: float, stays: bool) -> Any:
-        """Return the rate as the programs take it. One that stays is made an array only once."""
+        """Return the rates as the programs take them. One that stays is made an array only once."""
         if not stays:
-            return self.base.rate_dtype(rate)
+            return self.base.rates(rate)
         if rate != self._constant[0]:
-            self._constant = rate, as_array(self.base.rate_dtype(rate))
+            self._constant = rate, as_array(self.base.rates(rate))
         return self._constant[1]
+
+    def adopt(self, options: Any) -> None:
+        """Step from now on with the factors and numbers of these options, which fit the programs."""
+        self._constant = None, None
+        self.base.adopt(options)
 
     def places(self, parameters: list[Parameter]) -> tuple[int | None, ...]:
         """Return where each of them stands among the gradients, None if it does not take part."""

@@ -25,6 +25,8 @@ class _Merge(Part):
     parameter and no accumulator.
     """
 
+    gathers = True
+
     def __init__(self, optimizer: Any, k: int, avg: bool):
         self._optimizer, self.k, self.avg = optimizer, k, avg
         self.count = self._after = 0  # _after: the count after the step that is being made

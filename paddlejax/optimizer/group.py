@@ -5,6 +5,7 @@ several times the compile time, so they are stored once per group. A step that r
 splits it, and groups whose scalars agree again are joined.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,12 @@ class StepGroup:
         if self.blocks is not None:
             slots = {name: self._by_member(slot) for name, slot in slots.items()}
         return RuleState(*self.start, shared, slots)
+
+    def under(self, rule: Lifted) -> "StepGroup":
+        """Return a group with this state, stepped from now on by another rule with the same accumulators."""
+        other = copy.copy(self)
+        other.rule = rule
+        return other
 
     def _by_member(self, slot: list[jax.Array]) -> list[jax.Array]:
         """Return a slot that is stored by blocks as a list, one array per member."""

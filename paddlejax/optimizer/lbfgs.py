@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..hyper import Must, checked
+from ..paths import LeafOptions
 from ..quasi_newton import METHOD, Call, Layout, LBFGSState, Method, absorb, begin, proposed
 from ..tracing import check_outside
 from ..trees import next_count
@@ -50,6 +51,11 @@ class LBFGS(Optimizer):
     641.0 True
     """
 
+    _method: Method
+    # The state, and the Parameters whose values lie in its vectors, in this order.
+    _history: Any
+    _ways = {"_multi_precision": "L-BFGS works in one float32 vector; its Parameters have no masters"}
+
     @checked(weight_decay=NOTHING, grad_clip=NOTHING, **METHOD)
     def __init__(
         self,
@@ -68,17 +74,18 @@ class LBFGS(Optimizer):
         numbers = max_iter, max_eval, tolerance_grad, tolerance_change, history_size
         self._method = Method(*numbers, line_search_fn)
         super().__init__(learning_rate, parameters, None, None, name)
-        if not self.parameter_list:
-            raise IndexError("parameters: found none, expected at least one Parameter")
-        for p, own in zip(self.parameter_list, self._options, strict=True):
+        self._check_options(self._options)
+        self._history = None, []
+
+    def _check_options(self, options: list[LeafOptions]) -> None:
+        """Raise if a part of the parameters has options of its own."""
+        for p, own in zip(self.parameter_list, options, strict=True):
             extras = {"weight decay": own.weight_decay, "gradient clip": own.grad_clip}
             wrong = [f"a {what}" for what, given in extras.items() if given is not None]
             wrong += ["a learning_rate factor"] if own.learning_rate != 1 else []
             if wrong:
                 found = f"Parameter {p.name} or its group has {' and '.join(wrong)}"
                 raise NotImplementedError(f"{found}, which LBFGS cannot give to a part of the parameters")
-        # The state, and the Parameters whose values lie in its vectors, in this order.
-        self._history: tuple[LBFGSState | None, list[Parameter]] = None, []
 
     # ------------------------------------------------------------------ one step
 
@@ -88,6 +95,7 @@ class LBFGS(Optimizer):
             expected = "expected a function that clears the gradients, runs backward and returns the loss"
             raise TypeError(f"LBFGS's step: found {closure!r}, {expected}")
         check_outside("LBFGS's step", "call it outside, or use paddlejax.lbfgs there")
+        self._settled()
         trained, layout = self._laid_out()
         start = state, known = self._history
         state = layout.state(self._method, 0.0) if state is None or trained != known else state

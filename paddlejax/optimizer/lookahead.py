@@ -94,6 +94,7 @@ class LookAhead(Wrapper):
     [1.5]
     """
 
+    _name: str | None
     _slow_from_the_start = False  # Paddle 1.x: the initial parameters, else what the first step led to
     _counter = "lookahead_step_0"
 

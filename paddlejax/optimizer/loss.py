@@ -135,7 +135,7 @@ class Loss:
         """Keep the value, and these gradients in place of what is there; twice is as good as once."""
         self.settle(result)
         for p, g in zip(self.parameters, grads, strict=True):
-            p.lazy_grad, p.spent = g, None
+            p.put_grads(g, None)
 
     def learn(self, result: Any) -> None:
         """Keep what a program computed of this loss."""

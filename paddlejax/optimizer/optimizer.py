@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from ..hyper import FACTOR, MAGNITUDE, ArgumentError, number, verify
-from ..lifting import Lifted, Rule, check_rounded_of, lift
+from ..lifting import Rule, check_rounded_of
 from ..paths import describe_leaves
 from ..regularizer import as_regularizer
 from ..tracing import check_outside
@@ -18,7 +18,6 @@ from .arguments import (
     checked_clip,
     checked_name,
     checked_pairs,
-    options_of,
     read_parameters,
     selected,
 )
@@ -57,6 +56,9 @@ class Optimizer(Stepping):
     """
 
     _argument = "parameters"  # how the constructor calls them
+    _name: str | None
+    _position: dict[Parameter, int]
+    parameters: Any
 
     def __init__(
         self,
@@ -70,19 +72,14 @@ class Optimizer(Stepping):
         masters: bool = False,
         packed: bool = False,
     ):
-        self._learning_rate: Any = self._checked_rate(learning_rate)  # a float or a scheduler
+        self._learning_rate = learning_rate
         self._name = checked_name(name)
-        general = {
-            "weight_decay": as_regularizer("weight_decay", weight_decay),
-            "grad_clip": checked_clip("grad_clip", grad_clip),
-        }
+        decay, clip = as_regularizer("weight_decay", weight_decay), checked_clip("grad_clip", grad_clip)
         self.parameters, groups = read_parameters(self._argument, parameters)
         self.parameter_list: list[Parameter] = [p for members, _ in groups for p in members]
         check_distinct(self._argument, self.parameter_list)
         self._position = {p: i for i, p in enumerate(self.parameter_list)}
-        base = lift(rule or Rule(), 0.0)
-        self._options = [o for members, own in groups for o in options_of(members, base, own, general)]
-        self._rules: list[Lifted] = [o.rule for o in self._options]
+        self._read_settings(groups, rule or Rule(), decay, clip)
         for p, r in zip(self.parameter_list, self._rules, strict=True):
             if p.is_real:
                 check_rounded_of(r.source.rule, p.name, compute_dtype((), p.peek()))
@@ -198,7 +195,7 @@ class Optimizer(Stepping):
 
             def store() -> None:
                 for p, total in totals.items():
-                    p.lazy_grad, p.spent = total, None
+                    p.put_grads(total, None)
 
             complete(store)
         elif not loss.ran_backward:

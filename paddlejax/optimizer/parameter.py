@@ -4,7 +4,7 @@ import itertools
 import math
 import operator
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..regularizer import as_regularizer
 from ..selected_rows import SelectedRows
 from ..tracing import READ, check_outside
 from ..trees import flatten, path_name
+from .parameter_options import ParamAttr, ParameterOptions, path_map
 from .store import Store
 
 _counter = itertools.count()
@@ -47,38 +48,19 @@ class _Zeros:
 ZEROS: Any = _Zeros()
 
 
-class ParamAttr:
-    """What a parameter may say of itself: Paddle's bundle of `Parameter`'s arguments.
-
-    >>> Parameter(jnp.zeros(2), attr=ParamAttr(name="w", learning_rate=0.5)).learning_rate
-    0.5
-    """
-
-    def __init__(
-        self,
-        name: str | None = None,
-        initializer: Any = None,
-        learning_rate: float = 1.0,
-        regularizer: Any = None,
-        trainable: bool = True,
-        do_model_average: bool = True,
-        need_clip: bool = True,
-    ):
-        if initializer is not None:
-            raise TypeError("ParamAttr's initializer: a Parameter is given its value, so expected None")
-        self.name, self.learning_rate, self.regularizer = name, learning_rate, regularizer
-        self.trainable, self.do_model_average, self.need_clip = trainable, do_model_average, need_clip
-
-
-class Parameter:
+class Parameter(ParameterOptions):
     """A named, mutable cell for one array and its gradient.
 
     It copies what it is given, and whatever `.value` has handed out survives later steps. `learning_rate` is
     a factor on the optimizer's; `regularizer` replaces the optimizer's weight decay; `need_clip=False` keeps
-    the gradient out of clipping. With sparse=True a loss may read it only through `sparse.embedding`, and its
-    gradient is a SelectedRows. These four are fixed at construction; `stop_gradient` may be switched at any
-    time. Arithmetic, comparison by size and indexing see the value; `==` asks whether it is the same
-    Parameter.
+    the gradient out of clipping; `stop_gradient` freezes it. These may be assigned at any time and take
+    effect at the next step; `optimize_attr["learning_rate"]` is Paddle's name for `learning_rate`. A new
+    factor does not compile again. With sparse=True a loss may read it only through `sparse.embedding`, and
+    its gradient is a SelectedRows. Arithmetic, comparison by size and indexing see the value; `==` asks
+    whether it is the same Parameter.
+
+    No other attribute can be assigned, so that a slip is not lost. For marks of your own declare the names
+    once, `Parameter.allow_tags("no_weight_decay")`.
 
     >>> w = Parameter(jnp.ones(3), "w")
     >>> w.grad = jnp.zeros(3)
@@ -86,6 +68,14 @@ class Parameter:
     [2. 2. 2.] (3,) w
     """
 
+    store: Store
+    do_model_average: Any
+    lazy_grad: Any  # the gradient that the next step takes, or ZEROS
+    spent: Any  # without one the gradient that a `minimize` computed and stepped with
+    is_real: bool
+    traits: Any  # what a loss has to know beside stop_gradient: None if it is nothing special
+    _shape: Any
+    _dtype: Any
     __hash__ = object.__hash__
     __array_priority__ = 100  # numpy's operators hand over to ours
 
@@ -128,46 +118,24 @@ class Parameter:
             raise ValueError(
                 f"Parameter {self.name}: found a scalar with sparse=True, expected a table of rows"
             )
-        self.lazy_grad: Any = None  # the gradient that the next step takes, or ZEROS
-        self.spent: Any = None  # without one the gradient that a `minimize` computed and stepped with
+        self.lazy_grad = self.spent = None
         self.is_real = jnp.issubdtype(self.dtype, jnp.floating)
-        # What a loss has to know beside stop_gradient: None if it is nothing special.
         self.traits = (self.is_real, self.name) if sparse or not self.is_real else None
-        self._learning_rate, self._need_clip = float(attr.learning_rate), attr.need_clip
-        self._sparse = sparse
+        self.own_rate, self._need_clip = float(attr.learning_rate), attr.need_clip
+        self._sparse, self._group_rate, self.edits = sparse, None, (0, 0)
         self._regularizer = as_regularizer(f"Parameter {self.name}'s regularizer", attr.regularizer)
         self.do_model_average = attr.do_model_average
         self.stop_gradient = not attr.trainable
 
     @property
-    def learning_rate(self) -> float:
-        """The factor on the optimizer's rate."""
-        return self._learning_rate
+    def data(self) -> "Parameter":
+        """Itself, as in Paddle; what is assigned to it goes to `set_value`."""
+        return self
 
-    @property
-    def regularizer(self) -> Any:
-        """The decay in place of the optimizer's, or None."""
-        return self._regularizer
-
-    @property
-    def need_clip(self) -> bool:
-        """Whether the gradient is clipped."""
-        return self._need_clip
-
-    @property
-    def sparse(self) -> bool:
-        """Whether a loss may read it only by rows, and its gradient is a SelectedRows."""
-        return self._sparse
-
-    @property
-    def trainable(self) -> bool:
-        """Whether it has gradients and is stepped: the opposite of `stop_gradient`."""
-        return not self.stop_gradient
-
-    @trainable.setter
-    def trainable(self, trainable: bool) -> None:
-        """Set `stop_gradient` to the opposite."""
-        self.stop_gradient = not trainable
+    @data.setter
+    def data(self, value: Any) -> None:
+        """Replace the value, see `set_value`."""
+        self.set_value(value)
 
     @property
     def value(self) -> jax.Array:
@@ -238,7 +206,12 @@ class Parameter:
     def grad(self, grad: Any) -> None:
         """Replace the gradient by another, or by None."""
         check_outside(f"the gradient of Parameter {self.name}")
-        self.lazy_grad, self.spent = None if grad is None else self.check_gradient(grad), None
+        self.put_grads(None if grad is None else self.check_gradient(grad), None)
+
+    def put_grads(self, lazy_grad: Any, spent: Any) -> None:
+        """Assign both gradients, past `__setattr__`, which would show in the time of a step."""
+        own = vars(self)
+        own["lazy_grad"], own["spent"] = lazy_grad, spent
 
     def check_gradient(self, grad: Any) -> Any:
         """The gradient as an array or rows, or an error if it cannot be one of this parameter."""
@@ -259,7 +232,7 @@ class Parameter:
     def spend(self) -> None:
         """Keep the gradient to look at; the next step does not take it."""
         if self.lazy_grad is not None:
-            self.lazy_grad, self.spent = None, self.lazy_grad
+            self.put_grads(None, self.lazy_grad)
 
     def accumulated(self, grad: Any) -> Any:
         """Return what the gradient is once this one is added; nothing changes."""
@@ -269,7 +242,7 @@ class Parameter:
         """Zero the gradient if there is one; drop a SelectedRows, and with set_to_zero=False any other."""
         grad = self.spent if self.lazy_grad is None else self.lazy_grad
         stays = set_to_zero and grad is not None and not isinstance(grad, SelectedRows)
-        self.lazy_grad, self.spent = ZEROS if stays else None, None
+        self.put_grads(ZEROS if stays else None, None)
 
     clear_gradient = clear_grad
 
@@ -296,6 +269,11 @@ class Parameter:
     def size(self) -> int:
         """The number of elements."""
         return math.prod(self._shape)
+
+    def recast(self, dtype: Any) -> None:
+        """Hold the value in this floating dtype from now on; its gradient goes. See `amp.decorate`."""
+        vars(self).update(_dtype=jnp.dtype(dtype), lazy_grad=None)
+        self.store.put(self.peek().astype(dtype))
 
     def numpy(self) -> np.ndarray:
         """Return a copy of the value as a NumPy array."""
@@ -377,23 +355,37 @@ def values(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.value if isinstance(x, Parameter) else x, tree)
 
 
-def parameters(tree: Any) -> Any:
+def parameters(tree: Any, separator: str = "/", names: Mapping[str, str] | None = None) -> Any:
     """The same tree with every array in a Parameter that is named by its path, such as `layer/w`.
 
-    Leaves that are Parameters already stay; the arrays are copied.
+    Leaves that are Parameters already stay; the arrays are copied. `separator` stands between the parts of a
+    path. `names` gives other names: {Paddle's name: path}, as for checkpoints. So functions that look for
+    Paddle's names, such as `apply_decay_param_fun`, find them.
 
     >>> params = parameters({"w": jnp.zeros((2, 3)), "b": jnp.zeros(3)})
     >>> params["w"]
     Parameter('w', shape=(2, 3), dtype=float32)
+    >>> params = parameters({"norm": {"scale": jnp.ones(3)}}, names={"layer_norm_0.w_0": "norm/scale"})
+    >>> params["norm"]["scale"].name
+    'layer_norm_0.w_0'
     """
+    if not isinstance(separator, str) or not separator:
+        raise TypeError(f"parameters' separator: found {separator!r}, expected a str such as '.'")
+    by_path = path_map(names)
     paths, leaves, structure = flatten(tree)
     wrapped = []
     for path, leaf in zip(paths, leaves, strict=True):
         name = path_name(path) if path else "param"
+        own = by_path.pop(name.replace("/", separator), None) or by_path.pop(name, None)
         if leaf is None or isinstance(leaf, Parameter):
             wrapped.append(leaf)
         elif hasattr(leaf, "dtype"):
-            wrapped.append(Parameter(leaf, name))
+            p = Parameter(leaf, own or name.replace("/", separator))
+            p.mapped = own is not None
+            wrapped.append(p)
         else:
             raise TypeError(f"at {name} found {leaf!r}, expected an array or a Parameter")
+    if by_path:
+        known = ", ".join(path_name(path) for path in paths)
+        raise ValueError(f"parameters' names: found no leaf at {', '.join(by_path)}; the paths are {known}")
     return structure.unflatten(wrapped)

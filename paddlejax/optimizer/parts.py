@@ -23,17 +23,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..info import Info, InfoState, with_info
-from ..lifting import GradientTransformation, lift
+from ..lifting import GradientTransformation
 from ..master import MasterState, with_master_weights
 from ..paths import LeafOptions, PathState, per_leaf
 from ..rates import RuleState
 from ..trees import compute_dtype, is_narrow
 from .group import Blocks, StepGroup
 from .parameter import Parameter
+from .plan import Plan, Rates, put_together
 
 
 class Part:
     """A functional wrapper in the step of an optimizer object; see the module."""
+
+    gathers = False  # whether what is inside is stepped with other gradients than those of the call
 
     @property
     def waits(self) -> bool:
@@ -113,11 +116,14 @@ class Given:
         self.stores: list[Any] = [parameters[i].store for i in positions]
         self.layouts: list[Any] = [None] * len(self.stores)
         self.elements, self.arrays = sum(parameters[i].size for i in positions), 2 * len(self.stores)
-        self.rate_dtype = _rate_dtype(positions, parameters)
+        self.rates: Any = _rate_dtype(positions, parameters)
         self.tx = GradientTransformation(lambda params: (), update)
 
     def arrange(self, groups: Sequence[StepGroup]) -> None:
         """There is nothing to arrange."""
+
+    def adopt(self, options: Any) -> None:
+        """No options change what is given."""
 
     def state(self) -> Any:
         """There is no state."""
@@ -149,14 +155,15 @@ class Rules:
         self,
         groups: Sequence[StepGroup],
         options: Sequence[LeafOptions],
+        plan: Plan,
         parameters: Sequence[Parameter],
         measures: bool = False,
         packing: Any = None,
     ):
         self.groups = groups
-        self._blocks: list[Blocks | None] = [
-            packing and packing.blocks(g, options, parameters) for g in groups
-        ]
+        # Which Parameters have one factor on the rate counts for packing, not what it is.
+        alike = [o._replace(learning_rate=slot) for o, slot in zip(options, plan.slots, strict=True)]
+        self._blocks: list[Blocks | None] = [packing and packing.blocks(g, alike, parameters) for g in groups]
         by_group: list[Blocks] = [
             blocks or tuple((i,) for i in g.members) for g, blocks in zip(groups, self._blocks, strict=True)
         ]
@@ -172,17 +179,21 @@ class Rules:
         self.elements = sum(parameters[i].size for i in self.order)
         slots = (len(blocks) * (1 + len(g.stored[1])) for g, blocks in zip(groups, by_group, strict=True))
         self.arrays = len(self.order) + sum(slots)
-        self.rate_dtype = _rate_dtype(self.order, parameters)
+        dtype = _rate_dtype(self.order, parameters)
+        self.rates = Rates([plan.slots[i] for i in self.first], plan.live, dtype, measures)
         ends = np.cumsum([0, *map(len, by_group)]).tolist()
         self._spans = [slice(*ends[i : i + 2]) for i in range(len(groups))]
         self._rate_dtypes = [g.start[1].dtype for g in groups]
-        # Groups may share a rule, but not its state: each gets a rule object of its own.
-        rules = [lift(g.rule.source.rule, 0.0) for g in groups]
-        of_array = [r for r, blocks in zip(rules, by_group, strict=True) for _ in blocks]
-        self._options = [options[i]._replace(rule=r) for i, r in zip(self.first, of_array, strict=True)]
+        self._group = [k for k, blocks in enumerate(by_group) for _ in blocks]  # of every array
+        self.adopt(options)
         self._measures = measures
         update = self._measured() if measures else self._plain()
         self.tx = GradientTransformation(lambda params: self.state(), update)
+
+    def adopt(self, options: Sequence[LeafOptions]) -> None:
+        """Step with the factors and numbers of these options, which fit the program."""
+        self._options = [options[i] for i in self.first]
+        self.rates.adopt(self._options)
 
     def arrange(self, groups: Sequence[StepGroup]) -> None:
         """Step these groups, of the same members; bring their state into the form that the program takes."""
@@ -210,39 +221,53 @@ class Rules:
 
     def _plain(self) -> Any:
         """Return the update function of the step."""
-        tx, stages = self._per_leaf(), self._per_leaf(rule=None)
 
-        def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, list[Any]]:
-            state = stages.init(params)._replace(rule=self._rule_states(state, **extra))
-            updates, state = tx.update(grads, state, params)
+        def update(grads: Any, state: Any, params: Any = None, *, rate: Any) -> tuple[Any, list[Any]]:
+            _, rates, options = self._given(rate)
+            state = _per_leaf(options, rule=None).init(params)._replace(rule=self._rule_states(state, rates))
+            updates, state = _per_leaf(options).update(grads, state, params)
             return updates, self._stored(state)
 
         return update
 
     def _measured(self) -> Any:
         """The same with an Info beside the state."""
-        clips = any(o.grad_clip is not None for o in self._options)
-        clip, tx = self._per_leaf(rule=None, weight_decay=None), self._per_leaf(grad_clip=None)
-        stages = self._per_leaf(rule=None, grad_clip=None)
-        both = with_info(tx, grad_clip=clip if clips else None)
 
-        def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-            inner = stages.init(params)._replace(rule=self._rule_states(state, **extra))
+        def update(grads: Any, state: Any, params: Any = None, *, rate: Any) -> tuple[Any, Any]:
+            plain, rates, options = self._given(rate)
+            clip = _per_leaf(options, rule=None, weight_decay=None)
+            clips = any(o.grad_clip is not None for o in options)
+            both = with_info(_per_leaf(options, grad_clip=None), grad_clip=clip if clips else None)
+            inner = _per_leaf(options, rule=None, grad_clip=None).init(params)
+            inner = inner._replace(rule=self._rule_states(state, rates))
             before = Info(0, 0, 0, trust_ratios=[None] * len(self.stores))
             state = InfoState(before, (*([clip.init(params)] if clips else []), inner))
             updates, state = both.update(grads, state, params)
-            info = state.info._replace(learning_rate=jnp.asarray(extra["rate"], self.rate_dtype))
-            return updates, (info, self._stored(state.inner[-1]))
+            return updates, (state.info._replace(learning_rate=plain), self._stored(state.inner[-1]))
 
         return update
 
-    def _per_leaf(self, **changes: Any) -> GradientTransformation:
-        """Return `per_leaf` of the options, of all leaves with these changes."""
-        options = [o._replace(**changes) for o in self._options]
-        return per_leaf(lambda path: options[int(path)])
+    def _given(self, rates: Any) -> tuple[Any, list[Any], list[LeafOptions]]:
+        """Return the optimizer's rate, that of each array, and the options with what else is data."""
+        plain, own, numbers = self.rates.read(rates)
+        options = put_together(self._options, numbers) if numbers else self._options
+        # Groups may share a rule, but not its state: each gets a rule object of its own.
+        first = {k: o.rule for k, o in reversed([*zip(self._group, options, strict=True)])}
+        rules = {k: rule.having(rule.source.rule) for k, rule in first.items()}
+        alike = all(rate is own[0] for rate in own)
+        rows = zip(options, self._group, own, strict=True)
+        return (
+            plain,
+            own,
+            [o._replace(rule=rules[k], learning_rate=1.0 if alike else rate) for o, k, rate in rows],
+        )
 
-    def _rule_states(self, stored: list[Any], rate: Any) -> tuple[RuleState, ...]:
-        """Return the state of each group's rule: slots in a list over all leaves, None at those of others."""
+    def _rule_states(self, stored: list[Any], rates: list[Any]) -> tuple[RuleState, ...]:
+        """Return the state of each group's rule: slots in a list over all leaves, None at those of others.
+
+        Where rates differ, each is a factor on 1.
+        """
+        rate = rates[0] if all(rate is rates[0] for rate in rates) else 1.0
         states = []
         for (shared, slots), span, dtype in zip(stored, self._spans, self._rate_dtypes, strict=True):
             before, after = [None] * span.start, [None] * (len(self.stores) - span.stop)
@@ -256,6 +281,12 @@ class Rules:
             (s.shared, {name: slot[span] for name, slot in s.slots.items()})
             for s, span in zip(state.rule, self._spans, strict=True)
         ]
+
+
+def _per_leaf(options: Sequence[LeafOptions], **changes: Any) -> GradientTransformation:
+    """Return `per_leaf` of the options, of all leaves with these changes."""
+    changed = [o._replace(**changes) for o in options]
+    return per_leaf(lambda path: changed[int(path)])
 
 
 def _rate_dtype(positions: Sequence[int], parameters: Sequence[Parameter]) -> Any:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..lifting import Lifted
 from ..paths import LeafOptions
 from ..selected_rows import SelectedRows
 from ..step import check_sparse
@@ -18,9 +17,11 @@ from .loss import Loss
 from .measured import Measured
 from .parameter import ZEROS, Parameter
 from .parts import Given, Masters, Part, Rules, leave, stay
+from .settings import Settings
 from .transaction import run_atomically
 
 OWN: Any = object()  # "the optimizer's own", where None already means something
+KEPT = 1000  # programs; whoever needs more of them makes a new one at every step
 
 
 class Steps(NamedTuple):
@@ -39,7 +40,7 @@ class Steps(NamedTuple):
         return Steps(self.groups, self.masters, None, (), {}, {})._replace(**changes)
 
 
-class Stepping(Measured):
+class Stepping(Settings, Measured):
     """The part of an optimizer that steps: it holds the state of the steps, and their programs.
 
     A subclass says at which rate (`_rate_for_step`), and what follows a step (`_stepped`).
@@ -47,14 +48,11 @@ class Stepping(Measured):
 
     layers: tuple[Part, ...] = ()  # what wrappers add to the step that is being made, innermost first
     _note: Callable[[], None] | None = None  # what else is stored with a step, see `noting`
-    passed = False  # whether a step was made since a wrapper set this to False
+    passed: bool = False  # whether a step was made since a wrapper set this to False
     parameter_list: list[Parameter]
     _replaces = False  # whether the backward of a `minimize` replaces the gradients that are there
     _position: dict[Parameter, int]
     _steps: Steps
-    _options: list[LeafOptions]
-    _rules: list[Lifted]
-    _learning_rate: Any
     _packing: Any  # a `packing.Packing`, or None
 
     def _rate_for_step(self) -> float:
@@ -78,6 +76,9 @@ class Stepping(Measured):
             self._check_rows(grads)
         if type(ZEROS) in kinds:
             grads = [p.grad if g is ZEROS else g for p, g in zip(self.parameter_list, grads, strict=True)]
+        if self._clips_outside and grad_clip is OWN:
+            self._check_outside()
+            grads = self._clipped_outside(grads)
         present = tuple([g is not None for g in grads])
         self._run(
             present, grad_clip, program_of, lambda compiled, rate: compiled.arguments(grads, rate), taken
@@ -96,6 +97,7 @@ class Stepping(Measured):
         It returns (values, state), and what else it computed is given to `taken`, which only assigns.
         """
         self.passed = True
+        self._settled()
         layers = self._reached() if self.layers else ()
         waits = bool(layers) and layers[0].waits
         rate = 0.0 if waits else self._rate_for_step()
@@ -148,12 +150,21 @@ class Stepping(Measured):
                     self._packing.apart.add(i)
                     self._steps = self._steps.afresh()
 
+    def _check_outside(self) -> None:
+        """Raise if a wrapper gathers gradients: a clip outside the program would not see their sum."""
+        if any([part.gathers for part in self.layers]):
+            raise RuntimeError(
+                f"{type(self).__name__}: found a clip with _dygraph_clip beside gradient merge, which sums "
+                "inside the program; expected a clip that defines clip(self, grads)"
+            )
+
     def _stepped(self) -> None:
         """A step was taken, with the rate of `_rate_for_step()`."""
 
     def _fuses(self, loss: Loss, wanted: Collection[Parameter]) -> bool:
         """Whether forward, backward and step can be one program: no gradient but this loss's takes part."""
-        if loss.ran_backward or loss.has_gradients() or not loss.is_current():
+        outside = self._clips_outside or loss.has_gradients()
+        if loss.ran_backward or outside or not loss.is_current():
             return False
         mine = set(loss.parameters)
         present = [p for p in wanted if p in mine]
@@ -187,7 +198,7 @@ class Stepping(Measured):
         optimizers. It only assigns."""
         for p in self.parameter_list:
             if p in totals:
-                p.lazy_grad, p.spent = None, totals[p]
+                p.put_grads(None, totals[p])
             elif p.lazy_grad is None:
                 p.spent = None
         if isinstance(loss, Loss):
@@ -205,15 +216,22 @@ class Stepping(Measured):
                 return self._compiled_given(present, stay if len(layers) > 1 else leave)
         if present != self._steps.present:
             self._regroup(present)
-        steps = self._steps
-        asked = grad_clip, layers
+        steps, plan = self._steps, self._plan
+        clip = OWN if grad_clip is OWN else (grad_clip, grad_clip.edits)
+        asked = clip, layers, plan.number
         if asked not in steps.ready:
-            key = (*asked, *((id(g.rule), *g.members) for g in steps.active))
+            if len(steps.ready) > KEPT:  # one for every change of an option
+                steps.ready.clear()
+            key = (clip, layers, plan.key, *(tuple(g.members) for g in steps.active))
+            options = self._options_under(grad_clip)
             if steps.active and key not in steps.compiled:
-                options = self._options_under(grad_clip)
+                if len(steps.compiled) > KEPT:
+                    steps.compiled.clear()
                 packing = None if layers else self._packing  # a wrapper's state lies Parameter by Parameter
-                base = Rules(steps.active, options, self.parameter_list, self._measures, packing)
+                base = Rules(steps.active, options, plan, self.parameter_list, self._measures, packing)
                 steps.compiled[key] = CompiledStep(base, self.parameter_list, self._parts())
+            elif steps.active:
+                steps.compiled[key].adopt(options)
             steps.ready[asked] = steps.compiled[key] if steps.active else None
         compiled = steps.ready[asked]
         if compiled is not None:
@@ -244,9 +262,14 @@ class Stepping(Measured):
     def _options_under(self, grad_clip: Any) -> list[LeafOptions]:
         """Return what each parameter gets, with this clip in place of its own."""
         if grad_clip is OWN:
-            return self._options
+            return self._plan.options
+        if grad_clip.outside():
+            raise TypeError(
+                f"minimize's grad_clip: found {type(grad_clip).__name__}, which has _dygraph_clip, expected "
+                "it in the constructor, or one that defines clip(self, grads)"
+            )
         clip = grad_clip.transformation()
-        pairs = zip(self.parameter_list, self._options, strict=True)
+        pairs = zip(self.parameter_list, self._plan.options, strict=True)
         return [o._replace(grad_clip=clip if grad_clip.selects(p) else None) for p, o in pairs]
 
     def _regroup(self, present: tuple[bool, ...]) -> None:

@@ -7,20 +7,33 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..attributes import Attributes
 from ..hyper import Must, checked, given
 from .arguments import check_program
 from .ledger import Entries, load
 from .loss import Loss
 from .optimizer import Optimizer, Pairs
 from .parameter import Parameter
+from .settings import ANEW, HOOKS, SET_LR
+
+INNER = "assign it to the inner_optimizer"
+WAYS = {
+    **dict.fromkeys(("regularization", "_grad_clip", "_learning_rate", "_multi_precision"), INNER),
+    **dict.fromkeys(("lr", "learning_rate"), SET_LR),
+    **dict.fromkeys(("parameter_list", "parameters", "_parameter_list"), ANEW),
+}
 
 
-class Wrapper:
+class Wrapper(Attributes):
     """Base of the wrappers: whatever they do not change is the inner optimizer's.
 
     `clear_grad`, `get_lr`, `set_lr`, `current_step_lr` and so on are forwarded.
     """
 
+    inner_optimizer: Any
+    _ways = WAYS
+    _once = {"inner_optimizer": "it is fixed; make a new wrapper"}
+    _hooks = HOOKS
     _part: Any = None  # what it adds to a step of the innermost optimizer
 
     def __init__(self, inner_optimizer: Any):
@@ -129,6 +142,9 @@ class RecomputeOptimizer(Wrapper):
     [0.7298]
     """
 
+    _checkpoints: tuple[str, ...]
+    _functions: dict[Callable[..., Any], Callable[..., Any]]
+
     @checked(optimizer=OPTIMIZER)
     def __init__(self, optimizer: Any):
         super().__init__(optimizer)
@@ -143,7 +159,7 @@ class RecomputeOptimizer(Wrapper):
     def _set_checkpoints(self, checkpoints: Any) -> None:
         """Names of activations to keep."""
         self._checkpoints = tuple(checkpoints)
-        self._functions: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self._functions = {}
 
     def minimize(
         self, loss: Any, startup_program: None = None, *args: Any, **kwargs: Any

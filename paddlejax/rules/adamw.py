@@ -43,15 +43,19 @@ class AdamW(Adam):
         if self.lr_ratio is not None and not callable(self.lr_ratio):
             raise RatioError(f"AdamW's lr_ratio: found {self.lr_ratio!r}, expected a function of the leaf")
 
+    def decays(self, leaf):
+        """Ask `apply_decay_param_fun` about the leaf's name."""
+        name = getattr(leaf, "name", leaf)
+        return None if self.apply_decay_param_fun is None else bool(self.apply_decay_param_fun(name))
+
     def at(self, leaf):
         """Ask `apply_decay_param_fun` whether this leaf decays, and `lr_ratio` for its factor on the rate."""
         name = getattr(leaf, "name", leaf)
-        decays = self.apply_decay_param_fun is None or self.apply_decay_param_fun(name)
         ratio = 1.0 if self.lr_ratio is None else self.lr_ratio(leaf)
         verify(FACTOR, f"what AdamW's lr_ratio returned for {name}", ratio)
         return replace(
             self,
-            weight_decay=self.weight_decay if decays else 0.0,
+            weight_decay=0.0 if self.decays(leaf) is False else self.weight_decay,
             ratio=self.ratio * ratio,
             apply_decay_param_fun=None,
             lr_ratio=None,

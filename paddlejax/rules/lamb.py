@@ -46,10 +46,14 @@ class Lamb(Moments):
     bias_correction: bool = True
     axis_name: str | tuple[str, ...] | None = None
 
+    def decays(self, leaf):
+        """Ask `exclude_from_weight_decay_fn` about the leaf."""
+        excluded = self.exclude_from_weight_decay_fn
+        return None if excluded is None else not excluded(leaf)
+
     def at(self, leaf):
         """A leaf that `exclude_from_weight_decay_fn` names does not decay."""
-        excluded = self.exclude_from_weight_decay_fn is not None and self.exclude_from_weight_decay_fn(leaf)
-        decay = 0.0 if excluded else self.lamb_weight_decay
+        decay = 0.0 if self.decays(leaf) is False else self.lamb_weight_decay
         return replace(self, lamb_weight_decay=decay, exclude_from_weight_decay_fn=None)
 
     def shared(self):

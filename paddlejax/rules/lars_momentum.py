@@ -48,10 +48,14 @@ class LarsMomentum(Rule):
         if isinstance(self.exclude_from_weight_decay, list):  # what is static must be hashable
             object.__setattr__(self, "exclude_from_weight_decay", tuple(self.exclude_from_weight_decay))
 
+    def decays(self, leaf):
+        """Look for the parts of `exclude_from_weight_decay` in the leaf's name."""
+        parts = self.exclude_from_weight_decay
+        return not any(part in getattr(leaf, "name", leaf) for part in parts) if parts else None
+
     def at(self, leaf):
         """A leaf whose name contains a part of `exclude_from_weight_decay` does not decay."""
-        excluded = any(part in getattr(leaf, "name", leaf) for part in self.exclude_from_weight_decay)
-        decay = 0.0 if excluded else self.lars_weight_decay
+        decay = 0.0 if self.decays(leaf) is False else self.lars_weight_decay
         return replace(self, lars_weight_decay=decay, exclude_from_weight_decay=())
 
     def step(self, g, p, k, slots):

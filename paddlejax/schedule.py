@@ -24,7 +24,7 @@ Scalar = float | jax.Array
 
 
 class Doubles:
-    """What a formula needs, for Python numbers: the arithmetic Paddle itself uses."""
+    """What a formula needs, for Python numbers: the arithmetic Paddle itself uses, to the last bit."""
 
     real = staticmethod(float)
     exp, cos = staticmethod(math.exp), staticmethod(math.cos)
@@ -50,6 +50,22 @@ class Doubles:
     def row(x, ends, rows):
         """The first row that ends at or after x, else the last."""
         return next((row for end, row in zip(ends, rows, strict=False) if x <= end), rows[-1])
+
+    @staticmethod
+    def left(t, whole):
+        """What is left of `whole` at t, as a part of it."""
+        return 1 - float(t) / float(whole)
+
+    @staticmethod
+    def angle(t, half):
+        """How far a cosine has turned at t; its half period is `half`."""
+        return math.pi * t / half
+
+    @staticmethod
+    def turn(t, length):
+        """The cycle of this length that t lies in, counted from 1, and the place in it as a part of it."""
+        cycle = 1 + t // float(length)
+        return cycle, 1.0 + t / float(length) - cycle
 
     @staticmethod
     def product(first, factor, n):
@@ -94,6 +110,21 @@ class Arrays:
         # Through the double's logarithm: float32(0.999) ** 1000 would be 1e-5 off.
         size = jnp.exp(n * math.log(abs(base)))
         return size if base > 0 else jnp.where(n % 2 == 0, size, -size)
+
+    # In float32 the ways of `Doubles` would lose digits where t is large, so these count in integers first.
+
+    def left(self, t, whole):
+        """What is left of `whole` at t, as a part of it."""
+        return self.real(whole - t) / self.real(whole)
+
+    def angle(self, t, half):
+        """How far a cosine has turned at t, within one period; its half period is `half`."""
+        return math.pi * (self.real(t % (2 * half)) / half)
+
+    def turn(self, t, length):
+        """The cycle of this length that t lies in, counted from 1, and the place in it as a part of it."""
+        cycle = t // length
+        return self.real(cycle + 1), self.real(t - cycle * length) / length
 
     @staticmethod
     def row(x, ends, rows):

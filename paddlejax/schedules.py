@@ -34,9 +34,9 @@ FINITE = real(above=True, open=True, error=ValueError)
 BELOW_ONE = real(high=1, open=True, error=ValueError)
 
 
-def _half_cosine(m, q, high, low):
-    """From `high` at q = 0 to `low` at q = 1 along half a cosine."""
-    return low + (high - low) * (1 + m.cos(math.pi * q)) / 2
+def _half_cosine(m, angle, high, low):
+    """From `high` at angle 0 to `low` at angle π along half a cosine."""
+    return low + (high - low) * (1 + m.cos(angle)) / 2
 
 
 def _pick(m, t, bounds, values):
@@ -131,8 +131,7 @@ def polynomial_decay(
     [0.5, 0.3, 0.1]
     """
     whole = decay_steps * m.maximum(-(-t // decay_steps), 1) if cycle else decay_steps
-    left = whole - m.minimum(t, whole)
-    return (learning_rate - end_lr) * (m.real(left) / m.real(whole)) ** power + end_lr
+    return (learning_rate - end_lr) * m.left(m.minimum(t, whole), whole) ** power + end_lr
 
 
 @schedule_family(
@@ -285,8 +284,7 @@ def cosine_annealing_decay(m: Any, t: Any, learning_rate: Scalar, T_max: Scalar,
     >>> [round(cosine_annealing_decay(0.5, T_max=10)(t), 6) for t in (0, 5, 10, 20)]
     [0.5, 0.25, 0.0, 0.5]
     """
-    # One period is enough, and in float32 all that cos() can resolve.
-    return _half_cosine(m, m.real(t % (2 * T_max)) / T_max, learning_rate, eta_min)
+    return _half_cosine(m, m.angle(t, T_max), learning_rate, eta_min)
 
 
 @schedule_family(T_0=steps(ValueError, ValueError), T_mult=steps(ValueError, ValueError))
@@ -310,7 +308,7 @@ def cosine_annealing_warm_restarts(
             begins.append(end)
             lengths.append(lengths[-1] * T_mult)
         begin, length = _pick(m, t, begins[1:], begins), _pick(m, t, begins[1:], lengths)
-    return _half_cosine(m, m.real(t - begin) / m.real(length), learning_rate, eta_min)
+    return _half_cosine(m, math.pi * m.real(t - begin) / m.real(length), learning_rate, eta_min)
 
 
 @schedule_family(
@@ -367,7 +365,7 @@ def one_cycle_lr(
     rows = [(begin, end - begin or 1.0, low, high) for begin, end, low, high in phases]
     start, length, low, high = m.row(x, knots[1:], rows)
     q = (x - start) / length
-    rate = _half_cosine(m, q, low, high) if anneal_strategy == "cos" else (high - low) * q + low
+    rate = _half_cosine(m, math.pi * q, low, high) if anneal_strategy == "cos" else (high - low) * q + low
     return m.where(x <= n, rate, end_learning_rate)
 
 
@@ -407,14 +405,15 @@ def cyclic_lr(
     [0.1, 0.3, 0.5, 0.1, 0.3]
     """
     down = step_size_up if step_size_down is None else step_size_down
-    cycle = t // (step_size_up + down)
-    x = m.real(t - cycle * (step_size_up + down))
-    height = m.minimum(x / step_size_up, (step_size_up + down - x) / down)
+    cycle, x = m.turn(t, step_size_up + down)
+    peak = step_size_up / (step_size_up + down)
+    part = m.where(x <= peak, x / peak, (1 - x) / (1 - peak))
+    height = (max_learning_rate - base_learning_rate) * part
     if scale_fn is not None:
-        height = height * m.real(scale_fn(m.real(cycle + 1) if scale_mode == "cycle" else m.shown(t)))
+        height = height * m.real(scale_fn(cycle if scale_mode == "cycle" else m.shown(t)))
     elif mode != "triangular":
-        height = height * (m.power(0.5, cycle) if mode == "triangular2" else m.power(exp_gamma, t))
-    return base_learning_rate + (max_learning_rate - base_learning_rate) * height
+        height = height * (m.power(0.5, cycle - 1) if mode == "triangular2" else m.power(exp_gamma, t))
+    return base_learning_rate + height
 
 
 @schedule_family(

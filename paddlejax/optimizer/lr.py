@@ -54,6 +54,10 @@ class LRScheduler:
         self.base_lr = self.last_lr = float(learning_rate)
         self.last_epoch = last_epoch
         self.verbose = verbose
+        self._start()
+
+    def _start(self):
+        """Take the first step."""
         self.step()
 
     def __call__(self):
@@ -154,6 +158,16 @@ class _Formula(LRScheduler):
     def get_lr(self):
         """Return what the formula gives at this epoch."""
         return self._family.at(self.last_epoch, **self._arguments(self.base_lr))
+
+
+class _FromTheLast(_Formula):
+    """A scheduler that computes its rate from the last one, as Paddle does: a changed rate is carried on."""
+
+    def _start(self):
+        """Take the first step; with last_epoch=k the last rate is that of epoch k, where Paddle takes η₀."""
+        if self.last_epoch >= 0:
+            self.last_lr = super().get_lr()
+        super()._start()
 
 
 class NoamDecay(_Formula, family=schedules.noam_decay):
@@ -348,11 +362,11 @@ class MultiplicativeDecay(_Formula, family=schedules.multiplicative_decay):
         return rate
 
 
-class CosineAnnealingDecay(_Formula, family=schedules.cosine_annealing_decay):
+class CosineAnnealingDecay(_FromTheLast, family=schedules.cosine_annealing_decay):
     """A cosine between the rate and `eta_min`; see `schedules.cosine_annealing_decay`.
 
     As in Paddle and torch, `step()` derives the rate from the last one, so that a changed `last_lr` is
-    carried on; `step(epoch)` uses the closed form. From epoch 0 the two agree.
+    carried on; `step(epoch)` uses the closed form. The two agree, with last_epoch=k too.
 
     >>> scheduler = CosineAnnealingDecay(0.5, T_max=2)
     >>> [round(scheduler(), 4) for _ in range(4) if scheduler.step() is None]
@@ -364,8 +378,7 @@ class CosineAnnealingDecay(_Formula, family=schedules.cosine_annealing_decay):
         super().__init__(learning_rate, last_epoch, verbose)
 
     def get_lr(self):
-        """Return the rate computed from the last rate, as Paddle does, so that a changed last rate carries
-        on."""
+        """Return the rate computed from the last rate."""
         t, low, last = self.last_epoch, self.eta_min, self.last_lr
         if t == 0:
             return self.base_lr
@@ -379,10 +392,11 @@ class CosineAnnealingDecay(_Formula, family=schedules.cosine_annealing_decay):
         return super().get_lr()
 
 
-class LinearLR(_Formula, family=schedules.linear_lr):
+class LinearLR(_FromTheLast, family=schedules.linear_lr):
     """A line from one multiple of the rate to another; see `schedules.linear_lr`.
 
     As in Paddle every step, `step(epoch)` too, applies one factor to the last rate: a jump leaves the line.
+    With last_epoch=k it starts on the line, at epoch k + 1.
 
     >>> scheduler = LinearLR(0.5, total_steps=2, start_factor=0.5)
     >>> [round(scheduler(), 4) for _ in range(4) if scheduler.step() is None]
@@ -396,7 +410,7 @@ class LinearLR(_Formula, family=schedules.linear_lr):
         super().__init__(learning_rate, last_epoch, verbose)
 
     def get_lr(self):
-        """Return the rate computed from the last rate, as Paddle does."""
+        """Return the rate computed from the last rate."""
         if self.last_epoch == 0:
             return self.base_lr * self.start_factor
         if self.last_epoch > self.total_steps:
@@ -443,6 +457,9 @@ class OneCycleLR(_Formula, family=schedules.one_cycle_lr, base=None):
 class CyclicLR(_Formula, family=schedules.cyclic_lr, base="base_learning_rate"):
     """Up and down between two rates; see `schedules.cyclic_lr`.
 
+    Its attributes are the arguments and, as in Paddle, `max_lr`, `amplitude`, `cycle_size`, `step_up_pct`,
+    `gamma`, and in `scale_fn` the function that is in force.
+
     >>> cyclic = CyclicLR(0.5, 1.0, step_size_up=2)
     >>> cyclic.step(); cyclic()
     0.75
@@ -464,7 +481,57 @@ class CyclicLR(_Formula, family=schedules.cyclic_lr, base="base_learning_rate"):
         self.max_learning_rate, self.mode, self.exp_gamma = max_learning_rate, mode, exp_gamma
         self.step_size_up, self.step_size_down = step_size_up, step_size_down
         self.scale_fn, self.scale_mode = scale_fn, scale_mode
+        self._check(base_learning_rate)  # while None still says that no function was given
+        if scale_fn is None:
+            self.scale_fn = self._scale_of_mode
+            self.scale_mode = "iterations" if mode == "exp_range" else "cycle"
         super().__init__(base_learning_rate, last_epoch, verbose)
+
+    def _scale_of_mode(self, x):
+        """Return the height of cycle x, or at count x where `mode` is exp_range."""
+        if self.mode == "triangular":
+            return 1.0
+        return 1 / 2.0 ** (x - 1) if self.mode == "triangular2" else self.exp_gamma**x
+
+    @property
+    def max_lr(self):
+        """The larger rate."""
+        return float(self.max_learning_rate)
+
+    @max_lr.setter
+    def max_lr(self, max_lr):
+        """Set `max_learning_rate`."""
+        self.max_learning_rate = max_lr
+
+    @property
+    def amplitude(self):
+        """How far the two rates lie apart."""
+        return self.max_learning_rate - self.base_lr
+
+    @amplitude.setter
+    def amplitude(self, amplitude):
+        """Set the larger rate."""
+        self.max_learning_rate = self.base_lr + amplitude
+
+    @property
+    def gamma(self):
+        """The base of the power in mode exp_range."""
+        return self.exp_gamma
+
+    @gamma.setter
+    def gamma(self, gamma):
+        """Set `exp_gamma`."""
+        self.exp_gamma = gamma
+
+    @property
+    def cycle_size(self):
+        """The number of steps of a cycle."""
+        return float(self.step_size_up + (self.step_size_down or self.step_size_up))
+
+    @property
+    def step_up_pct(self):
+        """The part of a cycle in which the rate rises."""
+        return self.step_size_up / self.cycle_size
 
 
 CYCLE = ("T_cur", "T_i")
@@ -486,6 +553,12 @@ class CosineAnnealingWarmRestarts(_Formula, family=schedules.cosine_annealing_wa
         self.T_0, self.T_mult, self.eta_min = T_0, T_mult, eta_min
         self.T_i, self.T_cur = T_0, last_epoch
         super().__init__(learning_rate, last_epoch, verbose)
+
+    def _start(self):
+        """Take the first step; with last_epoch=k from where epoch k lies, in whichever cycle."""
+        if self.last_epoch >= 0:
+            vars(self).update(self._counted())
+        super()._start()
 
     def get_lr(self):
         """Return the rate at this place of the cycle."""

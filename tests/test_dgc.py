@@ -897,13 +897,18 @@ def test_a_scaled_loss_is_refused():
     assert not loss.ran_backward
 
 
-def test_the_fluid_class_takes_the_rest_by_keyword():
+def test_the_fluid_class_takes_the_orders_of_both_versions():
     """Of Paddle 1.6 and 1.8 the sixth argument is use_nesterov and parameter_list."""
     given = (0.3, 0.9, 2, 1, [0.99])
     params = {"w": jnp.ones(2)}
-    paddle.fluid.optimizer.DGCMomentumOptimizer(*given, parameter_list=params)
-    with pytest.raises(TypeError, match="positional arguments"):
-        paddle.fluid.optimizer.DGCMomentumOptimizer(*given, params)
+    for opt in (
+        paddle.fluid.optimizer.DGCMomentumOptimizer(*given, parameter_list=params),
+        paddle.fluid.optimizer.DGCMomentumOptimizer(*given, params),
+        paddle.fluid.optimizer.DGCMomentumOptimizer(*given, False, None, parameter_list=params),
+    ):
+        assert [p.name for p in opt.parameter_list] == ["w"]
+    with pytest.raises(TypeError, match="found 3.0 as argument 6, expected parameter_list or use_nesterov"):
+        paddle.fluid.optimizer.DGCMomentumOptimizer(*given, 3.0)
 
 
 def test_one_worker_is_an_ordinary_momentum():

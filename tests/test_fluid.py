@@ -1,5 +1,7 @@
 """`fluid.optimizer`: the optimizers of Paddle 1.x, and the errors recorded from 1.8.5."""
 
+import inspect
+import itertools
 import json
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from regression import X, Y, mse, tree
 import paddlejax as paddle
 from paddlejax.fluid import clip, dygraph
 from paddlejax.fluid import optimizer as fluid
+from paddlejax.fluid.positional import FITS, orders_of
 
 lr = paddle.optimizer.lr
 W = paddle.Parameter(TWO, "w")
@@ -79,6 +82,122 @@ def test_documented_examples_of_1x():
         again = getattr(fluid, cls)(*args, parameter_list=params)
         again.set_dict(opt.state_dict())
         chex.assert_trees_all_equal(again.state_dict(), opt.state_dict())
+
+
+# --------------------------------------------------------------------------- arguments by position
+
+P = paddle.Parameter(TWO, "p")
+DECAY, CLIP, EXCLUDE = paddle.fluid.regularizer.L2Decay(0.1), clip.GradientClipByNorm(1.0), lambda p: True
+# Per class what comes before the arguments that 1.6 has elsewhere, and what 1.8.5 and 1.6 have after that.
+LEADING = {
+    "SGD": (0.1,),
+    "Momentum": (0.1, 0.8),
+    "LarsMomentum": (0.1, 0.8, 0.002, 0.003),
+    "Adagrad": (0.1, 1e-5),
+    "DecayedAdagrad": (0.1, 0.8, 1e-5),
+    "Adadelta": (0.1, 1e-5, 0.8),
+    "Adam": (0.1, 0.8, 0.9, 1e-5),
+    "Adamax": (0.1, 0.8, 0.9, 1e-5),
+    "RMSProp": (0.1, 0.8, 1e-5, 0.5, True),
+    "Ftrl": (0.1, 0.2, 0.3, -0.4),
+    "Lamb": (0.1, 0.02, 0.8, 0.9, 1e-5),
+    "DGCMomentum": (0.1, 0.8, 3, 2, [0.75]),
+}
+ORDERS = dict.fromkeys(LEADING, ([P, DECAY, CLIP, "name"], [DECAY, "name"])) | {
+    "Momentum": ([P, True, DECAY, CLIP, "name"], [True, DECAY, "name"]),
+    "Adagrad": ([P, DECAY, CLIP, "name", 0.5], [DECAY, "name", 0.5]),
+    "Adam": ([P, DECAY, CLIP, "name", True], [DECAY, "name", True]),
+    "Lamb": ([P, DECAY, CLIP, EXCLUDE, "name"], [DECAY, EXCLUDE, "name"]),
+    "DGCMomentum": ([P, True, 1, DECAY, CLIP, "name"], [True, 2.0, 1, DECAY, "name"]),
+}
+POSITIONS = [
+    (name, tuple([x] if x is P else x for x in after[:length]))
+    for name, orders in ORDERS.items()
+    for after in orders
+    for length in range(len(after) + 1)
+]
+
+
+def of_bound(monkeypatch, name, *args, **keywords):
+    """The arguments by name that the constructor's own code gets."""
+    seen = {}
+    cls = getattr(fluid, name)
+    if name == "DGCMomentum":
+        base = paddle.distributed.DGCMomentumOptimizer
+        names = list(inspect.signature(base.__init__).parameters)[1:]
+        monkeypatch.setattr(
+            base, "__init__", lambda self, *a, **k: seen.update(zip(names, a, strict=False), **k)
+        )
+        cls(*args, **keywords)
+        return seen
+    rule = cls._rule
+    monkeypatch.setattr(
+        paddle.optimizer.Optimizer,
+        "__init__",
+        lambda self, rate, parameters, decay, clip, name, rule, packed: seen.update(
+            learning_rate=rate,
+            parameter_list=parameters,
+            regularization=decay,
+            grad_clip=clip,
+            name=name,
+            **{f: getattr(rule, f) for f in vars(rule)},
+        ),
+    )
+    cls(*args, **keywords)
+    assert isinstance(rule, type)
+    return seen
+
+
+@pytest.mark.parametrize("name, after", POSITIONS)
+def test_positions_of_185_and_of_16_are_told_apart(monkeypatch, name, after):
+    leading = LEADING[name]
+    names = list(inspect.signature(getattr(fluid, name)).parameters)
+    seen = of_bound(monkeypatch, name, *leading, *after)
+    for argument, value in zip(names, leading, strict=False):
+        assert seen[argument] == value
+    kinds = {
+        DECAY: "regularization",
+        CLIP: "grad_clip",
+        "name": "name",
+        EXCLUDE: "exclude_from_weight_decay_fn",
+    }
+    for value in after:
+        if isinstance(value, list):
+            assert seen["parameter_list"] == [P]
+        elif value is True:
+            assert seen["lazy_mode" if name == "Adam" else "use_nesterov"] is True
+        elif isinstance(value, float):
+            assert seen["initial_accumulator_value" if name == "Adagrad" else "local_grad_clip_norm"] == value
+        elif isinstance(value, int):
+            assert seen["num_trainers"] == 1
+        else:
+            assert seen[kinds[value]] is value
+
+
+def test_no_call_by_position_has_two_meanings():
+    """Whatever the types: where several orders could take them, they say the same."""
+    values = [None, [P], DECAY, CLIP, "x", True, 3, 0.5, EXCLUDE]
+    dgc = [row.split() for row in (
+        "parameter_list use_nesterov num_trainers regularization grad_clip name",
+        "use_nesterov local_grad_clip_norm num_trainers regularization name")]  # fmt: skip
+    tails = [orders_of(cls._orders[0][len(LEADING[name]):]) for name in LEADING if name != "DGCMomentum"
+             for cls in [getattr(fluid, name)]]  # fmt: skip
+    for orders in [*{o: None for o in tails}, dgc]:
+        for length in range(1, 5):
+            for given in itertools.product(values, repeat=length):
+                meanings = [
+                    {n: v for n, v in zip(order, given, strict=False) if v is not None}
+                    for order in orders
+                    if length <= len(order) and all(FITS[n](v) for n, v in zip(order, given, strict=False))
+                ]
+                assert all(m == meanings[0] for m in meanings[1:]), given
+
+
+def test_by_position_and_by_keyword_together():
+    adam = fluid.Adam(0.1, 0.9, 0.999, 1e-8, DECAY, parameter_list=[P])
+    assert adam.parameter_list == [P] and "L2Decay" in adam.describe()
+    tree = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    assert len(fluid.SGD(0.1, tree).parameter_list) == len(fluid.SGD(0.1, iter([P, W])).parameter_list) == 2
 
 
 # -------------------------------------------------------------------------------- Paddle 1.8.5's errors
@@ -203,6 +322,14 @@ FURTHER = [
       for n in NAMES),
     *(row(f"{n}-missing", lambda n=n: one(n), TypeError, rf"{n}Optimizer\(\)", "'momentum'")
       for n in ("Momentum", "LarsMomentum")),
+    row("position-type", lambda: fluid.SGD(0.1, 3), TypeError, r"SGDOptimizer\(\)", "found 3 as argument 2",
+        "parameter_list or regularization"),
+    row("position-clip", lambda: fluid.SGD(0.1, params(), CLIP), TypeError, "as argument 3",
+        "regularization"),
+    row("position-many", lambda: fluid.SGD(0.1, params(), None, None, "x", 5), TypeError, "as argument 6",
+        "at most 5"),
+    row("position-twice", lambda: fluid.Momentum(0.1, 0.9, params(), momentum=0.5), TypeError,
+        "momentum by keyword"),
     row("rate-missing", lambda: fluid.SGD(), TypeError, r"SGDOptimizer\(\)", "learning_rate"),
     row("minimize-clip-type", lambda: minimized(grad_clip=1.0), TypeError, "grad_clip", "1.0"),
     row("regularization-type", lambda: one("SGD", regularization="x"), TypeError, "regularization", "'x'"),

@@ -18,6 +18,7 @@ from ..optimizer.optimizer import SCHEDULE, Optimizer
 from ..optimizer.stepping import OWN
 from ..regularizer import as_regularizer
 from .dygraph import LearningRateDecay, LearningRateEpochDecay
+from .positional import Order, by_name, orders_of, positional
 from .wrappers import *  # noqa: F403
 
 GLOBAL_STEP = CountField("global_step", np.int32)
@@ -26,9 +27,9 @@ GLOBAL_STEP = CountField("global_step", np.int32)
 class FluidOptimizer(Optimizer):
     """An optimizer with Paddle 1.x's methods and argument names: parameter_list, regularization, set_dict.
 
-    Hyperparameters come first, in the order of the 1.x documents; `parameter_list`, `regularization`,
-    `grad_clip`, `name` and `packed` by keyword. A schedule of `fluid.dygraph` is evaluated, and then
-    advances, at every minimize.
+    By position arguments are taken in the order of 1.8.5, which is the signature, or in that of the 1.6
+    pages, which have neither `parameter_list` nor `grad_clip`: the types tell which. `packed` is given by
+    keyword. A schedule of `fluid.dygraph` is evaluated, and then advances, at every minimize.
     """
 
     _argument = "parameter_list"
@@ -36,21 +37,24 @@ class FluidOptimizer(Optimizer):
     _used_rate: Any
     _schedule_before: Any
     _signature: inspect.Signature
+    _orders: tuple[Order, ...]  # of the arguments by position
     _rule: type[Rule]
     _dialect: dict[str, Any]  # what 1.x computes differently
 
     def __init__(self, *args: Any, **kwargs: Any):
         if type(self) is FluidOptimizer:
             raise TypeError("FluidOptimizer has no rule of its own; use SGD, Adam or another of its classes")
+        named = by_name(type(self).__name__, self._orders, args, kwargs)
         try:
-            bound = self._signature.bind(*args, **kwargs)
+            bound = self._signature.bind(**named)
         except TypeError as e:
             known = ", ".join(self._signature.parameters)
             raise TypeError(f"{type(self).__name__}(): {e}; its arguments are {known}") from None
         bound.apply_defaults()
         given = bound.arguments
         rate, parameters, decay, clip, name = (
-            given.pop(argument, None) for argument in ("learning_rate", *_COMMON)
+            given.pop(argument, None)
+            for argument in ("learning_rate", "parameter_list", "regularization", "grad_clip", "name")
         )
         decay = as_regularizer("regularization", decay)
         if "key" in given and given["key"] is None:  # 1.8.5 seeds from the clock
@@ -131,9 +135,7 @@ class FluidOptimizer(Optimizer):
 
 @pages.of(distributed.DGCMomentumOptimizer)
 class DGCMomentumOptimizer(distributed.DGCMomentumOptimizer, FluidOptimizer):
-    """Paddle 1.x's DGCMomentumOptimizer.
-
-    What follows `sparsity` is given by keyword: Paddle 1.6 and 1.8 have it in different orders.
+    """Paddle 1.x's DGCMomentumOptimizer, with the arguments by position in the order of 1.8.5 or of 1.6.
 
     >>> p = Parameter(jnp.zeros(2), "p")
     >>> opt = DGCMomentumOptimizer(0.1, momentum=0.9, rampup_begin_step=10, parameter_list=[p])
@@ -145,6 +147,12 @@ class DGCMomentumOptimizer(distributed.DGCMomentumOptimizer, FluidOptimizer):
 
     _used_rate = None
 
+    @positional(
+        "learning_rate momentum rampup_begin_step rampup_step sparsity "
+        "parameter_list use_nesterov num_trainers regularization grad_clip name",
+        "learning_rate momentum rampup_begin_step rampup_step sparsity "
+        "use_nesterov local_grad_clip_norm num_trainers regularization name",
+    )
     def __init__(
         self,
         learning_rate: Any,
@@ -152,12 +160,36 @@ class DGCMomentumOptimizer(distributed.DGCMomentumOptimizer, FluidOptimizer):
         rampup_begin_step: int,
         rampup_step: int = 1,
         sparsity: Any = (0.999,),
-        **keywords: Any,
+        parameter_list: Any = None,
+        use_nesterov: bool = False,
+        num_trainers: int | None = None,
+        regularization: Any = None,
+        grad_clip: Any = None,
+        name: str | None = None,
+        *,
+        local_grad_clip_norm: Any = None,
+        mesh: Any = None,
+        axis_name: str = "data",
     ):
-        super().__init__(learning_rate, momentum, rampup_begin_step, rampup_step, sparsity, **keywords)
+        super().__init__(
+            learning_rate,
+            momentum,
+            rampup_begin_step,
+            rampup_step,
+            sparsity,
+            use_nesterov,
+            local_grad_clip_norm,
+            num_trainers,
+            regularization,
+            name,
+            parameter_list=parameter_list,
+            grad_clip=grad_clip,
+            mesh=mesh,
+            axis_name=axis_name,
+        )
 
 
-_COMMON = ("parameter_list", "regularization", "grad_clip", "name")
+DGCMomentum = DGCMomentumOptimizer
 
 
 def _counts(rate: Any) -> bool:
@@ -170,30 +202,29 @@ def _define(
     prints: str,
     arguments: str,
     rate: Any = inspect.Parameter.empty,
-    later: str = "",
-    common: tuple[str, ...] = _COMMON,
+    common: str = "parameter_list regularization grad_clip name",
+    keywords: str = "packed",
     **dialect: Any,
 ) -> type[FluidOptimizer]:
-    """The class of a row: the rule's `arguments` by position, those `later` by keyword; `!` is required.
+    """The class of a row: the rule's `arguments` and what is `common`, in 1.8.5's order; `!` is required.
 
     `prints` is what the example of its page prints.
     """
-    defaults = {f.name: f.default for f in fields(rule)} | {"key": None}
+    defaults = {f.name: f.default for f in fields(rule)} | {"key": None, "packed": False}
     positional, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("learning_rate", positional, default=rate)]
-    for kind, words in ((positional, arguments), (keyword, later)):
+    for kind, words in ((positional, f"{arguments} {common}"), (keyword, keywords)):
         for word in words.split():
-            default = defaults[word.rstrip("!")]
+            default = defaults.get(word.rstrip("!"))
             required = word.endswith("!") or default is MISSING
             default = inspect.Parameter.empty if required else default
             parameters.append(inspect.Parameter(word.rstrip("!"), kind, default=default))
-    parameters.append(inspect.Parameter("packed", keyword, default=False))
-    parameters += [inspect.Parameter(argument, keyword, default=None) for argument in common]
     signature = inspect.Signature(parameters)
     doc = f"Paddle 1.x's {name}{signature}: the rule `rules.{rule.__name__}`"
     doc += f" with {', '.join(f'{k}={v}' for k, v in dialect.items())}." if dialect else "."
     body = {
         "_signature": signature,
+        "_orders": orders_of(tuple(p.name for p in parameters if p.kind is positional)),
         "_rule": rule,
         "_dialect": dialect,
         "__signature__": signature,
@@ -206,7 +237,11 @@ def _define(
 
 SGDOptimizer = SGD = _define("SGDOptimizer", rules.SGD, "[ 0.8 -1.6]", "")
 MomentumOptimizer = Momentum = _define(
-    "MomentumOptimizer", rules.Momentum, "[ 0.8 -1.6]", "momentum! use_nesterov"
+    "MomentumOptimizer",
+    rules.Momentum,
+    "[ 0.8 -1.6]",
+    "momentum!",
+    common="parameter_list use_nesterov regularization grad_clip name",
 )
 LarsMomentumOptimizer = LarsMomentum = _define(
     "LarsMomentumOptimizer",
@@ -216,7 +251,11 @@ LarsMomentumOptimizer = LarsMomentum = _define(
     always_adapt=True,
 )
 AdagradOptimizer = Adagrad = _define(
-    "AdagradOptimizer", rules.Adagrad, "[ 0.9 -1.9]", "epsilon", later="initial_accumulator_value"
+    "AdagradOptimizer",
+    rules.Adagrad,
+    "[ 0.9 -1.9]",
+    "epsilon",
+    common="parameter_list regularization grad_clip name initial_accumulator_value",
 )
 DecayedAdagradOptimizer = DecayedAdagrad = _define(
     "DecayedAdagradOptimizer", rules.DecayedAdagrad, "[ 0.5528 -1.5528]", "decay epsilon"
@@ -230,7 +269,7 @@ AdamOptimizer = Adam = _define(
     "[ 0.9 -1.9]",
     "beta1 beta2 epsilon",
     0.001,
-    later="lazy_mode",
+    common="parameter_list regularization grad_clip name lazy_mode",
     scaled_epsilon=False,
 )
 AdamaxOptimizer = Adamax = _define(
@@ -246,7 +285,7 @@ LambOptimizer = Lamb = _define(
     "[ 0.8421 -1.8416]",
     "lamb_weight_decay beta1 beta2 epsilon",
     0.001,
-    later="exclude_from_weight_decay_fn",
+    common="parameter_list regularization grad_clip exclude_from_weight_decay_fn name",
     always_adapt=True,
     bias_correction=False,
 )
@@ -256,6 +295,6 @@ DpsgdOptimizer = Dpsgd = _define(
     "[ 0.9598 -1.9195]",
     "clip batch_size sigma",
     0.001,
-    later="per_element key",
-    common=("parameter_list",),
+    common="parameter_list",
+    keywords="per_element key packed",
 )

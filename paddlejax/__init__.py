@@ -20,11 +20,10 @@ Beside both:
 - `rules`         the update rules themselves, one tensor each
 """
 
-import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import regularizer, rules
+from . import elsewhere, regularizer, rules
 from .clip import clip_by_global_norm, clip_by_norm, clip_by_value
 from .cpu_fusion import enable_cpu_fusion
 from .lifting import GradientTransformation, Rule, lift, rule
@@ -94,9 +93,7 @@ else:
 
     def __getattr__(name: str) -> Any:
         if name not in _HOME:
-            near = ", ".join(difflib.get_close_matches(name, __all__))
-            message = f"module {__name__!r} has no attribute {name!r}"
-            raise AttributeError(f"{message} (nearest: {near})" if near else message)
+            return elsewhere.found(__name__, name)
         module = importlib.import_module(f".{_HOME[name] or name}", __name__)
         found = globals()[name] = getattr(module, name) if _HOME[name] else module
         return found

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from .array_types import Numeric
 from .attributes import Attributes
 from .casting import amp_guard, auto_cast, decorate, is_bfloat16_supported, is_float16_supported
+from .elsewhere import names_of
 from .hyper import FLAG, INT, ArgumentError, checked, number, unless
 from .loss_scaling import DECR_RATIO, INCR_RATIO, SCALE, all_finite, next_scale, times, unscaled
 from .optimizer.expression import Constant
@@ -413,3 +414,9 @@ def _parameters(method: str, optimizer: Any) -> list[Parameter]:
             "dgc_momentum inside dynamic_loss_scale(..., axis_name=...)"
         )
     return list(parameters)
+
+
+__path__: list[str] = []  # Paddle has modules below this one, see elsewhere.py
+
+if not TYPE_CHECKING:
+    __getattr__ = names_of(__name__)

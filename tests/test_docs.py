@@ -49,7 +49,7 @@ PUBLIC = """
     paddlejax paddlejax.optimizer paddlejax.incubate paddlejax.incubate.optimizer paddlejax.static
     paddlejax.amp paddlejax.nn paddlejax.nn.utils paddlejax.regularizer paddlejax.sparse
     paddlejax.checkpoint paddlejax.rules paddlejax.distributed paddlejax.fluid
-    paddlejax.fluid.wrappers paddlejax.interop
+    paddlejax.fluid.wrappers paddlejax.fluid.layers paddlejax.fluid.dygraph paddlejax.interop
 """.split()
 WITHOUT_EXAMPLE = {
     "CheckpointError": "an exception",
@@ -61,6 +61,7 @@ WITHOUT_EXAMPLE = {
     "Optimizer": "the base; every class below it has one",
     "WeightDecayRegularizer": "a base",
     "FluidOptimizer": "a base",
+    "enabled": "in the example of guard",
     "LearningRateEpochDecay": "a base",
     "rule": "in the example of Rule",
     "launch": "starts processes",
@@ -76,7 +77,8 @@ def public():
             thing = getattr(module, name)
             if callable(thing):
                 yield name, thing
-    for module in ("optimizer.lr", "fluid.dygraph", "fluid.optimizer", "fluid.clip", "fluid.regularizer"):
+    schedules = "fluid.dygraph.learning_rate_scheduler"
+    for module in ("optimizer.lr", schedules, "fluid.optimizer", "fluid.clip", "fluid.regularizer"):
         for name, thing in vars(importlib.import_module(f"paddlejax.{module}")).items():
             if isinstance(thing, type) and thing.__module__ == f"paddlejax.{module}" and name[0] != "_":
                 yield name, thing

@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 import paddlejax as paddle
 from paddlejax.checkpoint import load_optimizer, load_parameters, save_optimizer, save_parameters
 
-two, fluid, lr, dygraph = paddle.optimizer, paddle.fluid.optimizer, paddle.optimizer.lr, paddle.fluid.dygraph
+two, fluid, lr, dygraph = (
+    paddle.optimizer,
+    paddle.fluid.optimizer,
+    paddle.optimizer.lr,
+    paddle.fluid.dygraph.learning_rate_scheduler,
+)
 STEPS = 6
 SHAPES = {"a": (2, 2), "b": (3,), "c": ()}
 

@@ -3,6 +3,9 @@
 Everything runs on jax.sharding, shard_map and jax.distributed; nothing here carries bytes by itself.
 """
 
+from typing import TYPE_CHECKING
+
+from ..elsewhere import names_of
 from .data_parallel import local_grads, make_step, redistribute, state_specs
 from .dgc import dgc_momentum
 from .dgc_optimizer import DGCMomentumOptimizer
@@ -24,3 +27,6 @@ __all__ = [
     "zero1",
     "zero1_shardings",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = names_of(__name__)

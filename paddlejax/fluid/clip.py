@@ -2,12 +2,14 @@
 clipped."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import clip, pages
 from ..array_types import Numeric
+from ..elsewhere import names_of
 from ..hyper import checked, function_of, optional
 
+GradientClipBase = clip.ClipGradBase
 PREDICATE = optional(function_of("the parameter"))
 
 
@@ -67,3 +69,7 @@ class GradientClipByGlobalNorm(clip.ClipGradByGlobalNorm):
     ):
         super().__init__(clip_norm, group_name)
         self.need_clip = need_clip
+
+
+if not TYPE_CHECKING:
+    __getattr__ = names_of(__name__)

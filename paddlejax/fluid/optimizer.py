@@ -7,6 +7,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .. import distributed, pages, rules
@@ -15,6 +16,7 @@ from ..lifting import Rule
 from ..optimizer.arguments import checked_clip
 from ..optimizer.ledger import CountField, Entries, written
 from ..optimizer.optimizer import SCHEDULE, Optimizer
+from ..optimizer.parameter import Parameter
 from ..optimizer.stepping import OWN
 from ..regularizer import as_regularizer
 from .dygraph import LearningRateDecay, LearningRateEpochDecay
@@ -93,6 +95,11 @@ class FluidOptimizer(Optimizer):
         if not isinstance(schedule, LearningRateDecay):
             return self.get_lr()
         return float(schedule.current() if self._used_rate is None else self._used_rate)
+
+    def _global_learning_rate(self, program: None = None) -> Parameter:
+        """Return what `current_step_lr` says, (1,) float32: a Parameter, for its `numpy()`."""
+        rate = jnp.full((1,), self.current_step_lr(), jnp.float32)
+        return Parameter(rate, "learning_rate_0", trainable=False)
 
     def _checked_rate(self, learning_rate: Any) -> Any:
         return (

@@ -36,3 +36,4 @@ class L2Decay(regularizer.L2Decay):
 
 
 L1DecayRegularizer, L2DecayRegularizer = L1Decay, L2Decay
+WeightDecayRegularizer = regularizer.WeightDecayRegularizer

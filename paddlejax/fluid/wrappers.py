@@ -11,9 +11,11 @@ from ..optimizer.wrappers import RecomputeOptimizer
 
 __all__ = [
     "ExponentialMovingAverage",
+    "ExponentialMovingAverageOptimizer",
     "GradientMergeOptimizer",
     "LookaheadOptimizer",
     "ModelAverage",
+    "ModelAverageOptimizer",
     "RecomputeOptimizer",
 ]
 
@@ -93,3 +95,7 @@ class LookaheadOptimizer(lookahead.LookAhead):
 
     def _key(self, p: Parameter) -> str:
         return f"{p.name}@SLOW"
+
+
+# Every name of 1.x has "Optimizer" behind it too.
+ExponentialMovingAverageOptimizer, ModelAverageOptimizer = ExponentialMovingAverage, ModelAverage

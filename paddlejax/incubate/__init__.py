@@ -1,6 +1,12 @@
 """Paddle's `paddle.incubate`."""
 
+from typing import TYPE_CHECKING
+
+from ..elsewhere import names_of
 from . import optimizer
 from .optimizer import LookAhead, ModelAverage
 
 __all__ = ["LookAhead", "ModelAverage", "optimizer"]
+
+if not TYPE_CHECKING:
+    __getattr__ = names_of(__name__)

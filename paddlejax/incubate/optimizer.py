@@ -1,9 +1,10 @@
 """Paddle's `paddle.incubate.optimizer`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import pages, rules
 from ..distributed import DGCMomentumOptimizer, PipelineOptimizer
+from ..elsewhere import names_of
 from ..optimizer.averages import ModelAverage
 from ..optimizer.gradient_merge import GradientMergeOptimizer
 from ..optimizer.lbfgs import LBFGS
@@ -67,3 +68,9 @@ class LarsMomentumOptimizer(Optimizer):
             packed=packed,
             masters=multi_precision,
         )
+
+
+__path__: list[str] = []  # Paddle has modules below this one, see elsewhere.py
+
+if not TYPE_CHECKING:
+    __getattr__ = names_of(__name__)

@@ -2,19 +2,20 @@
 
 import functools
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from ..array_types import Numeric
+from ..elsewhere import names_of
 from ..hyper import NUMBER, ArgumentError, Interval, Must, checked, require
 from ..norms import squared_norm
 from ..optimizer.parameter import Parameter
 from ..selected_rows import SelectedRows
 from ..trees import compute_dtype
 
-__all__ = ["clip_grad_norm_", "clip_grad_value_"]
+__all__ = ["clip_grad_norm_", "clip_grad_value_", "parameters_to_vector", "vector_to_parameters"]
 
 _NORM_TYPES = (float("inf"), 0.0, 1.0, 2.0)
 
@@ -76,6 +77,40 @@ def clip_grad_value_(parameters: Any, clip_value: Numeric) -> None:
     _replace(there, grads, _clip_value(list(map(_values, grads)), limit))
 
 
+def parameters_to_vector(parameters: Any, name: str | None = None) -> jax.Array:
+    """Return the values of the Parameters, of one dtype, end to end in one array.
+
+    >>> print(parameters_to_vector([Parameter(jnp.zeros(2)), Parameter(jnp.ones((1, 2)))]))
+    [0. 0. 1. 1.]
+    """
+    members = _parameters("parameters_to_vector", parameters)
+    dtypes = sorted({str(p.dtype) for p in members})
+    if len(dtypes) > 1:
+        raise TypeError(
+            f"parameters_to_vector: found Parameters of {' and '.join(dtypes)}, expected one dtype"
+        )
+    return jnp.concatenate([p.value.reshape(-1) for p in members]) if members else jnp.zeros(0)
+
+
+def vector_to_parameters(vec: Any, parameters: Any, name: str | None = None) -> None:
+    """Give the Parameters the values that lie end to end in an array; what it has more is not used.
+
+    >>> w = Parameter(jnp.zeros(2))
+    >>> vector_to_parameters(jnp.ones(2), [w])
+    >>> print(w.numpy())
+    [1. 1.]
+    """
+    members, vec = _parameters("vector_to_parameters", parameters), jnp.asarray(vec).reshape(-1)
+    needed = sum(p.size for p in members)
+    if vec.size < needed:
+        found = f"found {vec.size} elements, expected at least {needed}"
+        raise ValueError(f"vector_to_parameters's vec: {found}")
+    begin = 0
+    for p in members:
+        p.set_value(vec[begin : begin + p.size].reshape(p.shape))
+        begin += p.size
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _clip_norm(kind: float, grads: list[Any], max_norm: Any) -> tuple[jax.Array, list[jax.Array]]:
     """Norms in float32 or wider, the total in the widest of them, each result in its gradient's dtype."""
@@ -121,11 +156,23 @@ def _as_float(norm_type: Any) -> float:
         return float("nan")
 
 
-def _with_gradients(function: str, parameters: Any) -> list[Parameter]:
-    """The Parameters that have a gradient, each once."""
+def _parameters(function: str, parameters: Any) -> list[Parameter]:
+    """The Parameters of a tree or an iterable, in order."""
     if isinstance(parameters, Iterable) and not isinstance(parameters, Parameter | dict | list | tuple | str):
         parameters = list(parameters)
     found = jax.tree.leaves(parameters)
     for p in found:
         require(isinstance(p, Parameter), f"{function}'s parameters", p, "Parameters", TypeError)
-    return [p for p in dict.fromkeys(found) if p.lazy_grad is not None]  # a spent one moves nothing
+    return found
+
+
+def _with_gradients(function: str, parameters: Any) -> list[Parameter]:
+    """The Parameters that have a gradient, each once."""
+    members = dict.fromkeys(_parameters(function, parameters))
+    return [p for p in members if p.lazy_grad is not None]  # a spent one moves nothing
+
+
+__path__: list[str] = []  # Paddle has modules below this one, see elsewhere.py
+
+if not TYPE_CHECKING:
+    __getattr__ = names_of(__name__)

@@ -113,6 +113,9 @@ While JAX traces a function that is not a loss's own, an object can be neither r
 raises. Its value would become a constant of the program, and what is stored would be a tracer.
 """
 
+from typing import TYPE_CHECKING
+
+from ..elsewhere import names_of
 from . import lr
 from .classes import (
     ASGD,
@@ -150,3 +153,6 @@ __all__ = [
     "Rprop",
     "lr",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = names_of(__name__)

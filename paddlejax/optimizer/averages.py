@@ -14,17 +14,19 @@ from .. import pages
 from ..array_types import Numeric
 from ..attributes import Attributes
 from ..average import ModelAverageState, MovingAverageState, exponential_moving_average, model_average
-from ..hyper import number
+from ..hyper import instance, number, verify
 from ..tracing import check_outside
 from ..trees import compute_dtype
-from .arguments import check_distinct, checked_name, read_parameters
+from .arguments import check_distinct, check_program, checked_name, checked_pairs, read_parameters
 from .group import halves
 from .ledger import ArrayField, CountField, Entries, Field, load, written
+from .loss import Loss
 from .parameter import Parameter
 from .settings import HOOKS
 from .transaction import complete, run_atomically
 
 ANEW = "it is fixed; make a new average, and give it state_dict()"
+LOSS = instance(Loss, "a loss of a @paddle.loss function")
 
 
 class ParameterAverage(Attributes):
@@ -274,8 +276,11 @@ class ModelAverage(ParameterAverage):
 
     def step(self) -> None:
         """Take the parameters as they are now into the average."""
+        self._take_in([self._takes_part(p) for p in self.parameter_list])
+
+    def _take_in(self, present: list[bool]) -> None:
+        """Take those that are present into the average, as they are now."""
         self._values([])
-        present = [self._takes_part(p) for p in self.parameter_list]
         cohorts = [part for cohort in self._cohorts for part in cohort.split(present)]
         known = {i for cohort in cohorts for i in cohort.members}
         fresh = [i for i, here in enumerate(present) if here and i not in known]
@@ -298,6 +303,40 @@ class ModelAverage(ParameterAverage):
     ) -> None:
         """`step()`, as in Paddle; the loss is minimized by the optimizer beside."""
         self.step()
+
+    def backward(
+        self,
+        loss: Any,
+        startup_program: None = None,
+        parameters: Any = None,
+        no_grad_set: Any = None,
+        callbacks: Any = None,
+    ) -> list[tuple[Parameter, Any]]:
+        """Run the loss's backward unless it has run; the (parameter, gradient) pairs of what is averaged."""
+        verify(LOSS, "loss", loss)
+        check_program(startup_program)
+        if not loss.ran_backward:
+            loss.backward()
+        return [(p, p.grad) for p in self.parameter_list if p.trainable and p.grad is not None]
+
+    def apply_gradients(self, params_grads: Any) -> list[Any]:
+        """Take the parameters of (parameter, gradient) pairs into the average, and no others; `[]`."""
+        pairs = checked_pairs(params_grads, self.parameter_list)
+        self._take_in([p in pairs for p in self.parameter_list])
+        return []
+
+    def apply_optimize(self, loss: Any, startup_program: None, params_grads: Any) -> list[Any]:
+        """`apply_gradients`, with the arguments of Paddle's older method."""
+        check_program(startup_program)
+        return self.apply_gradients(params_grads)
+
+    def clear_grad(self, set_to_zero: bool = True) -> None:
+        """Zero every gradient there is, or drop them."""
+        for p in self.parameter_list:
+            if p.trainable:
+                p.clear_grad(set_to_zero)
+
+    clear_gradients = clear_grad
 
     def _takes_part(self, p: Parameter) -> bool:
         """Return whether a parameter is averaged now: it is trainable and has a gradient."""

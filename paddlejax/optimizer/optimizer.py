@@ -29,13 +29,14 @@ from .lr import LambdaDecay, LRScheduler, Rate
 from .parameter import Parameter
 from .stepping import OWN, Stepping, Steps
 from .transaction import complete
+from .views import Views
 
 SCHEDULE = "LR_Scheduler"
 SHOWN = 3  # names of Parameters in a message
 Pairs = list[tuple[Parameter, jax.Array | None]]
 
 
-class Optimizer(Stepping):
+class Optimizer(Views, Stepping):
     """Base of all optimizers, with Paddle's `minimize`, `step`, `clear_grad`, `set_lr`, `state_dict`.
 
     `parameters` is a list of Parameters, a list of group dicts (`params`, and what differs there:
@@ -76,6 +77,7 @@ class Optimizer(Stepping):
         self._name = checked_name(name)
         decay, clip = as_regularizer("weight_decay", weight_decay), checked_clip("grad_clip", grad_clip)
         self.parameters, groups = read_parameters(self._argument, parameters)
+        self._groups = groups
         self.parameter_list: list[Parameter] = [p for members, _ in groups for p in members]
         check_distinct(self._argument, self.parameter_list)
         self._position = {p: i for i, p in enumerate(self.parameter_list)}

@@ -19,6 +19,7 @@ from ..tracing import READ, check_outside
 from ..trees import flatten, path_name
 from .parameter_options import ParamAttr, ParameterOptions, path_map
 from .store import Store
+from .tensor_methods import TensorMethods
 
 _counter = itertools.count()
 _inside = threading.local()  # .loss: the name of the loss function that is being traced, if any
@@ -48,7 +49,7 @@ class _Zeros:
 ZEROS: Any = _Zeros()
 
 
-class Parameter(ParameterOptions):
+class Parameter(TensorMethods, ParameterOptions):
     """A named, mutable cell for one array and its gradient.
 
     It copies what it is given, and whatever `.value` has handed out survives later steps. `learning_rate` is

@@ -35,10 +35,10 @@ def fields_of(
     }
 
 
-def entries_of(
+def rows_of(
     groups: list[StepGroup], parameters: Sequence[Parameter], owners: Sequence[str]
-) -> list[tuple[Field, Any]]:
-    """The fields of all parameters, with their values, by accumulator: slots first, as in Paddle."""
+) -> dict[str, dict[int, tuple[Field, Any]]]:
+    """The fields of all parameters, with their values, by accumulator and position: slots first."""
     rows: dict[str, dict[int, tuple[Field, Any]]] = {}
     states = [group.state for group in groups]
     for name in (*(k for s in states for k in s.slots), *(k for s in states for k in s.shared)):
@@ -49,7 +49,14 @@ def entries_of(
             fields = fields_of(group.rule.source.rule, parameters[i], owners[i], slots, state.shared)
             for k, value in (slots | state.shared).items():
                 rows[k][i] = fields[k], value
-    return [row[i] for row in rows.values() for i in sorted(row)]
+    return rows
+
+
+def entries_of(
+    groups: list[StepGroup], parameters: Sequence[Parameter], owners: Sequence[str]
+) -> list[tuple[Field, Any]]:
+    """The fields of all parameters, with their values, by accumulator, as in Paddle."""
+    return [row[i] for row in rows_of(groups, parameters, owners).values() for i in sorted(row)]
 
 
 def read(

@@ -70,6 +70,11 @@ class Wrapper(Attributes):
         """The Parameters of the innermost optimizer, in its order."""
         return self.inner_optimizer.parameter_list
 
+    @property
+    def _parameter_list(self) -> tuple[Any, ...]:
+        """What the innermost optimizer's `_parameter_list` is."""
+        return innermost(self)._parameter_list
+
     def step(self, *closure: Any) -> Any:
         """One step from the parameters' `.grad`, or with the closure that the inner optimizer wants."""
         return self._within(self.inner_optimizer.step, *closure)

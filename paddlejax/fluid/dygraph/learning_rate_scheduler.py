@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .. import pages, schedules
-from ..hyper import checked, function_of, instance, require
-from ..optimizer.ledger import Entries, Field, load, written
-from ..schedule import BASE_RATE, RATE, RISES, RISING
-from ..schedules import BELOW_ONE, FINITE, MODES, NOT_ZERO
+from ... import pages, schedules
+from ...hyper import checked, function_of, instance, require
+from ...optimizer.ledger import Entries, Field, load, written
+from ...schedule import BASE_RATE, RATE, RISES, RISING
+from ...schedules import BELOW_ONE, FINITE, MODES, NOT_ZERO
 
 
 class LearningRateDecay:
@@ -55,8 +55,12 @@ class LearningRateDecay:
     def _advance(self, calls=1):
         self.step_num += calls * self.step_size
 
+    def create_lr_var(self, lr):
+        """Return a rate, a number or an array of one element, as the scalar that a call returns."""
+        return self._rounded(lr)
+
     def _rounded(self, rate):
-        return np.dtype(self.dtype).type(rate)
+        return np.asarray(rate, self.dtype).reshape(())[()]
 
     def _state_keys(self):
         """Set `keys`, the names of the attributes to save."""

@@ -68,10 +68,15 @@ def read_group(
     return Group(members, rule, factor, decides, decay, clip, [p.edits for p in members])
 
 
+def is_array(x: Any) -> bool:
+    """Whether this is an array; layers of flax have a dtype too."""
+    return hasattr(x, "dtype") and hasattr(x, "shape")
+
+
 def read_parameters(argument: str, given: Any) -> tuple[Any, list[tuple[list[Parameter], dict[str, Any]]]]:
     """The tree to show as `.parameters`, and the groups: (parameters, options)."""
     expected = "expected a list of Parameters, group dicts, or a tree of arrays"
-    if given is None or isinstance(given, Parameter) or hasattr(given, "dtype"):
+    if given is None or isinstance(given, Parameter) or is_array(given):
         found = "None" if given is None else f"one {type(given).__name__}"
         raise ParametersError(f"{argument}: found {found}, {expected}")
     if isinstance(given, Mapping) and isinstance(given.get("params"), list | tuple | Parameter | Iterator):
@@ -94,8 +99,9 @@ def _read(
     try:
         tree = wrap(given)
     except TypeError as e:
-        raise ParametersError(f"{argument}: {e}; {expected}") from None
-    return tree, [(jax.tree.leaves(tree), {})]
+        more = "" if "expected" in str(e) else f"; {expected}"
+        raise ParametersError(f"{argument}: {e}{more}") from None
+    return tree, [([p for p in jax.tree.leaves(tree) if isinstance(p, Parameter)], {})]
 
 
 def has_groups(given: Any) -> bool:

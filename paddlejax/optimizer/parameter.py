@@ -17,6 +17,7 @@ from ..regularizer import as_regularizer
 from ..selected_rows import SelectedRows
 from ..tracing import READ, check_outside
 from ..trees import flatten, path_name
+from . import models
 from .parameter_options import ParamAttr, ParameterOptions, path_map
 from .store import Store
 from .tensor_methods import TensorMethods
@@ -362,6 +363,9 @@ def parameters(tree: Any, separator: str = "/", names: Mapping[str, str] | None 
     Leaves that are Parameters already stay; the arrays are copied. `separator` stands between the parts of a
     path. `names` gives other names: {Paddle's name: path}, as for checkpoints. So functions that look for
     Paddle's names, such as `apply_decay_param_fun`, find them.
+    Of a model or state of flax or equinox
+    only what the framework calls parameters is wrapped: other arrays stay as they are, and a warning names
+    them. `help("paddlejax.optimizer.models")` has the lines to train a model of flax, equinox or haiku.
 
     >>> params = parameters({"w": jnp.zeros((2, 3)), "b": jnp.zeros(3)})
     >>> params["w"]
@@ -373,13 +377,17 @@ def parameters(tree: Any, separator: str = "/", names: Mapping[str, str] | None 
     if not isinstance(separator, str) or not separator:
         raise TypeError(f"parameters' separator: found {separator!r}, expected a str such as '.'")
     by_path = path_map(names)
+    flags = models.trained(tree)
     paths, leaves, structure = flatten(tree)
     wrapped = []
-    for path, leaf in zip(paths, leaves, strict=True):
+    for path, leaf, trained in zip(paths, leaves, flags, strict=True):
         name = path_name(path) if path else "param"
         own = by_path.pop(name.replace("/", separator), None) or by_path.pop(name, None)
-        if leaf is None or isinstance(leaf, Parameter):
+        if leaf is None or isinstance(leaf, Parameter) or not trained:
             wrapped.append(leaf)
+        elif models.is_key(leaf):
+            expected = "expected an array of numbers; hand a key to the loss beside the parameters"
+            raise TypeError(f"at {name} found a key of jax.random, {expected}")
         elif hasattr(leaf, "dtype"):
             p = Parameter(leaf, own or name.replace("/", separator))
             p.mapped = own is not None
@@ -389,4 +397,6 @@ def parameters(tree: Any, separator: str = "/", names: Mapping[str, str] | None 
     if by_path:
         known = ", ".join(path_name(path) for path in paths)
         raise ValueError(f"parameters' names: found no leaf at {', '.join(by_path)}; the paths are {known}")
+    if any(new is not old for new, old in zip(wrapped, leaves, strict=True)):  # else it was said before
+        models.say_left_out(paths, leaves, flags)
     return structure.unflatten(wrapped)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from ...elsewhere import names_of
 from ..checkpoint import load_dygraph, save_dygraph
 from . import base, learning_rate_scheduler
-from .base import enable_dygraph, enable_imperative, enabled, guard, to_variable
+from .base import enable_dygraph, enable_imperative, enabled, guard, no_grad, to_variable
 from .learning_rate_scheduler import (
     CosineDecay,
     ExponentialDecay,
@@ -45,6 +45,7 @@ __all__ = [
     "guard",
     "learning_rate_scheduler",
     "load_dygraph",
+    "no_grad",
     "save_dygraph",
     "to_variable",
 ]

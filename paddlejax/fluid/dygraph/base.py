@@ -10,6 +10,7 @@ import numpy as np
 
 from ...hyper import Must, checked, instance
 from ...optimizer.loss import Loss
+from ...optimizer.loss_function import no_grad as no_grad
 from ...optimizer.parameter import Parameter
 
 PLACE = instance(jax.Device | None, "a device such as jax.devices()[0], or None for the one JAX takes")

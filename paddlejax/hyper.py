@@ -14,7 +14,7 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Annotated, Any, NoReturn, TypeVar, cast, get_args, get_origin
 
 import jax
@@ -23,6 +23,7 @@ import numpy as np
 from jax.core import Tracer
 
 F = TypeVar("F", bound=Callable[..., Any])
+D = TypeVar("D")
 Arguments = Mapping[str, Any]
 Check = Callable[[str, Any, Arguments], None]
 Declaration = Check | tuple[Check, ...]
@@ -224,6 +225,19 @@ def number(name: str, value: Any, expected: str = "a number") -> None:
     if array is not None and (array.shape or not any(jnp.issubdtype(array.dtype, kind) for kind in kinds)):
         found = f"an array of shape {array.shape} and dtype {array.dtype}"
         raise TypeError(f"{name}: found {found}, expected {expected} or a 0-d array")
+
+
+def scalar(value: Any) -> Any:
+    """An array of shape (1,), which Paddle takes for a number, as one of shape (); all else as it is."""
+    one = isinstance(value, jax.Array | np.ndarray) and value.shape == (1,)
+    return value.reshape(()) if one else value
+
+
+def with_scalars(record: D) -> D:
+    """A dataclass, such as a rule, with its arrays of shape (1,) as scalars; anything else as it is."""
+    given = {f.name: getattr(record, f.name) for f in fields(record)} if is_dataclass(record) else {}
+    changed = {name: scalar(x) for name, x in given.items() if scalar(x) is not x}
+    return cast(Any, replace)(record, **changed) if changed else record
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from .array_types import ArrayTree, Gradients, Numeric
 from .attributes import Adjustable
-from .hyper import DECAY, checked, number_text, verify
+from .hyper import DECAY, checked, number_text, scalar, verify
 from .lifting import GradientTransformation
 from .selected_rows import SelectedRows
 from .transform import named, stateless
@@ -118,6 +118,7 @@ def as_regularizer(name: str, value: Any) -> WeightDecayRegularizer | None:
     """What was given as weight decay: a number means L2Decay."""
     if value is None or isinstance(value, WeightDecayRegularizer):
         return value
+    value = scalar(value)
     verify(DECAY, name, value)
     return L2Decay(value)
 

@@ -6,19 +6,27 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike[str] | BytesIO) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` when the block ends, and vanishes if it raises.
+
+    What goes to a BytesIO is written there when the block ends.
 
     Whoever reads `path`, even after a crash or a power cut, finds the old file or the new one, whole: the
     bytes go to a temporary file in the same folder, reach the disk, and only then get the name. The new file
     has the permissions of the old one, or those of any new file; a symbolic link stays, and what it points to
     is replaced. A process that is killed leaves at most its `.<name>.<random>.tmp` behind.
     """
+    if isinstance(path, BytesIO):  # as Paddle's save takes one
+        whole = BytesIO()
+        yield whole
+        path.write(whole.getvalue())
+        return
     if os.fsdecode(path).endswith((os.sep, os.altsep or os.sep)):
         raise OSError(errno.EISDIR, "expected the name of a file, found that of a folder", str(path))
     target = Path(os.path.realpath(path))

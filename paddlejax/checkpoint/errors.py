@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,8 +17,15 @@ class Refused(ValueError):
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
+def opened(path: str | os.PathLike[str] | BytesIO) -> Iterator[tuple[BinaryIO, int]]:
     """A file to read and its size; whatever goes wrong with it in the block is a CheckpointError."""
+    if isinstance(path, BytesIO):
+        rest = path.getbuffer().nbytes - path.tell()
+        try:
+            yield path, rest
+        except Exception as e:
+            raise CheckpointError(f"the BytesIO: {_reason(e)}") from e
+        return
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
@@ -27,8 +35,12 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file{_near(path)}") from None
     except Exception as e:  # bytes from anywhere can fail in any way
-        reason = str(e) if isinstance(e, ValueError | OSError) else f"{type(e).__name__} {e}"
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {reason[:1000]}") from e
+        raise CheckpointError(f"{path}: {_reason(e)}") from e
+
+
+def _reason(e: Exception) -> str:
+    reason = str(e) if isinstance(e, ValueError | OSError) else f"{type(e).__name__} {e}"
+    return f"cannot be read as a checkpoint: {reason[:1000]}"
 
 
 def _near(path: Path) -> str:

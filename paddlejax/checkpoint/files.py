@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,17 @@ from .pickler import PROTOCOLS, Pickler
 from .unpickle import unpickle
 
 PathLike = str | os.PathLike[str]
+Target = PathLike | BytesIO
 OTHERS = {".npz": "load_npz", ".safetensors": "load_safetensors"}
 
 
-def load(path: PathLike, return_numpy: bool = False, keep_name_table: bool = False) -> dict[Any, Any]:
+def load(path: Target, return_numpy: bool = False, keep_name_table: bool = False) -> dict[Any, Any]:
     """What a file of Paddle 3.x or 1.8, or of `save`, holds: a dict, nested as it was saved.
 
-    `path` is the full name, such as "model.pdparams". Tensors come as jax arrays, with return_numpy=True as
-    numpy arrays; without it those of 64 bits are numpy arrays too unless jax has x64 enabled, so that no
-    digit is lost. bfloat16, of which a file has only the bits, is bfloat16 again. Arrays that Paddle itself
-    would not make tensors of stay as they are. keep_name_table=True keeps the table of tensor names, where
+    `path` is the full name, such as "model.pdparams", or a BytesIO. Tensors come as jax arrays, with
+    return_numpy=True as numpy arrays; without it those of 64 bits are numpy arrays too unless jax has x64
+    enabled, so that no digit is lost. bfloat16, of which a file has only the bits, is bfloat16 again. Arrays
+    that Paddle itself would not make tensors of stay as they are. keep_name_table=True keeps the table of tensor names, where
     there is one, under "StructuredToParameterName@@".
 
     A pickle can run anything; this reader cannot: it knows plain containers, numbers and numeric arrays, and
@@ -79,7 +81,7 @@ def _tensor(x: np.ndarray) -> Any:
     return jnp.array(x) if jax.dtypes.canonicalize_dtype(x.dtype) == x.dtype else np.array(x)
 
 
-def read(path: PathLike) -> Checkpoint:
+def read(path: Target) -> Checkpoint:
     """What a file holds, with the names of its tensors and its layout; arrays are numpy's, and read-only.
 
     Raises CheckpointError as `load` does.
@@ -94,12 +96,12 @@ def read(path: PathLike) -> Checkpoint:
         try:
             return understand(unpickle(file, size))
         except Refused as e:
-            if other := OTHERS.get(Path(path).suffix):
+            if not isinstance(path, BytesIO) and (other := OTHERS.get(Path(path).suffix)):
                 raise Refused(f"{e}; {other} reads such a file") from None
             raise
 
 
-def save(obj: Mapping[Any, Any], path: PathLike, protocol: int = 4) -> None:
+def save(obj: Mapping[Any, Any], path: Target, protocol: int = 4) -> None:
     """Write a file that Paddle's `paddle.load`, and `load`, read back: whole or not at all.
 
     `obj` is a dict of jax or numpy arrays or Parameters, the `state_dict()` of an optimizer, a scheduler or a
@@ -107,8 +109,8 @@ def save(obj: Mapping[Any, Any], path: PathLike, protocol: int = 4) -> None:
     and `.pdopt` are the usual endings. A flat dict gets Paddle's table of names (a Parameter's own name, else
     the key), anything else its general layout. Anything that could not be read back safely is refused with
     its place in the dict before the file is touched. The new file takes the place of an old one at once, when
-    it is complete and on the disk; missing folders are made. `protocol` is 2, 3 or 4, as in Paddle; 1.8.5,
-    and files for it, need 2.
+    it is complete and on the disk; missing folders are made. `path` may be a BytesIO too.
+    `protocol` is 2, 3 or 4, as in Paddle; 1.8.5, and files for it, need 2.
 
     >>> import os, tempfile
     >>> w = Parameter(jnp.ones(2), "w")
@@ -122,7 +124,7 @@ def save(obj: Mapping[Any, Any], path: PathLike, protocol: int = 4) -> None:
     write(arranged(obj), path, protocol)
 
 
-def write(checkpoint: Checkpoint, path: PathLike, protocol: int = 4) -> None:
+def write(checkpoint: Checkpoint, path: Target, protocol: int = 4) -> None:
     """Write what `read` or `arranged` returned, in the layout it says."""
     tree = checkpoint.tree
     for where, x in leaves(tree, is_tensor):

@@ -53,7 +53,7 @@ class Call:
                 f"{self.name}: found {type(result).__name__}, expected (loss, aux) because has_aux=True"
             )
         loss, aux = result if self.has_aux else (result, None)
-        loss = scalar(self.name, loss)
+        loss = total(self.name, loss)
         return (times(loss, fixed[-1]), (loss, aux)) if self.scaled else (loss, aux)
 
 
@@ -64,6 +64,13 @@ def scalar(name: str, loss: Any) -> jax.Array:
         found = f"shape {jnp.shape(loss)} and dtype {loss.dtype}" if hasattr(loss, "dtype") else repr(loss)
         raise ArgumentError(f"{name}: found a loss of {found}, expected a real floating scalar")
     return jnp.reshape(loss, ())
+
+
+def total(name: str, loss: Any) -> jax.Array:
+    """As `scalar`; several elements are their sum, as for Paddle's backward."""
+    loss = getattr(loss, "value", loss)
+    several = hasattr(loss, "dtype") and jnp.size(loss) > 1 and jnp.issubdtype(loss.dtype, jnp.floating)
+    return scalar(name, jnp.sum(loss) if several else loss)
 
 
 def value_and_grad(call: Any, trained: list[jax.Array], fixed: list[Any]) -> tuple[Any, list[Any]]:
@@ -82,7 +89,7 @@ def gradients_of(function: Callable[[Any], Any], parameters: Any) -> dict[Parame
         replaced = dict(zip(trained, trained_values, strict=True))
         with inside_loss(name):
             loss = function(tree.unflatten([replaced.get(i, v) for i, v in enumerate(values)]))
-        return scalar(name, loss), None
+        return total(name, loss), None
 
     tables = [leaves[i].name if leaves[i].sparse else None for i in trained]
     _, grads = value_and_grads(of, [values[i] for i in trained], tables)

@@ -78,7 +78,23 @@ def _types(module: str, *names: str) -> tuple[type, ...]:
     return tuple(getattr(home, name) for name in names if hasattr(home, name))
 
 
-def trained(tree: Any) -> list[bool]:
+def trained(tree: Any, paths: list[Any], leaves: list[Any], present: list[bool]) -> list[bool]:
+    """Whether each leaf of the tree is to be made a Parameter; `present` says which is one, or None, already.
+
+    Warn of the arrays that are left out, and raise where a key of `jax.random` would be trained.
+    """
+    flags = _flags(tree)
+    fresh = [f and not there for f, there in zip(flags, present, strict=True)]
+    for path, x, new in zip(paths, leaves, fresh, strict=True):
+        if new and hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            expected = "expected an array of numbers; hand a key to the loss beside the parameters"
+            raise TypeError(f"at {path_name(path)} found a key of jax.random, {expected}")
+    if any(fresh):  # else it was said before
+        _say_left_out(paths, leaves, flags)
+    return fresh
+
+
+def _flags(tree: Any) -> list[bool]:
     """Whether each leaf of the tree is a parameter, in the order of `trees.flatten`.
 
     Of a tree without a framework all are.
@@ -125,7 +141,7 @@ def _of_linen(variables: Mapping[str, Any]) -> list[bool]:
     return [
         chosen
         for (key,), collection in collections
-        for chosen in (trained(collection) if key.key == "params" else [False] * len(flatten(collection)[1]))
+        for chosen in (_flags(collection) if key.key == "params" else [False] * len(flatten(collection)[1]))
     ]
 
 
@@ -140,12 +156,7 @@ def _of_equinox(module: Any, states: tuple[type, ...]) -> list[bool]:
     return flags
 
 
-def is_key(x: Any) -> bool:
-    """Whether this is a key of `jax.random`."""
-    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def say_left_out(paths: list[Any], leaves: list[Any], flags: list[bool]) -> None:
+def _say_left_out(paths: list[Any], leaves: list[Any], flags: list[bool]) -> None:
     """Warn of the arrays that are no parameters and so stay as they are."""
     left = [
         path_name(p) for p, x, f in zip(paths, leaves, flags, strict=True) if not f and hasattr(x, "dtype")
@@ -155,5 +166,5 @@ def say_left_out(paths: list[Any], leaves: list[Any], flags: list[bool]) -> None
         warnings.warn(
             f"parameters: these are no parameters and stay as they are: {shown}; a loss that changes them "
             "takes them beside the parameters and returns them, see help('paddlejax.optimizer.models')",
-            stacklevel=3,
+            stacklevel=4,
         )

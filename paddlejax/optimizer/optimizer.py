@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from ..hyper import FACTOR, MAGNITUDE, ArgumentError, number, verify
-from ..lifting import Rule, check_rounded_of
+from ..hyper import FACTOR, MAGNITUDE, ArgumentError, number, scalar, verify, with_scalars
+from ..lifting import Rule, check, check_rounded_of
 from ..paths import describe_leaves
 from ..regularizer import as_regularizer
 from ..tracing import check_outside
@@ -75,13 +75,15 @@ class Optimizer(Views, Stepping):
     ):
         self._learning_rate = learning_rate
         self._name = checked_name(name)
+        rule = with_scalars(Rule() if rule is None else rule)
+        check(rule)  # before the parameters, as in Paddle
         decay, clip = as_regularizer("weight_decay", weight_decay), checked_clip("grad_clip", grad_clip)
         self.parameters, groups = read_parameters(self._argument, parameters)
-        self._groups = groups
+        self._given = groups
         self.parameter_list: list[Parameter] = [p for members, _ in groups for p in members]
         check_distinct(self._argument, self.parameter_list)
         self._position = {p: i for i, p in enumerate(self.parameter_list)}
-        self._read_settings(groups, rule or Rule(), decay, clip)
+        self._read_settings(groups, rule, decay, clip)
         for p, r in zip(self.parameter_list, self._rules, strict=True):
             if p.is_real:
                 check_rounded_of(r.source.rule, p.name, compute_dtype((), p.peek()))
@@ -187,8 +189,9 @@ class Optimizer(Views, Stepping):
         """Run backward unless it has run, which adds to every `.grad`; (parameter, gradient) pairs for
         `apply_gradients`."""
         check_program(startup_program)
-        if callbacks is not None:
-            raise TypeError("callbacks: found something, expected None; there is no program to append to")
+        if callbacks is not None and callbacks != []:
+            found = f"found {callbacks!r}, expected None or []"
+            raise TypeError(f"callbacks: {found}; there is no program to append to")
         wanted = self._wanted(parameters, no_grad_set)
         self._check_loss(loss)
         check_outside("backward")
@@ -261,6 +264,7 @@ class Optimizer(Views, Stepping):
             return learning_rate
         if learning_rate is None:
             raise ArgumentError("learning_rate is not set: found None, expected a number or an LRScheduler")
+        learning_rate = scalar(learning_rate)
         number("learning_rate", learning_rate, "a number or an LRScheduler")
         verify(MAGNITUDE, "learning_rate", learning_rate)
         return float(learning_rate)
@@ -281,6 +285,7 @@ class Optimizer(Views, Stepping):
             raise RuntimeError(
                 f"set_lr: the rate is set by a scheduler, {found}; replace that with set_lr_scheduler"
             )
+        value = scalar(value)
         verify(FACTOR, "set_lr's value", value)
         self._learning_rate = float(value)
 

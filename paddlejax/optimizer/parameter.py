@@ -362,10 +362,8 @@ def parameters(tree: Any, separator: str = "/", names: Mapping[str, str] | None 
 
     Leaves that are Parameters already stay; the arrays are copied. `separator` stands between the parts of a
     path. `names` gives other names: {Paddle's name: path}, as for checkpoints. So functions that look for
-    Paddle's names, such as `apply_decay_param_fun`, find them.
-    Of a model or state of flax or equinox
-    only what the framework calls parameters is wrapped: other arrays stay as they are, and a warning names
-    them. `help("paddlejax.optimizer.models")` has the lines to train a model of flax, equinox or haiku.
+    Paddle's names, such as `apply_decay_param_fun`, find them. Of a model of flax or equinox only
+    what it calls parameters is wrapped, and a warning names the rest: `help("paddlejax.optimizer.models")`.
 
     >>> params = parameters({"w": jnp.zeros((2, 3)), "b": jnp.zeros(3)})
     >>> params["w"]
@@ -377,17 +375,14 @@ def parameters(tree: Any, separator: str = "/", names: Mapping[str, str] | None 
     if not isinstance(separator, str) or not separator:
         raise TypeError(f"parameters' separator: found {separator!r}, expected a str such as '.'")
     by_path = path_map(names)
-    flags = models.trained(tree)
     paths, leaves, structure = flatten(tree)
-    wrapped = []
-    for path, leaf, trained in zip(paths, leaves, flags, strict=True):
+    present = [leaf is None or isinstance(leaf, Parameter) for leaf in leaves]
+    wrapped, fresh = [], models.trained(tree, paths, leaves, present)
+    for path, leaf, new in zip(paths, leaves, fresh, strict=True):
         name = path_name(path) if path else "param"
         own = by_path.pop(name.replace("/", separator), None) or by_path.pop(name, None)
-        if leaf is None or isinstance(leaf, Parameter) or not trained:
+        if not new:
             wrapped.append(leaf)
-        elif models.is_key(leaf):
-            expected = "expected an array of numbers; hand a key to the loss beside the parameters"
-            raise TypeError(f"at {name} found a key of jax.random, {expected}")
         elif hasattr(leaf, "dtype"):
             p = Parameter(leaf, own or name.replace("/", separator))
             p.mapped = own is not None
@@ -397,6 +392,4 @@ def parameters(tree: Any, separator: str = "/", names: Mapping[str, str] | None 
     if by_path:
         known = ", ".join(path_name(path) for path in paths)
         raise ValueError(f"parameters' names: found no leaf at {', '.join(by_path)}; the paths are {known}")
-    if any(new is not old for new, old in zip(wrapped, leaves, strict=True)):  # else it was said before
-        models.say_left_out(paths, leaves, flags)
     return structure.unflatten(wrapped)

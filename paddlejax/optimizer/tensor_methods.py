@@ -17,9 +17,20 @@ class TensorMethods:
     7.0 3.5 5.0 [3 4] 2
     """
 
-    is_distributed = False  # in Paddle whether each worker holds a part of its own
-    persistable = True
-    is_leaf = True
+    @property
+    def is_distributed(self) -> bool:
+        """False: a Parameter is one array, though it may be sharded."""
+        return False
+
+    @property
+    def persistable(self) -> bool:
+        """True, as for every parameter of Paddle."""
+        return True
+
+    @property
+    def is_leaf(self) -> bool:
+        """True: nothing computes a Parameter."""
+        return True
 
     def astype(self: Any, dtype: Any) -> jax.Array:
         """Return the value in another dtype."""

@@ -38,7 +38,7 @@ class Views:
     What has the names of Paddle's implementation is a copy, and cannot be written into.
     """
 
-    _groups: list[tuple[list[Parameter], dict[str, Any]]]  # as they were given
+    _given: list[tuple[list[Parameter], dict[str, Any]]]  # as they were given
 
     @property
     def type(self: Any) -> str:
@@ -54,9 +54,9 @@ class Views:
     @property
     def _param_groups(self) -> tuple[Any, ...]:
         """The groups with their "params" and options; where none were given, the Parameters."""
-        if len(self._groups) == 1 and not self._groups[0][1]:
-            return tuple(self._groups[0][0])
-        return tuple(Group({"params": tuple(members), **own}) for members, own in self._groups)
+        if len(self._given) == 1 and not self._given[0][1]:
+            return tuple(self._given[0][0])
+        return tuple(Group({"params": tuple(members), **own}) for members, own in self._given)
 
     @property
     def _accumulators(self: Any) -> MappingProxyType[str, dict[str, jax.Array]]:

@@ -42,6 +42,8 @@ class Rprop(Rule):
     def __post_init__(self):
         for name in ("learning_rate_range", "etas"):
             pair: Any = getattr(self, name)
+            if isinstance(pair, np.ndarray):
+                pair = tuple(pair.tolist()) if pair.ndim == 1 else pair
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise TypeError(f"Rprop's {name}: found {pair!r}, expected two numbers")
             for x in pair:

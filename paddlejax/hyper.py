@@ -23,7 +23,6 @@ import numpy as np
 from jax.core import Tracer
 
 F = TypeVar("F", bound=Callable[..., Any])
-D = TypeVar("D")
 Arguments = Mapping[str, Any]
 Check = Callable[[str, Any, Arguments], None]
 Declaration = Check | tuple[Check, ...]
@@ -233,7 +232,7 @@ def scalar(value: Any) -> Any:
     return value.reshape(()) if one else value
 
 
-def with_scalars(record: D) -> D:
+def with_scalars(record: Any) -> Any:
     """A dataclass, such as a rule, with its arrays of shape (1,) as scalars; anything else as it is."""
     given = {f.name: getattr(record, f.name) for f in fields(record)} if is_dataclass(record) else {}
     changed = {name: scalar(x) for name, x in given.items() if scalar(x) is not x}

@@ -17,8 +17,8 @@ def good(w, b):
 
 
 @paddle.loss
-def vector(w, b):
-    return w * b
+def empty(w, b):
+    return (w * b)[:0]
 
 
 @paddle.loss

@@ -41,8 +41,8 @@ def load(path: Target, return_numpy: bool = False, keep_name_table: bool = False
     `path` is the full name, such as "model.pdparams", or a BytesIO. Tensors come as jax arrays, with
     return_numpy=True as numpy arrays; without it those of 64 bits are numpy arrays too unless jax has x64
     enabled, so that no digit is lost. bfloat16, of which a file has only the bits, is bfloat16 again. Arrays
-    that Paddle itself would not make tensors of stay as they are. keep_name_table=True keeps the table of tensor names, where
-    there is one, under "StructuredToParameterName@@".
+    that Paddle itself would not make tensors of stay as they are. keep_name_table=True
+    keeps the table of tensor names, where there is one, under "StructuredToParameterName@@".
 
     A pickle can run anything; this reader cannot: it knows plain containers, numbers and numeric arrays, and
     raises CheckpointError for whatever else, as for a damaged or a missing file. Its memory is bounded by a

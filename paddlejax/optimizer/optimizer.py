@@ -75,15 +75,15 @@ class Optimizer(Views, Stepping):
     ):
         self._learning_rate = learning_rate
         self._name = checked_name(name)
-        rule = with_scalars(Rule() if rule is None else rule)
-        check(rule)  # before the parameters, as in Paddle
+        whole: Rule = with_scalars(Rule() if rule is None else rule)
+        check(whole)  # before the parameters, as in Paddle
         decay, clip = as_regularizer("weight_decay", weight_decay), checked_clip("grad_clip", grad_clip)
         self.parameters, groups = read_parameters(self._argument, parameters)
         self._given = groups
         self.parameter_list: list[Parameter] = [p for members, _ in groups for p in members]
         check_distinct(self._argument, self.parameter_list)
         self._position = {p: i for i, p in enumerate(self.parameter_list)}
-        self._read_settings(groups, rule, decay, clip)
+        self._read_settings(groups, whole, decay, clip)
         for p, r in zip(self.parameter_list, self._rules, strict=True):
             if p.is_real:
                 check_rounded_of(r.source.rule, p.name, compute_dtype((), p.peek()))

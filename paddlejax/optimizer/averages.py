@@ -14,19 +14,18 @@ from .. import pages
 from ..array_types import Numeric
 from ..attributes import Attributes
 from ..average import ModelAverageState, MovingAverageState, exponential_moving_average, model_average
-from ..hyper import instance, number, verify
+from ..hyper import number
 from ..tracing import check_outside
 from ..trees import compute_dtype
-from .arguments import check_distinct, check_program, checked_name, checked_pairs, read_parameters
+from .arguments import check_distinct, checked_name, checked_pairs, read_parameters
+from .average_methods import OptimizerMethods
 from .group import halves
 from .ledger import ArrayField, CountField, Entries, Field, load, written
-from .loss import Loss
 from .parameter import Parameter
 from .settings import HOOKS
 from .transaction import complete, run_atomically
 
 ANEW = "it is fixed; make a new average, and give it state_dict()"
-LOSS = instance(Loss, "a loss of a @paddle.loss function")
 
 
 class ParameterAverage(Attributes):
@@ -238,7 +237,7 @@ class _Cohort:
 
 
 @pages.of(model_average)
-class ModelAverage(ParameterAverage):
+class ModelAverage(OptimizerMethods, ParameterAverage):
     """Paddle's ModelAverage of these parameters, see `model_average`.
 
     Call `step()` after the optimizer's: it takes in every trainable parameter that has a gradient. A
@@ -304,39 +303,11 @@ class ModelAverage(ParameterAverage):
         """`step()`, as in Paddle; the loss is minimized by the optimizer beside."""
         self.step()
 
-    def backward(
-        self,
-        loss: Any,
-        startup_program: None = None,
-        parameters: Any = None,
-        no_grad_set: Any = None,
-        callbacks: Any = None,
-    ) -> list[tuple[Parameter, Any]]:
-        """Run the loss's backward unless it has run; the (parameter, gradient) pairs of what is averaged."""
-        verify(LOSS, "loss", loss)
-        check_program(startup_program)
-        if not loss.ran_backward:
-            loss.backward()
-        return [(p, p.grad) for p in self.parameter_list if p.trainable and p.grad is not None]
-
     def apply_gradients(self, params_grads: Any) -> list[Any]:
         """Take the parameters of (parameter, gradient) pairs into the average, and no others; `[]`."""
         pairs = checked_pairs(params_grads, self.parameter_list)
         self._take_in([p in pairs for p in self.parameter_list])
         return []
-
-    def apply_optimize(self, loss: Any, startup_program: None, params_grads: Any) -> list[Any]:
-        """`apply_gradients`, with the arguments of Paddle's older method."""
-        check_program(startup_program)
-        return self.apply_gradients(params_grads)
-
-    def clear_grad(self, set_to_zero: bool = True) -> None:
-        """Zero every gradient there is, or drop them."""
-        for p in self.parameter_list:
-            if p.trainable:
-                p.clear_grad(set_to_zero)
-
-    clear_gradients = clear_grad
 
     def _takes_part(self, p: Parameter) -> bool:
         """Return whether a parameter is averaged now: it is trainable and has a gradient."""

@@ -110,7 +110,7 @@ CALLS = [
     row("trainable-int", lambda o: setattr(w_of(o), "trainable", 1), TypeError, "w's trainable", "1"),
     row("decay-text", lambda o: setattr(w_of(o), "regularizer", "x"), TypeError, "w's regularizer", "'x'"),
     row("slip", lambda o: setattr(w_of(o), "trainble", True), AttributeError, "trainable", "allow_tags"),
-    row("unknown", lambda o: setattr(w_of(o), "split_axis", 1), AttributeError, "allow_tags.'split_axis'"),
+    row("unknown", lambda o: setattr(w_of(o), "head_axis", 1), AttributeError, "allow_tags.'head_axis'"),
     row("fixed", lambda o: setattr(w_of(o), "dtype", 1), AttributeError, "dtype", "make another"),
     row("attr-other", lambda o: w_of(o).optimize_attr.update(lr=1), KeyError, "'lr'", "'learning_rate'"),
     row("attr-text", lambda o: setattr(w_of(o), "optimize_attr", "x"), TypeError, "optimize_attr", "dict"),

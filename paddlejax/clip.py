@@ -11,7 +11,7 @@ from .array_types import Numeric
 from .attributes import Adjustable, is_users
 from .hyper import DECAY, LIMIT, ArgumentError, Must, checked, instance, is_array, number_text, optional
 from .lifting import GradientTransformation
-from .norms import norm, root, squared_norm
+from .norms import norm, norm_of_all
 from .transform import named, stateless
 from .wrap import is_transformation
 
@@ -161,7 +161,10 @@ class ClipGradByValue(ClipGradBase):
 
 
 class ClipGradByNorm(ClipGradBase):
-    """Scale each tensor whose 2-norm exceeds clip_norm down to it; an infinite norm leaves zeros and NaN.
+    """Scale each tensor whose 2-norm exceeds clip_norm down to it.
+
+    As in Paddle an infinite norm, also of squares that overflow (beyond 1e19 in float32), leaves zeros, and
+    NaN where the gradient is infinite.
 
     >>> print(str(ClipGradByNorm(1.0)))
     Gradient Clip By Norm, clip_norm=1.000000
@@ -187,8 +190,9 @@ class ClipGradByGlobalNorm(ClipGradBase):
     """Scale all tensors by one factor so that their common 2-norm is at most clip_norm.
 
     Parameter groups each have their own norm, as in Paddle, or with across_groups=True one in common.
-    A NaN anywhere makes everything NaN, an infinite norm everything 0 (NaN where the gradient was infinite);
-    with auto_skip_clip only a norm that is above clip_norm changes anything. `group_name` is Paddle's and has
+    A NaN anywhere makes everything NaN, an infinite gradient everything else 0 and itself NaN; gradients
+    whose squares overflow are clipped like others, where Paddle makes them 0. With auto_skip_clip only a
+    norm that is above clip_norm changes anything. `group_name` is Paddle's and has
     no effect.
 
     >>> print(str(ClipGradByGlobalNorm(1.0)))
@@ -223,9 +227,7 @@ class ClipGradByGlobalNorm(ClipGradBase):
         """
         if not grads:
             return []
-        wide = jnp.result_type(*grads) if len({g.dtype for g in grads}) == 1 else jnp.float64
-        squares = [squared_norm(g, self.axis_name).astype(wide) for g in grads]
-        total = root(sum(squares[1:], squares[0]))
+        total = norm_of_all(grads, self.axis_name)
         factor = _factor(total, self.clip_norm)
         if self.auto_skip_clip:
             factor = jnp.where(total > self.clip_norm, factor, 1)

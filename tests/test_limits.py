@@ -186,3 +186,75 @@ def test_what_rounds_to_no_such_number_is_refused_where_the_dtype_is_known(name)
 def test_an_object_refuses_it_when_it_is_made():
     with pytest.raises(ValueError, match="at w: Adam's beta2: found 0.99999999, which float32 rounds to 1.0"):
         pj.optimizer.Adam(0.1, beta2=ALMOST, parameters=[w()])
+
+
+# ----------------------------------------------------------------------- norms of any magnitude
+
+
+def clipped_by_global_norm(grads):
+    return pj.clip_by_global_norm(1.0).update(grads, ())[0]
+
+
+def clipped_in_place(grads):
+    params = {k: pj.Parameter(jnp.zeros_like(g)) for k, g in grads.items()}
+    for k, p in params.items():
+        p.grad = grads[k]
+    total = pj.nn.utils.clip_grad_norm_(list(params.values()), 1.0)
+    np.testing.assert_allclose(total, length(grads), rtol=1e-6)
+    return {k: p.grad for k, p in params.items()}
+
+
+def length(grads):
+    return np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in grads.values()))
+
+
+HOW = {
+    "function": clipped_by_global_norm,
+    "jit": lambda grads: jax.jit(clipped_by_global_norm)(grads),
+    "vmap": lambda grads: jax.tree.map(
+        lambda x: x[0],
+        jax.vmap(clipped_by_global_norm)(jax.tree.map(lambda g: jnp.stack([g, jnp.ones_like(g)]), grads)),
+    ),
+    "in place": clipped_in_place,
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("size", [1e-35, 1e-30, 1e-20, 1e-13, 1.0, 1e18, 1e20, 1e30, 1e37])
+def test_a_global_norm_is_right_whatever_its_squares_are(how, size):
+    rng = np.random.default_rng(0)
+    shapes = {"a": (3, 4), "b": (5,)}
+    grads = {k: jnp.asarray(size * rng.normal(size=shape), jnp.float32) for k, shape in shapes.items()}
+    factor = min(1.0, 1.0 / length(grads))
+    for k, g in HOW[how](grads).items():
+        np.testing.assert_allclose(g, np.asarray(grads[k], np.float64) * factor, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-14, 1.0, 1e15])
+def test_a_small_limit_holds_and_the_derivative_is_right(size):
+    """Of the clipped gradient's first element, against numpy's difference in float64."""
+    g, limit = size * np.array([3.0, -4.0, 12.0]), 0.5 * size
+
+    def first(x):
+        return pj.clip_by_global_norm(limit).update(x, ())[0][0]
+
+    def reference(x):
+        return x[0] * limit / np.sqrt((x**2).sum())
+
+    x = jnp.asarray(g, jnp.float32)
+    np.testing.assert_allclose(first(x), reference(g), rtol=1e-6)
+    ends = [[reference(g + sign * 1e-6 * size * e) for sign in (1, -1)] for e in np.eye(3)]
+    want = [(a - b) / (2e-6 * size) for a, b in ends]
+    for found in (jax.grad(first)(x), jax.jit(jax.grad(first))(x)):
+        np.testing.assert_allclose(found, want, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1e-25, 1.0, 1e25])
+def test_a_global_norm_over_devices_is_right(size):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    g = {"cut": jnp.asarray(size * np.arange(1.0, 9), jnp.float32), "whole": jnp.float32(size) * jnp.ones(3)}
+    specs = {"cut": jax.sharding.PartitionSpec("data"), "whole": jax.sharding.PartitionSpec()}
+    tx = pj.clip_by_global_norm(0.1 * size, axis_name="data")
+    run = jax.shard_map(lambda g: tx.update(g, ())[0], mesh=mesh, in_specs=(specs,), out_specs=specs)
+    for k, found in jax.jit(run)(g).items():
+        np.testing.assert_allclose(found, np.asarray(g[k], np.float64) * 0.1 * size / length(g), rtol=1e-5)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ..array_types import Numeric
 from ..elsewhere import names_of
 from ..hyper import NUMBER, ArgumentError, Interval, Must, checked, require
-from ..norms import squared_norm
+from ..norms import norm_of_all
 from ..optimizer.parameter import Parameter
 from ..selected_rows import SelectedRows
 from ..trees import compute_dtype
@@ -34,7 +34,8 @@ def clip_grad_norm_(
         total = ‖(‖g₁‖, ‖g₂‖, ...)‖      g ← g · min(1, max_norm / (total + 1e-6))
 
     `norm_type` is 2, 1, inf (the largest magnitude) or 0 (how many gradients are not all zero). Returns the
-    total, () float32 or wider. An infinite total leaves zeros and NaN, a NaN makes everything NaN, unless
+    total, () float32 or wider, also where squares overflow (in Paddle then inf, and all gradients 0). An
+    infinite total leaves zeros and NaN, a NaN makes everything NaN, unless
     error_if_nonfinite: then it is an error, and nothing changes. `parameters` is a Parameter, an iterable
     (Paddle exhausts a generator before it scales anything) or a tree of them; need_clip is not asked.
     torch's takes any norm_type. `nn.ClipGradByGlobalNorm` adds no 1e-6.
@@ -117,7 +118,7 @@ def _clip_norm(kind: float, grads: list[Any], max_norm: Any) -> tuple[jax.Array,
     wide = [g.astype(compute_dtype((), g)) for g in grads]
     widest = jnp.float64 if any(g.dtype == jnp.float64 for g in wide) else jnp.float32
     if kind == 2.0:
-        total = jnp.sqrt(sum((squared_norm(g).astype(widest) for g in wide), jnp.zeros((), widest)))
+        total = norm_of_all(wide).astype(widest)
     elif kind == float("inf"):
         total = jnp.max(jnp.stack([jnp.max(jnp.abs(g), initial=0).astype(widest) for g in wide]))
     elif kind == 1.0:

@@ -1,6 +1,7 @@
 """Gradients gathered over several small batches before an optimizer takes one step."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from .hyper import COUNT, FLAG, checked
 from .lifting import GradientTransformation
 from .selected_rows import dense
 from .transform import chain
-from .trees import align, compute_dtype, flatten, gradients, in_dtypes_of
+from .trees import align, at_params, flatten, gradients, in_dtypes_of, moved_dtype
 from .wrap import OPTIMIZER, check_state
 
 
@@ -33,7 +34,12 @@ def accumulate_gradients(inner: Any, k: int, avg: bool = True) -> GradientTransf
 
     All other updates are zeros, and the inner state does not move. With k = 1 this is `inner` itself. A leaf
     without a gradient gathers none; one that has none in the k-th call is left alone, and what it has
-    gathered waits. optax.MultiSteps keeps a running mean, in the parameters' dtype unless told otherwise.
+    gathered waits.
+
+    An epoch may end before the k-th call. `update(grads, state, params, flush=True)` steps at once, with the
+    mean of as many as have been gathered. With gradients that are all None it only steps, or does nothing if
+    nothing has been gathered. `flush` may be traced, and wrappers of paddlejax hand it on. optax.MultiSteps
+    keeps a running mean, in the parameters' dtype unless told otherwise, and has no flush.
 
     >>> tx = accumulate_gradients(sgd(1.0), 2)
     >>> first, state = tx.update(jnp.ones(1), tx.init(jnp.zeros(1)), jnp.zeros(1))
@@ -45,18 +51,36 @@ def accumulate_gradients(inner: Any, k: int, avg: bool = True) -> GradientTransf
     """
     if k == 1:
         return inner
-    tx = chain(inner)
+    it = _Accumulate(chain(inner), k, avg)
+    return GradientTransformation(it.init, it.update)
 
-    def init(params: ArrayTree) -> AccumulateState:
+
+@dataclass(frozen=True, eq=False)
+class _Accumulate:
+    """What is stepped, as a chain, and how often."""
+
+    tx: GradientTransformation
+    k: int
+    avg: bool
+
+    @at_params
+    def init(self, params: ArrayTree) -> AccumulateState:
         paths, leaves, tree = flatten(params)
-        pairs = zip(paths, leaves, strict=True)
-        zeros = [None if p is None else jnp.zeros(jnp.shape(p), compute_dtype(path, p)) for path, p in pairs]
-        return AccumulateState(jnp.zeros((), jnp.int32), tree.unflatten(zeros), tx.init(params)[0])
+        pairs = [(p, moved_dtype(path, p)) for path, p in zip(paths, leaves, strict=True)]
+        zeros = [None if dtype is None else jnp.zeros_like(p, dtype) for p, dtype in pairs]
+        return AccumulateState(jnp.zeros((), jnp.int32), tree.unflatten(zeros), self.tx.init(params)[0])
 
     def update(
-        grads: Gradients, state: AccumulateState, params: ArrayTree | None = None, **extra: Any
+        self,
+        grads: Gradients,
+        state: AccumulateState,
+        params: ArrayTree | None = None,
+        *,
+        flush: Any = False,
+        **extra: Any,
     ) -> tuple[Any, AccumulateState]:
         check_state("accumulate_gradients", state, AccumulateState)
+        tx, k = self.tx, self.k
         like = state.gradients if params is None else params
         paths, leaves, tree = flatten(like)
         gs = [dense(g) for g in gradients(tree, paths, leaves, grads, rows=True)]
@@ -64,15 +88,24 @@ def accumulate_gradients(inner: Any, k: int, avg: bool = True) -> GradientTransf
         sums = align(tree, paths, state.gradients, "accumulated gradients")
         for i, total in zip(here, add([sums[i] for i in here], [gs[i] for i in here]), strict=True):
             sums[i] = total
-        count = state.count + jnp.ones_like(state.count)
+        if flush is False:
+            count = state.count + jnp.ones_like(state.count)
+            full, terms, stepped = count == k, k, here
+        else:
+            # A call without any gradient only flushes: it is not counted, and all that was gathered steps.
+            number = 1 if here else 0
+            count = state.count + jnp.full_like(state.count, number)
+            full = (count == k) | (jnp.asarray(flush, bool) & (count > 0))
+            terms = jnp.maximum(count, jnp.ones_like(count))
+            stepped = here or [i for i, s in enumerate(sums) if s is not None]
 
         def step(sums: list[Any], inner_state: Any) -> Any:
             merged: list[Any] = [None] * len(gs)
-            for i, g in zip(here, merge([sums[i] for i in here], k, avg), strict=True):
+            for i, g in zip(stepped, merge([sums[i] for i in stepped], terms, self.avg), strict=True):
                 merged[i] = g
             updates, (new,) = tx.update(tree.unflatten(merged), (inner_state,), params, **extra)
             inner_state = in_dtypes_of(inner_state, new)
-            emptied = [jnp.zeros_like(s) if i in set(here) else s for i, s in enumerate(sums)]
+            emptied = [jnp.zeros_like(s) if i in set(stepped) else s for i, s in enumerate(sums)]
             return updates, emptied, inner_state
 
         def wait(sums: list[Any], inner_state: Any) -> Any:
@@ -83,13 +116,12 @@ def accumulate_gradients(inner: Any, k: int, avg: bool = True) -> GradientTransf
             return tree.unflatten(still), sums, inner_state
 
         # Outside jit a cond would be compiled again at every call.
-        if isinstance(count, Tracer):
-            updates, sums, inner_state = jax.lax.cond(count == k, step, wait, sums, state.inner)
+        if isinstance(full, Tracer):
+            updates, sums, inner_state = jax.lax.cond(full, step, wait, sums, state.inner)
         else:
-            updates, sums, inner_state = (step if int(count) == k else wait)(sums, state.inner)
-        return updates, AccumulateState(count % k, tree.unflatten(sums), inner_state)
-
-    return GradientTransformation(init, update)
+            updates, sums, inner_state = (step if bool(full) else wait)(sums, state.inner)
+        left = count % k if flush is False else jnp.where(full, jnp.zeros_like(count), count)
+        return updates, AccumulateState(left, tree.unflatten(sums), inner_state)
 
 
 def add(sums: Sequence[jax.Array], grads: Sequence[Any]) -> list[jax.Array]:
@@ -97,6 +129,6 @@ def add(sums: Sequence[jax.Array], grads: Sequence[Any]) -> list[jax.Array]:
     return [s + jnp.asarray(g, s.dtype) for s, g in zip(sums, grads, strict=True)]
 
 
-def merge(sums: Sequence[jax.Array], k: int, avg: bool) -> list[jax.Array]:
+def merge(sums: Sequence[jax.Array], k: Any, avg: bool) -> list[jax.Array]:
     """The one gradient that stands for k of them."""
-    return [s / k if avg else s for s in sums]
+    return [s / jnp.asarray(k, s.dtype) if avg else s for s in sums]

@@ -1,6 +1,7 @@
 """Averages of parameters beside an optimizer, and lookahead around one: pure functions over any pytree."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ from .hyper import (
 from .lifting import GradientTransformation
 from .selected_rows import dense, is_rows
 from .transform import apply_updates, chain
-from .trees import align, compute_dtype, flatten, next_count, path_name
+from .trees import align, at_params, compute_dtype, flatten, is_whole, moved_dtype, next_count, path_name
 from .wrap import OPTIMIZER, check_params, check_state
 
 BELOW_ONE = Interval(0, 1, open=True)
@@ -101,20 +102,30 @@ def exponential_moving_average(decay: Numeric = 0.999, thres_steps: Any = None) 
     Paddle's ExponentialMovingAverage.
     """
 
-    def init(params: ArrayTree) -> MovingAverageState:
+    it = _MovingAverage(decay, thres_steps)
+    return Average(it.init, it.update, it.value)
+
+
+@dataclass(frozen=True, eq=False)
+class _MovingAverage:
+    decay: Any
+    thres_steps: Any
+
+    @at_params
+    def init(self, params: ArrayTree) -> MovingAverageState:
         wide, zeros = _zeros(params)
         for path, zero in zip(*flatten(zeros)[:2], strict=True):
             if zero is not None:
                 name = f"at {path_name(path)}: exponential_moving_average's decay"
-                check_rounded(name, decay, BELOW_ONE, zero.dtype)
-        return MovingAverageState(jnp.zeros((), jnp.int32), jnp.array(decay, wide), zeros)
+                check_rounded(name, self.decay, BELOW_ONE, zero.dtype)
+        return MovingAverageState(jnp.zeros((), jnp.int32), jnp.array(self.decay, wide), zeros)
 
-    def update(params: ArrayTree, state: MovingAverageState) -> MovingAverageState:
+    def update(self, params: ArrayTree, state: MovingAverageState) -> MovingAverageState:
         check_state("exponential_moving_average", state, MovingAverageState)
         dtype = state.decay.dtype
-        d = jnp.asarray(decay, dtype)
-        if thres_steps is not None:
-            s = thres_steps(state.count) if callable(thres_steps) else thres_steps
+        d = jnp.asarray(self.decay, dtype)
+        if self.thres_steps is not None:
+            s = self.thres_steps(state.count) if callable(self.thres_steps) else self.thres_steps
             number("what exponential_moving_average's thres_steps returned", s)
             s = jnp.asarray(s, dtype)
             d = jnp.minimum(d, (s + 1) / (s + 10))
@@ -126,14 +137,12 @@ def exponential_moving_average(decay: Numeric = 0.999, thres_steps: Any = None) 
         ]
         return MovingAverageState(next_count(state.count), d, tree.unflatten(moved))
 
-    def value(state: MovingAverageState) -> Any:
+    def value(self, state: MovingAverageState) -> Any:
         check_state("exponential_moving_average", state, MovingAverageState)
         d = state.decay
         correction = jnp.ones((), d.dtype) - d ** state.count.astype(d.dtype)
         divisor = jnp.where(state.count == 0, jnp.ones((), d.dtype), correction)
         return jax.tree.map(lambda e: e / divisor.astype(e.dtype), state.ema)
-
-    return Average(init, update, value)
 
 
 @checked(
@@ -173,20 +182,30 @@ def model_average(
     """
     largest = jnp.iinfo(jnp.int32).max
     shortest, longest = (min(size, largest) for size in (min_average_window, max_average_window))
+    it = _ModelAverage(average_window_rate, shortest, longest)
+    return Average(it.init, it.update, it.value)
 
-    def init(params: ArrayTree) -> ModelAverageState:
+
+@dataclass(frozen=True, eq=False)
+class _ModelAverage:
+    rate: Any
+    shortest: int
+    longest: int
+
+    @at_params
+    def init(self, params: ArrayTree) -> ModelAverageState:
         one, two, three = (_zeros(params)[1] for _ in range(3))
         none, old, updates = (jnp.zeros((), jnp.int32) for _ in range(3))
         return ModelAverageState(one, two, three, none, old, updates)
 
-    def update(params: ArrayTree, state: ModelAverageState) -> ModelAverageState:
+    def update(self, params: ArrayTree, state: ModelAverageState) -> ModelAverageState:
         check_state("model_average", state, ModelAverageState)
         leaves, sums, tree = _columns(params, sum_1=state.sum_1, sum_2=state.sum_2, sum_3=state.sum_3)
         updates, n = next_count(state.num_updates, ROTATION), next_count(state.num_accumulates)
-        window = updates.astype(jnp.float32) * jnp.asarray(average_window_rate, jnp.float32)
-        window = jnp.minimum(jnp.asarray(longest, n.dtype), window.astype(n.dtype))
+        window = updates.astype(jnp.float32) * jnp.asarray(self.rate, jnp.float32)
+        window = jnp.minimum(jnp.asarray(self.longest, n.dtype), window.astype(n.dtype))
         rotates = updates % ROTATION == 0
-        closes = (n >= shortest) & (n >= window)
+        closes = (n >= self.shortest) & (n >= window)
 
         def move(p: jax.Array, s1: jax.Array, s2: jax.Array, s3: jax.Array) -> tuple[jax.Array, ...]:
             zero = jnp.zeros_like(s1)
@@ -200,7 +219,7 @@ def model_average(
         kept, old = jnp.where(closes, jnp.zeros_like(n), n), jnp.where(closes, n, state.old_num_accumulates)
         return ModelAverageState(one, two, three, kept, old, updates)
 
-    def value(state: ModelAverageState) -> Any:
+    def value(self, state: ModelAverageState) -> Any:
         check_state("model_average", state, ModelAverageState)
         counts = state.num_accumulates, state.old_num_accumulates
 
@@ -209,8 +228,6 @@ def model_average(
             return (s1 + s2 + s3) / (new + old)
 
         return jax.tree.map(mean, state.sum_1, state.sum_2, state.sum_3)
-
-    return Average(init, update, value)
 
 
 @checked(inner=OPTIMIZER, alpha=FRACTION, k=COUNT, slow_start=one_of("first_step", "initial"))
@@ -238,39 +255,50 @@ def lookahead(
 
     Zhang, Lucas, Hinton & Ba 2019, arXiv:1907.08610.
     """
-    tx, initial = chain(inner), slow_start == "initial"
+    it = _Lookahead(chain(inner), alpha, k, slow_start == "initial")
+    return GradientTransformation(it.init, it.update)
 
-    def init(params: ArrayTree) -> LookaheadState:
-        slow = jax.tree.map(jnp.array if initial else jnp.zeros_like, params)
-        return LookaheadState(jnp.zeros((), jnp.int32), slow, tx.init(params)[0])
+
+@dataclass(frozen=True, eq=False)
+class _Lookahead:
+    tx: GradientTransformation
+    alpha: Any
+    k: int
+    initial: bool
+
+    @at_params
+    def init(self, params: ArrayTree) -> LookaheadState:
+        paths, leaves, tree = flatten(params)
+        start = jnp.array if self.initial else jnp.zeros_like
+        moved = [moved_dtype(path, p) is not None for path, p in zip(paths, leaves, strict=True)]
+        slow = tree.unflatten([start(p) if here else None for p, here in zip(leaves, moved, strict=True)])
+        return LookaheadState(jnp.zeros((), jnp.int32), slow, self.tx.init(params)[0])
 
     def update(
-        grads: Gradients, state: LookaheadState, params: ArrayTree | None = None, **extra: Any
+        self, grads: Gradients, state: LookaheadState, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, LookaheadState]:
         check_params("lookahead", params)
         check_state("lookahead", state, LookaheadState)
-        updates, (inner_state,) = tx.update(grads, (state.inner,), params, **extra)
+        updates, (inner_state,) = self.tx.update(grads, (state.inner,), params, **extra)
         updates = jax.tree.map(dense, updates, is_leaf=is_rows)
         leaves, (slow,), tree = _columns(params, slow=state.slow, wide=False)
         paths = flatten(params)[0]
         gs, us = (align(tree, paths, t, name) for t, name in ((grads, "gradients"), (updates, "updates")))
-        count = next_count(state.count, k)
-        syncs = count % k == 0
+        count = next_count(state.count, self.k)
+        syncs = count % self.k == 0
         for i, (p, u) in enumerate(zip(leaves, us, strict=True)):
-            if gs[i] is None or u is None:
-                if p is not None and not initial:  # who joins later starts from where it stands
+            if gs[i] is None or u is None or is_whole(p):
+                if slow[i] is not None and not self.initial:  # who joins later starts from where it stands
                     slow[i] = jnp.where(count == 1, jnp.asarray(p, slow[i].dtype), slow[i])
                 continue
             new, wide = apply_updates(p, u), compute_dtype(paths[i], p)
-            start = slow[i] if initial else jnp.where(count == 1, new, slow[i])
-            synced = interpolate(new, start, alpha)
+            start = slow[i] if self.initial else jnp.where(count == 1, new, slow[i])
+            synced = interpolate(new, start, self.alpha)
             slow[i] = jnp.where(syncs, synced, start)
             back = synced.astype(wide) - jnp.asarray(p, wide)
             back = jnp.where(back == 0, -jnp.zeros_like(back), back)  # -0.0 leaves every number as it is
             us[i] = jnp.where(syncs, back.astype(u.dtype), u)
         return tree.unflatten(us), LookaheadState(count, tree.unflatten(slow), inner_state)
-
-    return GradientTransformation(init, update)
 
 
 def interpolate(p: jax.Array, slow: jax.Array, alpha: Numeric) -> jax.Array:
@@ -285,7 +313,7 @@ def _zeros(params: Any) -> tuple[Any, Any]:
     """The widest dtype the parameters are averaged in, and zeros like them, each in its own such dtype."""
     paths, leaves, tree = flatten(params)
     dtypes = [None if p is None else compute_dtype(path, p) for path, p in zip(paths, leaves, strict=True)]
-    zeros = [None if d is None else jnp.zeros(jnp.shape(p), d) for p, d in zip(leaves, dtypes, strict=True)]
+    zeros = [None if d is None else jnp.zeros_like(p, d) for p, d in zip(leaves, dtypes, strict=True)]
     return jnp.float64 if jnp.float64 in dtypes else jnp.float32, tree.unflatten(zeros)
 
 
@@ -295,7 +323,7 @@ def _columns(params: Any, wide: bool = True, **trees: Any) -> tuple[list[Any], l
     columns = [align(tree, paths, other, name) for name, other in trees.items()]
     for name, column in zip(trees, columns, strict=True):
         for path, p, x in zip(paths, leaves, column, strict=True):
-            if p is not None and (x is None or jnp.shape(x) != jnp.shape(p)):
+            if p is not None and not is_whole(p) and (x is None or jnp.shape(x) != jnp.shape(p)):
                 found = "None" if x is None else f"shape {jnp.shape(x)}"
                 raise ValueError(
                     f"at {path_name(path)}: {name} is of {found}, the parameter's shape is {jnp.shape(p)}"

@@ -9,9 +9,20 @@ import jax.numpy as jnp
 
 from .array_types import Numeric
 from .attributes import Adjustable, is_users
-from .hyper import DECAY, LIMIT, ArgumentError, Must, checked, instance, is_array, number_text, optional
+from .hyper import (
+    DECAY,
+    LIMIT,
+    SHARDED,
+    ArgumentError,
+    Must,
+    checked,
+    instance,
+    is_array,
+    number_text,
+    optional,
+)
 from .lifting import GradientTransformation
-from .norms import norm, norm_of_all
+from .norms import asked, norm, norm_of_all
 from .transform import named, stateless
 from .wrap import is_transformation
 
@@ -75,7 +86,10 @@ class ClipGradBase(Adjustable):
 
     def transformation(self) -> GradientTransformation:
         """The same as functions of any pytree; leaves that are clipped by one object share one norm."""
-        return named(stateless(lambda grads, params: self.clip(grads)), self, self.packs)
+        return named(stateless(self._change), self, self.packs)
+
+    def _change(self, grads: list[jax.Array], params: list[jax.Array], paths: list[str]) -> list[jax.Array]:
+        return self.clip(grads)
 
     @functools.cached_property
     def _across(self) -> GradientTransformation:
@@ -160,7 +174,21 @@ class ClipGradByValue(ClipGradBase):
         return f"Clip Gradient By Value, min = {number_text(self.min)}, max={number_text(self.max)}"
 
 
-class ClipGradByNorm(ClipGradBase):
+class _ClipByNorms(ClipGradBase):
+    """A clip that takes norms: over devices, it has to know which tensors are cut."""
+
+    axis_name: Any
+    sharded: Any
+
+    def clip(self, grads):
+        """Return the gradients, clipped; for `sharded` their paths are their places in the list."""
+        return self._change(grads, grads, list(map(str, range(len(grads)))))
+
+    def _cuts(self, paths: list[str]) -> list[Any]:
+        return [asked(self.sharded, path) for path in paths]
+
+
+class ClipGradByNorm(_ClipByNorms):
     """Scale each tensor whose 2-norm exceeds clip_norm down to it.
 
     As in Paddle an infinite norm, also of squares that overflow (beyond 1e19 in float32), leaves zeros, and
@@ -171,22 +199,21 @@ class ClipGradByNorm(ClipGradBase):
     """
 
     clip_norm: Any
-    axis_name: Any
     numbers = ("clip_norm",)
 
-    @checked(clip_norm=LIMIT)
-    def __init__(self, clip_norm: Numeric, *, axis_name: Any = None):
-        self.clip_norm, self.axis_name = _limit(clip_norm), axis_name
+    @checked(clip_norm=LIMIT, sharded=SHARDED)
+    def __init__(self, clip_norm: Numeric, *, axis_name: Any = None, sharded: Any = None):
+        self.clip_norm, self.axis_name, self.sharded = _limit(clip_norm), axis_name, sharded
 
-    def clip(self, grads):
-        """Return every gradient, scaled so that its own norm is at most `clip_norm`."""
-        return [g * _factor(norm(g, self.axis_name), self.clip_norm) for g in grads]
+    def _change(self, grads, params, paths):
+        pairs = zip(grads, self._cuts(paths), strict=True)
+        return [g * _factor(norm(g, self.axis_name, cut), self.clip_norm) for g, cut in pairs]
 
     def __str__(self):
         return f"Gradient Clip By Norm, clip_norm={number_text(self.clip_norm)}"
 
 
-class ClipGradByGlobalNorm(ClipGradBase):
+class ClipGradByGlobalNorm(_ClipByNorms):
     """Scale all tensors by one factor so that their common 2-norm is at most clip_norm.
 
     Parameter groups each have their own norm, as in Paddle, or with across_groups=True one in common.
@@ -202,11 +229,10 @@ class ClipGradByGlobalNorm(ClipGradBase):
     clip_norm: Any
     group_name: str
     auto_skip_clip: bool
-    axis_name: Any
     packs = True
     numbers = ("clip_norm",)
 
-    @checked(auto_skip_clip=FLAG, across_groups=FLAG, clip_norm=LIMIT)
+    @checked(auto_skip_clip=FLAG, across_groups=FLAG, clip_norm=LIMIT, sharded=SHARDED)
     def __init__(
         self,
         clip_norm: Numeric,
@@ -214,20 +240,18 @@ class ClipGradByGlobalNorm(ClipGradBase):
         auto_skip_clip: bool = False,
         *,
         axis_name: Any = None,
+        sharded: Any = None,
         across_groups: bool = False,
     ):
         self.clip_norm = _limit(clip_norm)
         self.group_name, self.auto_skip_clip, self.axis_name = group_name, auto_skip_clip, axis_name
-        self.across_groups = across_groups
+        self.across_groups, self.sharded = across_groups, sharded
 
-    def clip(self, grads):
-        """Return all gradients, scaled by one factor so that their common norm is at most `clip_norm`.
-
-        If their dtypes differ, the norm is summed up in float64, or the widest dtype that JAX allows.
-        """
+    def _change(self, grads, params, paths):
+        """If the dtypes differ, the norm is summed up in float64, or the widest dtype that JAX allows."""
         if not grads:
             return []
-        total = norm_of_all(grads, self.axis_name)
+        total = norm_of_all(grads, self.axis_name, self._cuts(paths))
         factor = _factor(total, self.clip_norm)
         if self.auto_skip_clip:
             factor = jnp.where(total > self.clip_norm, factor, 1)
@@ -259,31 +283,35 @@ def clip_by_value(max: Numeric, min: Numeric | None = None) -> GradientTransform
     return ClipGradByValue(max, min).transformation()
 
 
-def clip_by_norm(clip_norm: Numeric, *, axis_name: Any = None) -> GradientTransformation:
+def clip_by_norm(clip_norm: Numeric, *, axis_name: Any = None, sharded: Any = None) -> GradientTransformation:
     """Scale each tensor by min(1, clip_norm / ‖g‖), its own norm, in float32 or wider.
 
-    Under `shard_map` name the mesh axes over which tensors are sharded in `axis_name`.
+    Under `shard_map` name the mesh axes over which tensors are sharded in `axis_name`. A tensor that is whole
+    on every device counts once: JAX knows which are, but not with check_vma=False. There say it in `sharded`:
+    True if all are cut, False if none is, or a function of a leaf's path that returns one of both, or the
+    axes over which that leaf is cut.
     optax.clip_by_block_rms is its nearest kin; optax.clip_by_global_norm is `clip_by_global_norm`.
 
     >>> updates, _ = clip_by_norm(1.0).update({"a": jnp.array([3.0, 4.0]), "b": jnp.zeros(2)}, ())
     >>> print(updates["a"], updates["b"])
     [0.6 0.8] [0. 0.]
     """
-    return ClipGradByNorm(clip_norm, axis_name=axis_name).transformation()
+    return ClipGradByNorm(clip_norm, axis_name=axis_name, sharded=sharded).transformation()
 
 
 def clip_by_global_norm(
-    clip_norm: Numeric, *, auto_skip_clip: bool = False, axis_name: Any = None
+    clip_norm: Numeric, *, auto_skip_clip: bool = False, axis_name: Any = None, sharded: Any = None
 ) -> GradientTransformation:
     """Scale all gradients by min(1, clip_norm / √Σ‖g‖²), one factor for the tree, in float32 or wider.
 
     optax.clip_by_global_norm and torch's clip_grad_norm_ do the same, torch with 1e-6 added to the norm.
-    Under `shard_map` name the mesh axes over which tensors are sharded in `axis_name`.
+    Under `shard_map` name the mesh axes over which tensors are sharded in `axis_name`; for `sharded` see
+    `clip_by_norm`.
 
     >>> updates, _ = clip_by_global_norm(1.0).update({"a": jnp.array(3.0), "b": jnp.array(4.0)}, ())
     >>> print(updates["a"], updates["b"])
     0.6 0.8
     """
     return ClipGradByGlobalNorm(
-        clip_norm, "default_group", auto_skip_clip, axis_name=axis_name
+        clip_norm, "default_group", auto_skip_clip, axis_name=axis_name, sharded=sharded
     ).transformation()

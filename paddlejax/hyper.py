@@ -136,10 +136,14 @@ class Must:
     test: Callable[..., Any]
     expected: str
     error: type[Exception] = TypeError
+    static: bool = False  # whether the value is never data, so that no array can be it
 
     def __call__(self, name: str, value: Any, arguments: Arguments) -> None:
         if not _asked(self.test, value, arguments):
-            refuse(name, value, self.expected.format_map(arguments), self.error)
+            expected = self.expected.format_map(arguments)
+            if self.static and isinstance(value, jax.Array):
+                expected += "; under optax.inject_hyperparams name it in static_args"
+            refuse(name, value, expected, self.error)
 
 
 def _asked(test: Callable[..., Any], value: Any, arguments: Arguments) -> Any:
@@ -285,7 +289,9 @@ def one_of(*choices: str | None, error: type[Exception] = ArgumentError) -> Chec
 
 def whole(low: float, high: float = math.inf, error: type[Exception] = TypeError) -> tuple[Check, ...]:
     """An int from `low` to below `high`; `error` is that of another type."""
-    return Must(_is_int, "an int", error), Interval(low, high, open=high < math.inf, kind="an int")
+    return Must(_is_int, "an int", error, static=True), Interval(
+        low, high, open=high < math.inf, kind="an int"
+    )
 
 
 def _is_int(x: Any) -> bool:
@@ -295,8 +301,8 @@ def _is_int(x: Any) -> bool:
 NUMBER = Number()
 COEFFICIENT = given("a number"), NUMBER
 FRACTION = NUMBER, Interval(0, 1)
-COUNT = (Must(lambda x: _is_int(x) and x > 0, "a positive int", ArgumentError),)
-INT = Must(_is_int, "an int")
+COUNT = (Must(lambda x: _is_int(x) and x > 0, "a positive int", ArgumentError, static=True),)
+INT = Must(_is_int, "an int", static=True)
 FLAG = instance(bool, "True or False")
 NAME = instance(str | None, "a str or None")
 # The numbers that every optimizer takes, checked alike wherever they are given.
@@ -313,7 +319,14 @@ Fraction = Annotated[float, Interval(0, 1)]
 NonNegative = Annotated[float, Interval(0, open=True)]
 Positive = Annotated[float, Interval(0, above=True, open=True)]
 Predicate = Callable[[Any], bool] | None
+Sharded = bool | Callable[[Any], Any] | None  # of a leaf: whether, or over which mesh axes, it is cut
 
+SHARDED = optional(
+    Must(
+        lambda x: isinstance(x, bool) or callable(x),
+        "True, False or a function of the path",
+    )
+)
 KINDS: dict[Any, tuple[Check, ...]] = {
     float: (NUMBER,),
     int: (INT,),
@@ -326,6 +339,7 @@ KINDS: dict[Any, tuple[Check, ...]] = {
     ),
     str | tuple[str, ...] | None: (instance(str | tuple | None, "a str or a tuple of str"),),
     Predicate: (optional(function_of("the leaf")),),
+    Sharded: (SHARDED,),
 }
 
 

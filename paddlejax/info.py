@@ -1,5 +1,6 @@
 """What a step did, as values: norms, the clip's factor, trust ratios, the rate in force, skipped steps."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -7,14 +8,24 @@ import jax.numpy as jnp
 
 from .array_types import ArrayTree, Gradients
 from .clip import CLIP, as_clip
-from .hyper import checked
+from .hyper import SHARDED, checked
 from .lifting import GradientTransformation
 from .loss_scaling import LossScaleState, SkipState
-from .norms import root, squared_norm
+from .norms import asked, root, squared_norm
 from .rates import RuleState, get_learning_rate
 from .selected_rows import SelectedRows
 from .transform import chain
-from .trees import align, beside, compute_dtype, flatten, gradients, path_name
+from .trees import (
+    align,
+    at_params,
+    compute_dtype,
+    dtype_of,
+    flatten,
+    gradients,
+    is_placeholder,
+    moved_dtype,
+    path_name,
+)
 from .wrap import PAIR, check_params, check_state
 
 
@@ -34,15 +45,27 @@ class Info(NamedTuple):
     skipped: Any = None  # () int32, all steps that were left out so far
 
 
+class Measures(NamedTuple):
+    """What a state keeps of an Info: what `get_info` finds elsewhere is not there a second time."""
+
+    gradient_norm: Any
+    update_norm: Any
+    parameter_norm: Any
+    clip_factor: Any = None
+    trust_ratios: Any = None
+
+
 class InfoState(NamedTuple):
     """What `with_info` keeps."""
 
-    info: Info  # without what `get_info` reads elsewhere in the state
+    info: Measures
     inner: tuple[Any, ...]  # the state of chain(tx), or chain(grad_clip, tx)
 
 
-@checked(tx=PAIR, grad_clip=CLIP)
-def with_info(tx: Any, *, grad_clip: Any = None, axis_name: Any = None) -> GradientTransformation:
+@checked(tx=PAIR, grad_clip=CLIP, sharded=SHARDED)
+def with_info(
+    tx: Any, *, grad_clip: Any = None, axis_name: Any = None, sharded: Any = None
+) -> GradientTransformation:
     """The same optimizer, which also measures each step; `get_info(state)` says what it measured.
 
         gradient_norm    ‖g‖           update_norm    ‖u‖,  u ← tx(c)
@@ -59,8 +82,9 @@ def with_info(tx: Any, *, grad_clip: Any = None, axis_name: Any = None) -> Gradi
 
     A leaf without a gradient does not count and keeps its ratio. A SelectedRows counts with its rows merged;
     where the update is one too, so do the same rows of the parameter. Before the first step all is 0. Under
-    `shard_map` name the mesh axes over which leaves are sharded in `axis_name`. optax has no such wrapper;
-    blackjax's `step` returns an Info.
+    `shard_map` name the mesh axes over which leaves are sharded in `axis_name`; with check_vma=False also say
+    in `sharded` which are, as for `clip_by_global_norm`. optax has no such wrapper; blackjax's `step` returns
+    an Info.
 
     >>> tx = with_info(sgd(0.5), grad_clip=clip_by_global_norm(1.0))
     >>> p = jnp.array([6.0, 8.0])
@@ -70,51 +94,65 @@ def with_info(tx: Any, *, grad_clip: Any = None, axis_name: Any = None) -> Gradi
     5.0 0.2 0.5 10.0
     """
     clip = as_clip(grad_clip)
-    clips = chain() if clip is None else chain(clip)
-    step = chain(tx)
-    adapts = getattr(tx, "adapts", lambda path: False)
+    it = _WithInfo(
+        tx, chain() if clip is None else chain(clip), chain(tx), clip is not None, axis_name, sharded
+    )
+    return GradientTransformation(it.init, it.update)
 
-    def init(params: ArrayTree) -> InfoState:
+
+@dataclass(frozen=True, eq=False)
+class _WithInfo:
+    tx: Any
+    clips: GradientTransformation  # a chain of the clip, or of nothing
+    step: GradientTransformation  # a chain of tx
+    has_clip: bool
+    axis_name: Any
+    sharded: Any
+
+    @at_params
+    def init(self, params: ArrayTree) -> InfoState:
         paths, leaves, tree = flatten(params)
-        dtypes = [
-            None if p is None else compute_dtype(path, p) for path, p in zip(paths, leaves, strict=True)
-        ]
+        dtypes = [moved_dtype(path, p) for path, p in zip(paths, leaves, strict=True)]
         dtype = widest(leaves)
         names = map(path_name, paths)
+        adapts = getattr(self.tx, "adapts", lambda path: False)
         ratios = [
             jnp.zeros((), wide) if wide is not None and adapts(name) else None
             for name, wide in zip(names, dtypes, strict=True)
         ]
-        info = Info(
+        kept = tree.unflatten(ratios) if any(r is not None for r in ratios) else None
+        if is_placeholder(params) and adapts(""):
+            kept = jnp.zeros(())  # ratios are no parameters, though their tree is like one
+        info = Measures(
             *(jnp.zeros((), dtype) for _ in range(3)),
-            clip_factor=None if clip is None else jnp.zeros((), dtype),
-            trust_ratios=tree.unflatten(ratios) if any(r is not None for r in ratios) else None,
+            clip_factor=jnp.zeros((), dtype) if self.has_clip else None,
+            trust_ratios=kept,
         )
-        return InfoState(beside(leaves, info), (*clips.init(params), *step.init(params)))
+        return InfoState(info, (*self.clips.init(params), *self.step.init(params)))
 
     def update(
-        grads: Gradients, state: InfoState, params: ArrayTree | None = None, **extra: Any
+        self, grads: Gradients, state: InfoState, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, InfoState]:
         check_params("with_info", params)
         check_state("with_info", state, InfoState)
         paths, leaves, tree = flatten(params)
         gs = gradients(tree, paths, leaves, grads, rows=True)
-        clipped, clip_state = clips.update(grads, state.inner[:-1], params, **extra)
-        updates, tx_state = step.update(clipped, state.inner[-1:], params, **extra)
+        clipped, clip_state = self.clips.update(grads, state.inner[:-1], params, **extra)
+        updates, tx_state = self.step.update(clipped, state.inner[-1:], params, **extra)
         cs, us = (align(tree, paths, x, what) for x, what in ((clipped, "clipped"), (updates, "updates")))
         again = None
-        if clip is not None:
-            again, _ = clips.update(apart(grads), state.inner[:-1], params, **extra)
+        if self.has_clip:
+            again, _ = self.clips.update(apart(grads), state.inner[:-1], params, **extra)
             again = align(tree, paths, again, "clipped")
-        info = measure(gs, again, us, leaves, axis_name)
+        names = list(map(path_name, paths))
+        cuts = self.axis_name, [asked(self.sharded, name) for name in names]
+        info = measure(gs, again, us, leaves, *cuts)
         if state.info.trust_ratios is not None:
-            new = tx.trust_ratios(list(map(path_name, paths)), cs, leaves, state.inner[-1], tx_state[0])
+            new = self.tx.trust_ratios(names, cs, leaves, state.inner[-1], tx_state[0])
             old = align(tree, paths, state.info.trust_ratios, "trust ratios")
             kept = [o if n is None else n for o, n in zip(old, new, strict=True)]
             info = info._replace(trust_ratios=tree.unflatten(kept))
         return updates, InfoState(info, (*clip_state, *tx_state))
-
-    return GradientTransformation(init, update)
 
 
 def get_info(state: Any) -> Info:
@@ -136,7 +174,8 @@ def get_info(state: Any) -> Info:
             f"state: found {len(found)} InfoStates in {type(state).__name__}, expected {expected}"
         )
     guards = _inside(state, (SkipState, LossScaleState))
-    return found[0].info._replace(
+    return Info(
+        *found[0].info,
         learning_rate=get_learning_rate(state) if _inside(state, RuleState) else None,
         skipped=sum((s.total_skips for s in guards[1:]), guards[0].total_skips) if guards else None,
     )
@@ -148,17 +187,26 @@ def _inside(state: Any, kind: Any) -> list[Any]:
 
 
 def measure(
-    grads: list[Any], clipped: list[Any] | None, updates: list[Any], params: list[Any], axis_name: Any = None
-) -> Info:
+    grads: list[Any],
+    clipped: list[Any] | None,
+    updates: list[Any],
+    params: list[Any],
+    axis_name: Any = None,
+    sharded: list[Any] | None = None,
+) -> Measures:
     """The norms of one step, from its leaves; `clipped` is None if there is no clip."""
     dtype = widest(params)
-    before, update = _norm(grads, dtype, axis_name), _norm(updates, dtype, axis_name)
+
+    def norm(leaves: list[Any]) -> jax.Array:
+        return _norm(leaves, dtype, axis_name, sharded or [None] * len(leaves))
+
+    before, update = norm(grads), norm(updates)
     reached = [_reached(u, p) for u, p in zip(updates, params, strict=True)]
     factor = None
     if clipped is not None:
         nothing = before == 0
-        factor = jnp.where(nothing, 1, _norm(clipped, dtype, axis_name) / jnp.where(nothing, 1, before))
-    return Info(before, update, _norm(reached, dtype, axis_name), factor)
+        factor = jnp.where(nothing, 1, norm(clipped) / jnp.where(nothing, 1, before))
+    return Measures(before, update, norm(reached), factor)
 
 
 def apart(grads: Gradients) -> Any:
@@ -173,13 +221,18 @@ def _reached(update: Any, p: Any) -> Any:
     return update.merge().read(p) if isinstance(update, SelectedRows) else p
 
 
-def _norm(leaves: list[Any], dtype: Any, axis_name: Any) -> jax.Array:
+def _norm(leaves: list[Any], dtype: Any, axis_name: Any, sharded: list[Any]) -> jax.Array:
     """Return the norm of all leaves together, rows of a table merged first; 0 if there are none."""
-    arrays = [x.merge().values if isinstance(x, SelectedRows) else x for x in leaves if x is not None]
-    squares = [squared_norm(jnp.asarray(x, compute_dtype((), x)), axis_name).astype(dtype) for x in arrays]
+    pairs = zip(leaves, sharded, strict=True)
+    pairs = [(x, cut) for x, cut in pairs if x is not None and jnp.issubdtype(dtype_of(x), jnp.floating)]
+    arrays = [(x.merge().values if isinstance(x, SelectedRows) else x, cut) for x, cut in pairs]
+    squares = [
+        squared_norm(jnp.asarray(x, compute_dtype((), x)), axis_name, cut).astype(dtype) for x, cut in arrays
+    ]
     return root(sum(squares[1:], squares[0])) if squares else jnp.zeros((), dtype)
 
 
 def widest(leaves: list[Any]) -> Any:
     """float32, or float64 beside a parameter of that."""
-    return jnp.result_type(jnp.float32, *(compute_dtype((), p) for p in leaves if p is not None))
+    dtypes = [moved_dtype((), p) for p in leaves]
+    return jnp.result_type(jnp.float32, *(dtype for dtype in dtypes if dtype is not None))

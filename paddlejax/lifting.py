@@ -30,7 +30,7 @@ from .hyper import RATE, Declaration, Interval, check_rounded, of_annotation, re
 from .rates import PAGE, RuleState, rate_at, rate_in_force, state_type
 from .selected_rows import SelectedRows, dense
 from .step import advance, check_sparse, in_wide, stepped
-from .trees import align, beside, compute_dtype, flatten, gradients, next_count, path_name
+from .trees import align, at_params, compute_dtype, flatten, gradients, is_placeholder, next_count, path_name
 from .wrap import check_params, check_state
 
 P = ParamSpec("P")
@@ -176,10 +176,15 @@ def _declared(cls: Any) -> dict[str, Declaration]:
     return {f.name: of_annotation(f.type, f.default) for f in fields(cls)}
 
 
+def by_its_path(path: str) -> tuple[str, float]:
+    """What `lift` asks a rule about by default, and the factor on the rate; a lambda could not be pickled."""
+    return path, 1.0
+
+
 def lift(
     rule: Rule,
     learning_rate: LearningRate,
-    leaf: Callable[[str], tuple[Any, float]] = lambda path: (path, 1.0),
+    leaf: Callable[[str], tuple[Any, float]] = by_its_path,
 ) -> "Lifted":
     """Make an optimizer of any pytree out of a rule for one tensor.
 
@@ -260,6 +265,7 @@ class _Lift:
         """Return (init, update)."""
         return self.init, self.update
 
+    @at_params
     def init(self, params: ArrayTree) -> RuleState:
         """Return the state of these parameters before the first step; it shares no buffer with them."""
         paths, leaves, tree = flatten(params)
@@ -284,9 +290,13 @@ class _Lift:
         wide = jnp.float64 if jnp.float64 in dtypes else jnp.float32
         count = jnp.zeros((), jnp.int32)
         scalars = {k: jnp.array(v, jnp.result_type(v)) for k, v in in_wide(self.rule, wide).shared().items()}
-        rate = rate_at(type(self.rule).__name__, self.learning_rate, count)
-        count, rate, scalars = beside(leaves, (count, jnp.array(rate, wide), scalars))
-        slots = {name: tree.unflatten(column) for name, column in columns.items()}
+        like = self.rule.slot_shape
+        slots = {
+            # Where optax asks what is shaped like the parameters, a slot that is not stands for no parameter.
+            name: jnp.zeros(()) if is_placeholder(params) and like(name, (2,)) != (2,) else tree.unflatten(c)
+            for name, c in columns.items()
+        }
+        rate = jnp.array(rate_at(type(self.rule).__name__, self.learning_rate, count), wide)
         return state_type(self.learning_rate)(count, rate, scalars, slots)
 
     def update(

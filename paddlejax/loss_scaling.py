@@ -1,6 +1,7 @@
 """Steps that a gradient overflow must not spoil: skip them, and scale the loss so that they stay rare."""
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from .hyper import INT, NUMBER, ArgumentError, Interval, Must, checked, is_trace
 from .lifting import GradientTransformation
 from .selected_rows import SelectedRows, is_rows
 from .transform import chain
-from .trees import compute_dtype, in_dtypes_of, next_count
+from .trees import at_params, compute_dtype, in_dtypes_of, next_count
 from .wrap import PAIR, check_state
 
 
@@ -72,20 +73,26 @@ def skip_nonfinite(tx: Any, *, axis_name: Any = None) -> GradientTransformation:
     >>> print(updates, state.total_skips)
     [-0. -0.] 1
     """
-    guard = _guarded(tx)
+    it = _Skip(tx, axis_name)
+    return GradientTransformation(it.init, it.update)
 
-    def init(params: ArrayTree) -> SkipState:
-        return SkipState(tx.init(params), *_zeros(2))
+
+@dataclass(frozen=True, eq=False)
+class _Skip:
+    tx: Any
+    axis_name: Any
+
+    @at_params
+    def init(self, params: ArrayTree) -> SkipState:
+        return SkipState(self.tx.init(params), *_zeros(2))
 
     def update(
-        grads: Gradients, state: SkipState, params: ArrayTree | None = None, **extra: Any
+        self, grads: Gradients, state: SkipState, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, SkipState]:
         check_state("skip_nonfinite", state, SkipState)
-        finite = all_finite(grads, axis_name)
-        updates, inner = guard(finite, grads, state.inner, params, extra)
+        finite = all_finite(grads, self.axis_name)
+        updates, inner = _guarded(self.tx, finite, grads, state.inner, params, extra)
         return updates, SkipState(inner, *_skips(finite, state))
-
-    return GradientTransformation(init, update)
 
 
 SCALE = (
@@ -135,24 +142,32 @@ def dynamic_loss_scale(
     >>> print(updates, loss_scale(state))
     [-0. -0.] 2.0
     """
-    guard = _guarded(tx)
     settings = incr_ratio, decr_ratio, incr_every_n_steps, decr_every_n_nan_or_inf
+    it = _LossScale(tx, init_loss_scaling, settings, axis_name)
+    return GradientTransformation(it.init, it.update)
 
-    def init(params: ArrayTree) -> LossScaleState:
-        return LossScaleState(tx.init(params), jnp.array(init_loss_scaling, jnp.float32), *_zeros(4))
+
+@dataclass(frozen=True, eq=False)
+class _LossScale:
+    tx: Any
+    start: Any
+    settings: tuple[Any, Any, Any, Any]
+    axis_name: Any
+
+    @at_params
+    def init(self, params: ArrayTree) -> LossScaleState:
+        return LossScaleState(self.tx.init(params), jnp.array(self.start, jnp.float32), *_zeros(4))
 
     def update(
-        grads: Gradients, state: LossScaleState, params: ArrayTree | None = None, **extra: Any
+        self, grads: Gradients, state: LossScaleState, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, LossScaleState]:
         check_state("dynamic_loss_scale", state, LossScaleState)
         clean = unscaled(grads, state.scale)  # may overflow where the scaled gradients did not
-        finite = all_finite((grads, clean), axis_name)
-        updates, inner = guard(finite, clean, state.inner, params, extra)
+        finite = all_finite((grads, clean), self.axis_name)
+        updates, inner = _guarded(self.tx, finite, clean, state.inner, params, extra)
         counts = state.incr_count, state.decr_count
-        scaling = next_scale(state.scale, *counts, ~finite, *settings)
+        scaling = next_scale(state.scale, *counts, ~finite, *self.settings)
         return updates, LossScaleState(inner, *scaling, *_skips(finite, state))
-
-    return GradientTransformation(init, update)
 
 
 def loss_scale(state: Any) -> jax.Array:
@@ -238,29 +253,28 @@ def _skips(finite: jax.Array, state: Any) -> tuple[jax.Array, jax.Array]:
     return consecutive, jnp.where(finite, state.total_skips, next_count(state.total_skips))
 
 
-def _guarded(tx: Any) -> Any:
-    """`tx.update` as a function of whether to run at all; if not, updates of -0.0 and the state as it is."""
+def _guarded(
+    tx: Any, finite: Any, grads: Any, inner: Any, params: Any, extra: dict[str, Any]
+) -> tuple[Any, Any]:
+    """`tx.update` if all is finite; if not, updates of -0.0 and the state as it is."""
     one = chain(tx)  # knows what extra arguments tx takes
 
-    def guard(finite: Any, grads: Any, inner: Any, params: Any, extra: dict[str, Any]) -> tuple[Any, Any]:
-        def step(grads: Gradients, inner: Any, params: ArrayTree) -> tuple[Any, Any]:
-            updates, (new,) = one.update(grads, (inner,), params, **extra)
-            return updates, in_dtypes_of(inner, new)
+    def step(grads: Gradients, inner: Any, params: ArrayTree) -> tuple[Any, Any]:
+        updates, (new,) = one.update(grads, (inner,), params, **extra)
+        return updates, in_dtypes_of(inner, new)
 
-        if not isinstance(finite, Tracer) and finite:  # outside jit, where a branch would compile
-            return step(grads, inner, params)
-        traced_once = jax.jit(step)  # the shape of its result is asked for before it is branched to
-        nothing, _ = jax.eval_shape(traced_once, grads, inner, params)
+    if not isinstance(finite, Tracer) and finite:  # outside jit, where a branch would compile
+        return step(grads, inner, params)
+    traced_once = jax.jit(step)  # the shape of its result is asked for before it is branched to
+    nothing, _ = jax.eval_shape(traced_once, grads, inner, params)
 
-        def skip(grads: Any, inner: Any, params: Any) -> tuple[Any, Any]:
-            return jax.tree.map(lambda u: jnp.full_like(u, -0.0), nothing), inner
+    def skip(grads: Any, inner: Any, params: Any) -> tuple[Any, Any]:
+        return jax.tree.map(lambda u: jnp.full_like(u, -0.0), nothing), inner
 
-        if not isinstance(finite, Tracer):
-            return skip(grads, inner, params)
-        # A branch, not a `where` over every update and slot: those selects all fuse with the reduction that
-        # feeds them, which takes XLA 8 times as long to compile at 200 leaves, and the step half as long
-        # again. A branch also keeps what `tx` does (collectives, noise) from happening at all. Both reuse
-        # donated memory; under vmap this becomes the `where`.
-        return jax.lax.cond(finite, traced_once, skip, grads, inner, params)
-
-    return guard
+    if not isinstance(finite, Tracer):
+        return skip(grads, inner, params)
+    # A branch, not a `where` over every update and slot: those selects all fuse with the reduction that
+    # feeds them, which takes XLA 8 times as long to compile at 200 leaves, and the step half as long
+    # again. A branch also keeps what `tx` does (collectives, noise) from happening at all. Both reuse
+    # donated memory; under vmap this becomes the `where`.
+    return jax.lax.cond(finite, traced_once, skip, grads, inner, params)

@@ -1,5 +1,6 @@
 """Float32 masters for parameters of 16 bits."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from .hyper import checked
 from .lifting import GradientTransformation
 from .selected_rows import SelectedRows
 from .transform import apply_updates
-from .trees import align, flatten, gradients, is_narrow
+from .trees import align, at_params, check_array, flatten, gradients, is_narrow
 from .wrap import PAIR, check_params, check_state
 
 
@@ -45,14 +46,26 @@ def with_master_weights(inner: GradientTransformation) -> GradientTransformation
     Micikevicius et al. 2018, arXiv:1710.03740; Paddle's multi_precision.
     """
 
-    def init(params: ArrayTree) -> MasterState:
-        _, leaves, tree = flatten(params)
+    it = _Masters(inner)
+    return GradientTransformation(it.init, it.update)
+
+
+@dataclass(frozen=True, eq=False)
+class _Masters:
+    inner: Any
+
+    @at_params
+    def init(self, params: ArrayTree) -> MasterState:
+        paths, leaves, tree = flatten(params)
+        for path, p in zip(paths, leaves, strict=True):
+            if p is not None:
+                check_array(path, p)
         master = [jnp.array(p, jnp.float32) if p is not None and is_narrow(p) else None for p in leaves]
         wide = [p if m is None else m for m, p in zip(master, leaves, strict=True)]
-        return MasterState(tree.unflatten(master), inner.init(tree.unflatten(wide)))
+        return MasterState(tree.unflatten(master), self.inner.init(tree.unflatten(wide)))
 
     def update(
-        grads: Gradients, state: MasterState, params: ArrayTree | None = None, **extra: Any
+        self, grads: Gradients, state: MasterState, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, MasterState]:
         check_params("with_master_weights", params)
         check_state("with_master_weights", state, MasterState)
@@ -64,7 +77,7 @@ def with_master_weights(inner: GradientTransformation) -> GradientTransformation
             if m is not None and gs[i] is not None:
                 g = gs[i]
                 gs[i] = g.astype(jnp.float32) if isinstance(g, SelectedRows) else jnp.asarray(g, jnp.float32)
-        updates, inner_state = inner.update(tree.unflatten(gs), state.inner, wide, **extra)
+        updates, inner_state = self.inner.update(tree.unflatten(gs), state.inner, wide, **extra)
         us = align(tree, paths, updates, "updates")
         news = align(tree, paths, apply_updates(wide, updates), "updates")
         for i, m in enumerate(master):
@@ -72,8 +85,6 @@ def with_master_weights(inner: GradientTransformation) -> GradientTransformation
                 master[i] = news[i]
                 us[i] = news[i] - leaves[i].astype(jnp.float32)
         return tree.unflatten(us), MasterState(tree.unflatten(master), inner_state)
-
-    return GradientTransformation(init, update)
 
 
 def _current(master: jax.Array | None, p: Any) -> jax.Array | None:

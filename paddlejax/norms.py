@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from .trees import varying
+from .trees import varying_axes
 
 
 @jax.custom_jvp
@@ -22,34 +22,35 @@ def _root_jvp(primals: Any, tangents: Any) -> Any:
     return y, jnp.where(y > 0, tangents[0] / jnp.where(y > 0, 2 * y, 1), 0)
 
 
-def squared_norm(x: jax.Array, axis_name: Any = None) -> jax.Array:
+def squared_norm(x: jax.Array, axis_name: Any = None, sharded: Any = None) -> jax.Array:
     """Σ x² over the whole tensor, also over the devices of `axis_name`; () of x's dtype.
 
+    `sharded` says whether, or over which axes, the tensor is cut; None leaves that to JAX, see `cut_over`.
     Plain sum(x*x): guarding against overflow first costs 15 times as much, and Paddle does not either. See
     `norm_of_all` for a guard afterwards, which costs a branch: too much where every tensor has its own norm.
     """
     total = jnp.sum(x * x)
-    if axis_name is None:
-        return total
-    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-    return jax.lax.psum(total, varying(total, names))  # a tensor that is whole on every device counts once
+    return total if axis_name is None else jax.lax.psum(total, cut_over(x, axis_name, sharded))
 
 
-def norm(x: jax.Array, axis_name: Any = None) -> jax.Array:
+def norm(x: jax.Array, axis_name: Any = None, sharded: Any = None) -> jax.Array:
     """‖x‖₂ of the whole tensor; () of x's dtype."""
-    return root(squared_norm(x, axis_name))
+    return root(squared_norm(x, axis_name, sharded))
 
 
-def norm_of_all(xs: Sequence[jax.Array], axis_name: Any = None) -> jax.Array:
+def norm_of_all(
+    xs: Sequence[jax.Array], axis_name: Any = None, sharded: Sequence[Any] | None = None
+) -> jax.Array:
     """‖·‖₂ of all tensors together, () of their dtype, or of the widest that JAX allows if they have several.
 
     Where Σ x² has overflowed, or is so small that squares may have vanished, it is taken once more of s x,
     with a power of two for s. That is a branch, so that all others pay nothing for it.
     """
+    cuts = [None] * len(xs) if sharded is None else sharded
     dtype = jnp.result_type(xs[0]) if len({x.dtype for x in xs}) == 1 else jnp.result_type(float)
 
     def sum_of_squares(xs: Sequence[jax.Array]) -> jax.Array:
-        squares = [squared_norm(x, axis_name).astype(dtype) for x in xs]
+        squares = [squared_norm(x, axis_name, cut).astype(dtype) for x, cut in zip(xs, cuts, strict=True)]
         return sum(squares[1:], squares[0])  # type: ignore[return-value]
 
     narrowest = min((jnp.finfo(x.dtype) for x in xs), key=lambda info: info.bits)
@@ -68,3 +69,29 @@ def norm_of_all(xs: Sequence[jax.Array], axis_name: Any = None) -> jax.Array:
     if isinstance(fits, Tracer):
         return jax.lax.cond(fits, plain, scaled, xs, total)
     return (plain if fits else scaled)(xs, total)
+
+
+def cut_over(x: jax.Array, axis_name: Any, sharded: Any = None) -> tuple[str, ...]:
+    """Those of the mesh axes over which a tensor is cut: one that is whole on every device counts once.
+
+    It is what `sharded` says, True, False or the names, and what JAX knows. Where JAX keeps no account, as
+    under `shard_map(check_vma=False)`, somebody has to say it.
+    """
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    tracked = varying_axes(jax.lax.axis_index(names))
+    if sharded is None and not tracked:
+        found = "found no account of which tensors are cut over it, as under shard_map(check_vma=False)"
+        expected = "expected sharded=, which says it: True, False or a function of the path"
+        raise ValueError(f"axis_name {axis_name!r}: {found}; {expected}")
+    if isinstance(sharded, str):
+        sharded = (sharded,)
+    said = sharded if isinstance(sharded, tuple) else names if sharded is None or sharded else ()
+    unknown = [n for n in said if n not in names]
+    if unknown:
+        raise ValueError(f"sharded: found the axis {unknown[0]!r}, expected one of axis_name, {names}")
+    return tuple(n for n in names if n in said and (not tracked or n in varying_axes(x)))
+
+
+def asked(sharded: Any, leaf: Any) -> Any:
+    """What `sharded` says of one leaf, given by its path: True, False, names of axes, or None."""
+    return sharded(leaf) if callable(sharded) else sharded

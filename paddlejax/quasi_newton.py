@@ -5,6 +5,7 @@ then `absorb` until it is done, each time at `proposed`. `lbfgs` drives it with 
 the class `optimizer.LBFGS` with a Python loop around the closure.
 """
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from .hyper import COEFFICIENT, RATE, ArgumentError, Interval, checked, one_of, 
 from .lifting import GradientTransformation
 from .line_search import Point, Search, select
 from .rates import RuleState, rate_at, rate_in_force, state_type
-from .trees import compute_dtype, flatten, gradients, next_count
+from .trees import at_params, compute_dtype, flatten, gradients, next_count
 from .wrap import check_state
 
 SMALLEST_CURVATURE = 1e-10  # of a pair (y, s) that is worth remembering
@@ -82,6 +83,14 @@ class LBFGSState(NamedTuple):
     H_diag: jax.Array  # () y·s / y·y of the last pair
     prev_flat_grad: jax.Array  # (n,) gradient where the last direction was chosen
     prev_loss: jax.Array  # () and the value there
+    last: Any = ()  # an Evaluated, of the function `lbfgs` only
+
+
+class Evaluated(NamedTuple):
+    """What is known where a call ended, under optax's names: `optax.value_and_grad_from_state` finds it."""
+
+    value: jax.Array  # () inf if the value there is not known
+    grad: Any  # like the parameters
 
 
 class Call(NamedTuple):
@@ -147,12 +156,13 @@ def _next_direction(method: Method, call: Call) -> Call:
     t = jnp.where(first, jnp.minimum(1, 1 / jnp.sum(jnp.abs(g))), 1) * state.rate.learning_rate
     slope = jnp.vdot(g, d)
     done = ~(slope <= -jnp.asarray(method.tolerance_change, g.dtype))  # NaN stops as well
+    f = call.f
     if method.line_search_fn is None:  # the last step of a call is left to the next one to evaluate
         last = ~done & (iterations >= method.max_iter)
-        x, done = jnp.where(last, x + t * d, x), done | last
+        x, f, done = jnp.where(last, x + t * d, x), jnp.where(last, jnp.inf, f), done | last
     state = state._replace(n_iter=n_iter, d=d, al=al, alpha=t, prev_flat_grad=g, prev_loss=call.f)
     search = line_search.start(call.f, slope, g, _largest(d), t)
-    return call._replace(state=state, x=x, iterations=iterations, done=done, search=search)
+    return call._replace(state=state, x=x, f=f, iterations=iterations, done=done, search=search)
 
 
 def _remember(state: LBFGSState, g: jax.Array, first: jax.Array) -> LBFGSState:
@@ -289,8 +299,11 @@ def lbfgs(
     schedule of the calls, or a jax array, which acts at every call. The parameters lie in one vector,
     float32 or as wide as the widest of them.
 
-    optax.lbfgs makes one iteration per update, takes value_fn and remembers 10 pairs. torch's LBFGS makes
-    the same steps, but here a search backs off from values that are not finite.
+    optax's arguments `value=value, grad=grads, value_fn=objective` do as well; what else `update` is given
+    goes to value_fn if it has an argument of that name. With a line search the state holds value and gradient
+    of the last point, for `optax.value_and_grad_from_state`. optax.lbfgs makes one iteration per update and
+    remembers 10 pairs. torch's LBFGS makes the same steps without a line search, other ones with
+    "strong_wolfe": the search here is Paddle's, and it backs off from values that are not finite.
 
     >>> f = jax.value_and_grad(lambda p: (1 - p[0]) ** 2 + 100 * (p[1] - p[0] ** 2) ** 2)
     >>> tx, p = lbfgs(max_iter=100, line_search_fn="strong_wolfe"), jnp.array([-1.2, 1.0])
@@ -311,9 +324,13 @@ class _Lbfgs:
     method: Method
     learning_rate: Any
 
+    @at_params
     def init(self, params: ArrayTree) -> LBFGSState:
-        paths, leaves, _ = flatten(params)
-        return Layout.of(paths, leaves).state(self.method, self.learning_rate)
+        paths, leaves, tree = flatten(params)
+        layout = Layout.of(paths, leaves)
+        grad = tree.unflatten([None if p is None else jnp.zeros_like(p) for p in leaves])
+        last = Evaluated(jnp.array(jnp.inf, layout.wide), grad)
+        return layout.state(self.method, self.learning_rate)._replace(last=last)
 
     def update(
         self,
@@ -323,12 +340,17 @@ class _Lbfgs:
         *,
         value: Any = None,
         value_and_grad: Callable[[Any], tuple[Any, Any]] | None = None,
+        grad: Gradients = None,
+        value_fn: Callable[..., Any] | None = None,
         **extra: Any,
     ) -> tuple[Any, LBFGSState]:
+        if value_and_grad is None and callable(value_fn):
+            value_and_grad, grads = _of_value(value_fn, extra), grads if grad is None else grad
         if params is None or value is None or not callable(value_and_grad):
             raise TypeError(
                 "lbfgs evaluates the objective by itself: update(grads, state, params, value=value, "
-                "value_and_grad=f), where f = jax.value_and_grad(objective) also gave value and grads"
+                "value_and_grad=f), where f = jax.value_and_grad(objective) also gave value and grads; "
+                "or, as in optax, value=value, grad=grads, value_fn=objective"
             )
         paths, leaves, tree = flatten(params)
         layout = Layout.of(paths, leaves)
@@ -346,7 +368,8 @@ class _Lbfgs:
             return absorb(self.method, call, *found)
 
         call = jax.lax.while_loop(lambda call: ~call.done, go_on, begin(state, x))
-        return tree.unflatten(layout.split(call.x - x)), call.state
+        last = Evaluated(call.f, tree.unflatten(layout.split(call.g)))
+        return tree.unflatten(layout.split(call.x - x)), call.state._replace(last=last)
 
     def _called(self, state: Any, layout: Layout) -> LBFGSState:
         """The state with this call counted and its rate in force, or an error if it does not fit."""
@@ -357,3 +380,11 @@ class _Lbfgs:
         rate = rate_in_force("LBFGS", self.learning_rate, state.rate)
         count = next_count(state.rate.count)
         return state._replace(rate=state.rate._replace(count=count, learning_rate=rate))
+
+
+def _of_value(value_fn: Callable[..., Any], extra: dict[str, Any]) -> Callable[[Any], tuple[Any, Any]]:
+    """An objective's value and gradient, with those of the extra arguments that it takes, as in optax."""
+    taken = inspect.signature(value_fn).parameters
+    every = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+    own = {name: x for name, x in extra.items() if every or name in taken}
+    return jax.value_and_grad(partial(value_fn, **own))

@@ -7,13 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .array_types import ArrayTree, Gradients, Numeric
+from .array_types import Numeric
 from .attributes import Adjustable
 from .hyper import DECAY, checked, number_text, scalar, verify
 from .lifting import GradientTransformation
 from .selected_rows import SelectedRows
 from .transform import named, stateless
-from .wrap import check_params
 
 __all__ = ["L1Decay", "L2Decay", "WeightDecayRegularizer"]
 
@@ -50,20 +49,13 @@ class WeightDecayRegularizer(Adjustable):
 
     @functools.cached_property
     def _pair(self) -> GradientTransformation:
-        def decayed(grads: list[Any], params: list[Any]) -> list[Any]:
-            return [g + self.term(p) for g, p in zip(grads, params, strict=True)]
+        pair = stateless(self._decayed, self._dense, reads_params=type(self).__name__)
+        return named(pair, self, self.packs)
 
-        pair = stateless(decayed, lambda path, g: self._dense(g))
+    def _decayed(self, grads: list[Any], params: list[Any], paths: list[str]) -> list[Any]:
+        return [g + self.term(p) for g, p in zip(grads, params, strict=True)]
 
-        def update(
-            grads: Gradients, state: Any, params: ArrayTree | None = None, **extra: Any
-        ) -> tuple[Any, Any]:
-            check_params(type(self).__name__, params)
-            return pair.update(grads, state, params)
-
-        return named(GradientTransformation(pair.init, update), self, self.packs)
-
-    def _dense(self, g: SelectedRows) -> jax.Array:
+    def _dense(self, path: str, g: SelectedRows) -> jax.Array:
         if not self._warned:
             vars(self)["_warned"] = True  # no setting
             warnings.warn(

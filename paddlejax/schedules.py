@@ -6,6 +6,7 @@ number. The file is long because it is the whole table: per schedule its formula
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,8 @@ from .schedule import (
     schedule_family,
     steps,
 )
-from .trees import next_count
+from .trees import at_params, next_count
+from .wrap import check_state
 
 NOT_ZERO = Must(lambda x: is_array(x) or x != 0, "a number above 0", ZeroDivisionError)
 FINITE = real(above=True, open=True, error=ValueError)
@@ -348,8 +350,9 @@ def one_cycle_lr(
         knots 0, pN - 1, N - 1            rates η/f, η, η₁
         knots 0, pN - 1, 2pN - 2, N - 1   rates η/f, η, η/f, η₁   (three_phase)
 
-    Between knots the rate moves along half a cosine or a line. As in Paddle count N, one past the end,
-    extrapolates the last phase; beyond it the class raises and this function stays at `end_learning_rate`.
+    Between knots the rate moves along half a cosine or a line. Count N is one past the end: there, as in
+    Paddle, the cosine goes on; a line stays at η₁, where Paddle's falls below 0. Beyond N the class raises
+    and this function stays at `end_learning_rate`.
     torch gives the last rate as a divisor and cycles momentum too.
 
     >>> [round(one_cycle_lr(1.0, total_steps=10, phase_pct=0.5)(t), 4) for t in (0, 2, 4, 9)]
@@ -365,7 +368,10 @@ def one_cycle_lr(
     rows = [(begin, end - begin or 1.0, low, high) for begin, end, low, high in phases]
     start, length, low, high = m.row(x, knots[1:], rows)
     q = (x - start) / length
-    rate = _half_cosine(m, math.pi * q, low, high) if anneal_strategy == "cos" else (high - low) * q + low
+    if anneal_strategy == "cos":
+        rate = _half_cosine(m, math.pi * q, low, high)
+    else:
+        rate = (high - low) * m.minimum(q, 1.0) + low
     return m.where(x <= n, rate, end_learning_rate)
 
 
@@ -469,9 +475,12 @@ class PlateauState(NamedTuple):
 
 
 class Plateau(NamedTuple):
-    """A pair of pure functions: `init() -> state` and `update(metric, state) -> state`."""
+    """A pair of pure functions: `init() -> state` and `update(metric, state) -> state`.
 
-    init: Callable[[], PlateauState]
+    Beside parameters on a mesh, `init(params)` puts the state there as well.
+    """
+
+    init: Callable[..., PlateauState]
     update: Callable[[Any, PlateauState], PlateauState]
 
 
@@ -558,14 +567,25 @@ def reduce_on_plateau(
     """
     rule = PlateauRule.of(mode, factor, patience, threshold, threshold_mode, cooldown, min_lr, epsilon)
 
-    def init():
-        zero = jnp.zeros((), jnp.int32)
-        rate = jnp.array(learning_rate, jnp.float32)
-        return PlateauState(rate, jnp.zeros((), jnp.float32), zero, zero, zero)
+    it = _Plateau(rule, learning_rate)
+    return Plateau(it.init, it.update)
 
-    def update(metric, state):
+
+@dataclass(frozen=True, eq=False)
+class _Plateau:
+    rule: PlateauRule
+    learning_rate: Any
+
+    def init(self, params: Any = ()) -> PlateauState:
+        return self._start(params)
+
+    @at_params
+    def _start(self, params: Any) -> PlateauState:
+        best, *counts = jnp.zeros((), jnp.float32), *(jnp.zeros((), jnp.int32) for _ in range(3))
+        return PlateauState(jnp.array(self.learning_rate, jnp.float32), best, *counts)
+
+    def update(self, metric: Any, state: PlateauState) -> PlateauState:
+        check_state("reduce_on_plateau", state, PlateauState)
         metric = jnp.reshape(jnp.asarray(metric, state.best.dtype), ())
         *moved, last_epoch = state
-        return PlateauState(*rule.step(metric, last_epoch > 0, *moved), next_count(last_epoch))
-
-    return Plateau(init, update)
+        return PlateauState(*self.rule.step(metric, last_epoch > 0, *moved), next_count(last_epoch))

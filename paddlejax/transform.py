@@ -1,6 +1,7 @@
 """What joins transformations: chain them, apply their updates."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,8 +12,18 @@ from .array_types import ArrayTree, Gradients
 from .hyper import verify
 from .lifting import GradientTransformation
 from .selected_rows import SelectedRows, dense
-from .trees import align, compute_dtype, dtype_of, flatten, gradients, in_dtype, path_name
-from .wrap import PAIR
+from .trees import (
+    align,
+    at_params,
+    compute_dtype,
+    dtype_of,
+    flatten,
+    gradients,
+    in_dtype,
+    is_whole,
+    path_name,
+)
+from .wrap import PAIR, check_params
 
 COMPLEX = (np.complex64, np.complex128)
 
@@ -42,9 +53,17 @@ def identity() -> GradientTransformation:
     >>> updates
     {'w': 1.0}
     """
-    return GradientTransformation(
-        lambda params: (), lambda grads, state, params=None, **extra: (grads, state)
-    )
+    return GradientTransformation(_no_state, _unchanged)
+
+
+def _no_state(params: ArrayTree) -> tuple[()]:
+    return ()
+
+
+def _unchanged(
+    grads: Gradients, state: Any, params: ArrayTree | None = None, **extra: Any
+) -> tuple[Any, Any]:
+    return grads, state
 
 
 def chain(*transformations: Any) -> GradientTransformation:
@@ -62,23 +81,31 @@ def chain(*transformations: Any) -> GradientTransformation:
     for i, t in enumerate(transformations):
         verify(PAIR, f"chain's argument {i}", t)
 
-    def init(params: ArrayTree) -> tuple[Any, ...]:
-        return tuple(t.init(params) for t in transformations)
+    it = _Chain(transformations)
+    return GradientTransformation(it.init, it.update)
+
+
+@dataclass(frozen=True, eq=False)
+class _Chain:
+    transformations: tuple[Any, ...]
+
+    @at_params
+    def init(self, params: ArrayTree) -> tuple[Any, ...]:
+        return tuple(t.init(params) for t in self.transformations)
 
     def update(
-        grads: Gradients, state: Any, params: ArrayTree | None = None, **extra: Any
+        self, grads: Gradients, state: Any, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, tuple[Any, ...]]:
-        if not isinstance(state, tuple) or len(state) != len(transformations):
+        number = len(self.transformations)
+        if not isinstance(state, tuple) or len(state) != number:
             found = f"{len(state)} states" if isinstance(state, tuple) else type(state).__name__
-            raise ValueError(f"chain expects a tuple of {len(transformations)} states, found {found}")
+            raise ValueError(f"chain expects a tuple of {number} states, found {found}")
         states = []
-        for i, (t, s) in enumerate(zip(transformations, state, strict=True)):
+        for i, (t, s) in enumerate(zip(self.transformations, state, strict=True)):
             _check_rows(f"chain's argument {i}", t, grads)
             grads, s = t.update(grads, s, params, **(extra if takes_extra(t) else {}))
             states.append(s)
         return grads, tuple(states)
-
-    return GradientTransformation(init, update)
 
 
 def _check_rows(what: str, t: Any, grads: Any) -> None:
@@ -99,7 +126,7 @@ def takes_extra(t: Any) -> bool:
 def apply_updates(params: ArrayTree, updates: Gradients) -> Any:
     """Parameters plus updates, added in float32 or wider and returned in each parameter's dtype.
 
-    Where the update is None the parameter stays as it is.
+    Where the update is None, or JAX's float0, the parameter stays as it is.
 
     >>> apply_updates({"fixed": 2.0, "w": 1.0}, {"fixed": None, "w": -0.25})
     {'fixed': 2.0, 'w': Array(0.75, dtype=float32)}
@@ -107,7 +134,7 @@ def apply_updates(params: ArrayTree, updates: Gradients) -> Any:
     paths, leaves, tree = flatten(params)
 
     def add(path: Any, p: Any, u: Any) -> Any:
-        if p is None or u is None:
+        if p is None or u is None or getattr(u, "dtype", None) == jax.dtypes.float0:
             return p
         if isinstance(u, SelectedRows) and u.shape == jnp.shape(p):
             return u.added_to(jnp.asarray(p))
@@ -122,29 +149,51 @@ def apply_updates(params: ArrayTree, updates: Gradients) -> Any:
         if dtype_of(u) in COMPLEX:
             found = f"found an update of dtype {dtype_of(u)}, expected a real dtype"
             raise TypeError(f"at {path_name(path)}: {found}")
+        if is_whole(p) and dtype_of(u) == dtype_of(p):  # by_path's zeros for a frozen one
+            return jnp.add(p, u)
         wide = compute_dtype(path, p)
         return in_dtype(jax.lax.add(in_dtype(p, wide), in_dtype(u, wide)), dtype_of(p))
 
     return tree.unflatten(map(add, paths, leaves, align(tree, paths, updates, "updates")))
 
 
-def stateless(
-    change: Callable[[list[jax.Array], list[jax.Array]], list[jax.Array]],
-    rows: Callable[[str, SelectedRows], Any] = lambda path, g: g.merge(),
-) -> GradientTransformation:
-    """A transformation without state from a function of the gradients that exist and their parameters.
+Change = Callable[[list[jax.Array], list[jax.Array], list[str]], list[jax.Array]]
 
-    Both come as lists in float32 or wider; the results go back in the gradients' dtypes. A SelectedRows is
-    first made what `rows` says; if it is one still, its values take part (with themselves as parameters).
+
+def merged(path: str, g: SelectedRows) -> SelectedRows:
+    """A SelectedRows with every row once."""
+    return g.merge()
+
+
+def stateless(
+    change: Change, rows: Callable[[str, SelectedRows], Any] = merged, reads_params: str | None = None
+) -> GradientTransformation:
+    """A transformation without state from a function of the gradients that exist, their parameters and paths.
+
+    Gradients and parameters come as lists in float32 or wider; the results go back in the gradients' dtypes.
+    A SelectedRows is first made what `rows` says; if it is one still, its values take part (with themselves
+    as parameters). `reads_params` names who needs the parameters. What is to be pickled takes no lambdas.
     """
+    it = _Stateless(change, rows, reads_params)
+    return GradientTransformation(_no_state, it.update)
+
+
+@dataclass(frozen=True, eq=False)
+class _Stateless:
+    change: Change
+    rows: Callable[[str, SelectedRows], Any]
+    reads_params: str | None
 
     def update(
-        grads: Gradients, state: Any, params: ArrayTree | None = None, **extra: Any
+        self, grads: Gradients, state: Any, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, Any]:
+        if self.reads_params is not None:
+            check_params(self.reads_params, params)
         paths, leaves, tree = flatten(grads if params is None else params)
+        given = align(tree, paths, grads, "gradients")
         gs = gradients(tree, paths, leaves, grads, rows=True)
         gs = [
-            rows(path_name(path), g) if isinstance(g, SelectedRows) else g
+            self.rows(path_name(path), g) if isinstance(g, SelectedRows) else g
             for path, g in zip(paths, gs, strict=True)
         ]
         here = [i for i, g in enumerate(gs) if g is not None]
@@ -156,10 +205,9 @@ def stateless(
         ]
         asked = zip(here, wide, strict=True)
         pairs = [(jnp.asarray(values[i], dtype), jnp.asarray(beside[i], dtype)) for i, dtype in asked]
-        changed = change([g for g, _ in pairs], [p for _, p in pairs]) if here else []
+        names = [path_name(paths[i]) for i in here]
+        changed = self.change([g for g, _ in pairs], [p for _, p in pairs], names) if here else []
         for i, new in zip(here, changed, strict=True):
             new = new.astype(jnp.result_type(values[i]))
-            gs[i] = g.with_values(new) if isinstance(g := gs[i], SelectedRows) else new
-        return tree.unflatten(gs), state
-
-    return GradientTransformation(lambda params: (), update)
+            given[i] = g.with_values(new) if isinstance(g := gs[i], SelectedRows) else new
+        return tree.unflatten(given), state

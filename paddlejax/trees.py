@@ -2,16 +2,20 @@
 
 import functools
 import re
+from collections.abc import Callable
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import GetAttrKey, keystr, tree_flatten_with_path
 
 from .selected_rows import SelectedRows, is_rows
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def path_name(path: Any) -> str:
@@ -30,6 +34,14 @@ def flatten(params: Any) -> tuple[list[Any], list[Any], Any]:
     """Paths, leaves and structure; a None among the parameters is a leaf that is never touched."""
     pairs, tree = tree_flatten_with_path(params, is_leaf=lambda x: x is None or is_rows(x))
     return [path for path, _ in pairs], [p for _, p in pairs], tree
+
+
+def is_placeholder(params: Any) -> bool:
+    """Whether this is what optax's `tree_map_params` gives to `init` in place of any tree of parameters.
+
+    It has no leaf; `init` finds it again in its state wherever there is a tree like the parameters.
+    """
+    return type(params).__name__ == "_ParamsPlaceholder"
 
 
 def align(tree: Any, paths: list[Any], other: Any, what: str) -> list[Any]:
@@ -55,10 +67,13 @@ def gradients(tree: Any, paths: list[Any], params: list[Any], grads: Any, rows: 
     A SelectedRows is refused unless the caller knows what to do with `rows`.
     """
     gs = align(tree, paths, grads, "gradients")
-    for path, p, g in zip(paths, params, gs, strict=True):
+    for i, (path, p, g) in enumerate(zip(paths, params, gs, strict=True)):
         if g is None:
             continue
-        if p is None or not (hasattr(g, "dtype") or isinstance(g, float | int)):
+        if is_frozen_gradient(g, p):
+            gs[i] = None
+            continue
+        if p is None or not is_array(g):
             expected = "None, as the parameter" if p is None else "an array"
             raise ValueError(
                 f"at {path_name(path)}: found a gradient of type {type(g).__name__}, expected {expected}"
@@ -75,6 +90,12 @@ def gradients(tree: Any, paths: list[Any], params: list[Any], grads: Any, rows: 
     return gs
 
 
+def is_frozen_gradient(g: Any, p: Any) -> bool:
+    """Whether this is what `jax.grad(allow_int=True)` gives for a parameter that is not floating."""
+    nothing = getattr(g, "dtype", None) == jax.dtypes.float0
+    return nothing and p is not None and is_array(p) and _wide(dtype_of(p)) is None
+
+
 def _check_rows(path: str, g: SelectedRows, rows: bool) -> None:
     if not rows:
         raise TypeError(f"at {path}: found a SelectedRows gradient, expected an array such as its to_dense()")
@@ -83,19 +104,43 @@ def _check_rows(path: str, g: SelectedRows, rows: bool) -> None:
         raise TypeError(f"at {path}: {found} (a transformation took them for values?)")
 
 
+def is_array(x: Any) -> bool:
+    """Whether this is an array, traced or not, or a number; a layer of flax has a dtype as well."""
+    if isinstance(x, jax.Array | SelectedRows | int | float | complex):
+        return True
+    dtype = getattr(x, "dtype", None)
+    return hasattr(x, "shape") and isinstance(dtype, np.dtype) and dtype.kind not in "OSUMm"
+
+
+def check_array(path: Any, p: Any) -> Any:
+    """Return the dtype of a parameter; an error that names the leaf if it is no array at all."""
+    if not is_array(p):
+        found = f"found a parameter of type {type(p).__name__}, expected an array"
+        raise TypeError(f"at {path_name(path)}: {found}; {PARTITION}")
+    return dtype_of(p)
+
+
 def compute_dtype(path: Any, p: Any) -> Any:
     """The dtype in which a leaf is updated: float32, or float64 if the parameter is that wide."""
-    if not hasattr(p, "dtype") and not isinstance(p, int | float | complex):
-        raise TypeError(
-            f"at {path_name(path)}: found a parameter of type {type(p).__name__}, expected an array"
-        )
-    wide = _wide(dtype_of(p))
+    dtype = check_array(path, p)
+    wide = _wide(dtype)
     if wide is None:
-        raise TypeError(
-            f"at {path_name(path)}: found a parameter of dtype {jnp.result_type(p)}, "
-            "expected a real floating dtype"
-        )
+        found = f"found a parameter of dtype {dtype}, expected a real floating dtype"
+        raise TypeError(f"at {path_name(path)}: {found}; {instead_of(dtype)}")
     return wide
+
+
+PARTITION = (
+    "train the floating arrays of a model only, as eqx.partition(model, eqx.is_inexact_array) or "
+    "nnx.state(model, nnx.Param) give them"
+)
+
+
+def instead_of(dtype: Any) -> str:
+    """What to do with parameters of a dtype that cannot be trained."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return "optax.contrib.split_real_and_imaginary trains a complex one as two real ones"
+    return f"{PARTITION}, or freeze it with by_path"
 
 
 @functools.cache
@@ -137,18 +182,114 @@ def is_narrow(p: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(p), jnp.floating) and jnp.finfo(jnp.result_type(p)).bits < 32
 
 
-def beside(leaves: list[Any], scalars: Any) -> Any:
-    """Scalars on the devices of a sharded parameter, where an update leaves them: it compiles only once."""
-    for p in leaves:
-        if isinstance(p, jax.Array) and not isinstance(p, Tracer) and isinstance(p.sharding, NamedSharding):
-            return jax.device_put(scalars, NamedSharding(p.sharding.mesh, PartitionSpec()))
-    return scalars
+def is_whole(p: Any) -> bool:
+    """Whether this is an int or a bool, which an optimizer cannot move."""
+    return is_array(p) and any(jnp.issubdtype(dtype_of(p), kind) for kind in (jnp.integer, jnp.bool_))
 
 
-def varying(x: Any, axis_names: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the mesh axes over which x differs; all where JAX keeps no account (check_vma=False)."""
-    tracked = varying_axes(jax.lax.axis_index(axis_names))
-    return tuple(n for n in axis_names if n in varying_axes(x)) if tracked else axis_names
+def moved_dtype(path: Any, p: Any) -> Any:
+    """`compute_dtype` for a wrapper: None for an int, which what is inside refuses or freezes."""
+    return None if p is None or is_whole(p) else compute_dtype(path, p)
+
+
+def beside(leaves: list[Any], state: Any) -> Any:
+    """A state with its arrays on the devices of the parameters, where an update leaves them.
+
+    What lies on a mesh stays there; all else goes whole to every device. Else a step would compile twice, and
+    a state that is restored to where `init` put it would be refused beside the parameters.
+    """
+    home = _home(leaves)
+    arrays, tree = jax.tree.flatten(state)
+    away = [i for i, x in enumerate(arrays) if home is not None and _is_away(x, home)]
+    for i, x in zip(away, jax.device_put([arrays[i] for i in away], home), strict=True):
+        arrays[i] = x
+    return tree.unflatten(arrays) if away else state
+
+
+def _home(leaves: list[Any]) -> Any:
+    """The sharding of what belongs to no single parameter: whole on all devices, or on the only one.
+
+    None where it is left to JAX: the parameters are traced, on no device in particular, or each on its own.
+    """
+    arrays = [p for p in leaves if isinstance(p, jax.Array) and not isinstance(p, Tracer)]
+    for p in arrays:
+        if isinstance(p.sharding, NamedSharding):
+            return NamedSharding(p.sharding.mesh, PartitionSpec())
+    devices = {d for p in arrays for d in p.devices()}
+    return arrays[0].sharding if len(devices) == 1 and all(p.committed for p in arrays) else None
+
+
+def _is_away(x: Any, home: Any) -> bool:
+    if not isinstance(x, jax.Array) or isinstance(x, Tracer):
+        return False
+    if isinstance(home, NamedSharding):
+        return not isinstance(x.sharding, NamedSharding)
+    return not x.committed and len(x.devices()) == 1
+
+
+def mirrored(state: Any, paths: list[Any], leaves: list[Any], shardings: list[Any]) -> Any:
+    """A sharding for each leaf of the state: that of the parameter it mirrors, or replicated.
+
+    A leaf mirrors the parameter whose path its own ends with, if its shape is the parameter's, perhaps behind
+    other dimensions.
+    """
+    pairs = zip(leaves, shardings, strict=True)
+    known = {
+        path: (jnp.shape(p), s) for path, (p, s) in zip(paths, pairs, strict=True) if p is not None and s
+    }
+    mesh = next(iter(known.values()))[1].mesh
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def choose(path: Any, leaf: Any) -> NamedSharding:
+        for i in range(len(path) + 1):  # the longest ending first
+            shape, sharding = known.get(path[i:], (None, whole))
+            if shape is not None:
+                more = jnp.ndim(leaf) - len(shape)
+                if more < 0 or jnp.shape(leaf)[more:] != shape:
+                    return whole
+                return (
+                    NamedSharding(mesh, PartitionSpec(*[None] * more, *sharding.spec)) if more else sharding
+                )
+        return whole
+
+    found, tree = tree_flatten_with_path(state)
+    return tree.unflatten([choose(path, leaf) for path, leaf in found])
+
+
+def at_params(init: F) -> F:
+    """The `init` of a transformation, whose state lies where the parameters lie: see `beside`.
+
+    For parameters that are `jax.ShapeDtypeStruct`s the state is made of such as well, and nothing is
+    allocated; where they have shardings on a mesh, so does the state: see `mirrored`.
+    """
+
+    @functools.wraps(init)
+    def begin(self: Any, params: Any) -> Any:
+        leaves = jax.tree.leaves(params)
+        abstract = [i for i, p in enumerate(leaves) if isinstance(p, jax.ShapeDtypeStruct)]
+        if not abstract:
+            return beside(leaves, init(self, params))
+        tree = jax.tree.structure(params)
+
+        def made(structs: list[Any]) -> Any:
+            filled = [*leaves]
+            for i, p in zip(abstract, structs, strict=True):
+                filled[i] = p
+            return init(self, tree.unflatten(filled))
+
+        state = jax.eval_shape(made, [leaves[i] for i in abstract])
+        paths, leaves, tree = flatten(params)
+        shardings = [getattr(p, "sharding", None) for p in leaves]
+        shardings = [s if isinstance(s, NamedSharding) else None for s in shardings]
+        if not any(shardings):
+            return state
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            state,
+            mirrored(state, paths, leaves, shardings),
+        )
+
+    return cast(F, begin)
 
 
 def varying_axes(x: Any) -> set[str]:

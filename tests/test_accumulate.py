@@ -118,6 +118,48 @@ def test_bfloat16_gradients_are_summed_in_float32():
     assert update._cache_size() == 1
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("avg", [True, False])
+def test_the_last_unfull_window_is_flushed(avg, compiled):
+    """With the last gradient, or after it with none; the inner state counts the steps that were taken."""
+    p = {"a": jnp.ones(2), "w": jnp.zeros(3)}
+    tx = paddle.chain(paddle.accumulate_gradients(paddle.momentum(0.5, 0.9), 4, avg=avg))
+    update = jax.jit(tx.update) if compiled else tx.update
+    grads = [jax.tree.map(lambda x, i=i: jnp.full_like(x, i + 1.0), p) for i in range(7)]
+    none = jax.tree.map(lambda _: None, p)
+
+    def run(calls):
+        state = tx.init(p)
+        for g, extra in calls:
+            updates, state = update(g, state, p, **extra)
+        return updates, state[0]
+
+    with_last = run([(g, {}) for g in grads[:-1]] + [(grads[-1], {"flush": True})])
+    traced = run([(g, {"flush": jnp.array(i == 6)}) for i, g in enumerate(grads)])
+    after = run([(g, {}) for g in grads] + [(none, {"flush": True})])
+    inner = paddle.momentum(0.5, 0.9)
+    state = inner.init(p)
+    for some in (grads[:4], grads[4:]):
+        mean = jax.tree.map(lambda *x: sum(x) / (len(x) if avg else 1), *some)
+        want, state = inner.update(mean, state, p)
+    for updates, found in (with_last, traced, after):
+        chex.assert_trees_all_close((updates, found.inner), (want, state), rtol=1e-6)
+        assert int(found.count) == 0 and not any(np.any(x) for x in jax.tree.leaves(found.gradients))
+
+
+def test_a_flush_of_nothing_moves_nothing():
+    p = {"a": jnp.ones(2), "w": jnp.zeros(3)}
+    tx = paddle.accumulate_gradients(paddle.adam(0.1), 3)
+    updates, state = tx.update(jax.tree.map(lambda _: None, p), tx.init(p), p, flush=True)
+    chex.assert_trees_all_equal(state, tx.init(p))
+    chex.assert_trees_all_equal(paddle.apply_updates(p, updates), p)
+    _, state = tx.update(p, state, p)
+    for flush in (jnp.array(False), jnp.array(True)):  # what may flush counts no call without a gradient
+        assert int(state.count) == 1
+        updates, state = tx.update(jax.tree.map(lambda _: None, p), state, p, flush=flush)
+    assert int(state.count) == 0 and int(state.inner.count) == 1 and np.all(updates["a"])
+
+
 def test_leaves_without_gradients():
     p = {"a": jnp.ones(2), "none": None, "w": jnp.ones(2)}
     tx = paddle.accumulate_gradients(paddle.momentum(0.5, 0.9), 2)

@@ -13,6 +13,7 @@ import pytest
 from cases import each_rule_once
 from flax import nnx
 from flax.training.train_state import TrainState
+from transformations import RULES, TRANSFORMATIONS, objective
 
 import paddlejax as paddle
 from paddlejax.interop import as_optax
@@ -236,6 +237,103 @@ def test_a_number_lives_in_the_state_and_an_array_acts():
     close(updates, jnp.full(2, -0.25))
 
 
+# ------------------------------------------------------------------ optax's utilities and contributions
+
+
+FLAT = {"w": PARAMS["body"]["w"], "b": jnp.ones(2)}
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_tree_get_and_tree_set_reach_the_rate(name):
+    """Where one rule is in a state, its rate is the one entry of that name."""
+    tx = optax.chain(TRANSFORMATIONS[name]())
+    state = tx.init(FLAT)
+    found = optax.tree_utils.tree_get_all_with_path(state, "learning_rate")
+    is_rule = lambda s: isinstance(s, paddle.RuleState)  # noqa: E731
+    rules = list(filter(is_rule, jax.tree.leaves(state, is_leaf=is_rule)))
+    assert len(found) == len(rules)
+    if len(rules) == 1:
+        assert optax.tree_utils.tree_get(state, "learning_rate") == paddle.get_learning_rate(state)
+    if rules:
+        new = optax.tree_utils.tree_set(state, learning_rate=jnp.float32(0.25))
+        chex.assert_trees_all_equal_structs(new, state)
+        assert float(paddle.get_learning_rate(new)) == 0.25
+
+
+def test_tree_get_finds_accumulators_and_counts():
+    tx = optax.chain(optax.clip(1.0), paddle.lookahead(paddle.adam(0.1), k=2))
+    _, state = train(tx)
+    get = optax.tree_utils.tree_get
+    chex.assert_trees_all_equal(get(state, "moment1"), state[1].inner.slots["moment1"])
+    chex.assert_trees_all_equal(get(state, "slow"), state[1].slow)
+    assert float(get(state, "beta1_pow_acc")) == pytest.approx(0.9**5)
+    inner = get(state, "count", filtering=lambda path, _: "RuleState" in str(path))
+    assert int(inner) == 4
+
+
+@each_rule_once
+def test_in_named_chain(case):
+    alone, own = train(case.make())
+    found, state = train(optax.named_chain(("scale", optax.scale(1.0)), ("rule", case.make())))
+    chex.assert_trees_all_equal((found, state["rule"]), (alone, own))
+
+
+@each_rule_once
+def test_in_conditionally_mask(case):
+    """A step that the condition leaves out might never have come."""
+    masked = optax.transforms.conditionally_mask(case.make(), lambda step: step % 2 == 0)
+    state, p = masked.init(PARAMS), PARAMS
+    tx = case.make()
+    own = tx.init(PARAMS)
+    with jax.numpy_dtype_promotion("standard"):
+        for i, g in enumerate(GRADS):
+            updates, state = masked.update(g, state, p)
+            still = jax.tree.map(jnp.zeros_like, g)
+            want, own = tx.update(g, own, p) if i % 2 == 0 else (still, own)
+            close(updates, want)
+            p = optax.apply_updates(p, updates)
+    close(state.inner_state, own)
+
+
+CONTRIBUTED = {
+    "schedule_free": lambda tx: optax.contrib.schedule_free(tx, 0.05, b1=0.9),
+    "mechanize": lambda tx: optax.contrib.mechanize(tx, weight_decay=0.0),
+    "sam": lambda tx: optax.contrib.sam(tx, optax.sgd(0.01), sync_period=2),
+    "reduce_on_plateau": lambda tx: optax.chain(tx, optax.contrib.reduce_on_plateau(patience=50)),
+}
+TWINS = {  # the same optimizer by optax
+    "sgd": (lambda: paddle.sgd(0.05), lambda: optax.sgd(0.05)),
+    "momentum": (lambda: paddle.momentum(0.05, 0.9), lambda: optax.sgd(0.05, 0.9)),
+    "rmsprop": (
+        lambda: paddle.rmsprop(0.05, rho=0.9, epsilon=1e-4),
+        lambda: optax.rmsprop(0.05, 0.9, 1e-4, eps_in_sqrt=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", TWINS)
+@pytest.mark.parametrize("name", CONTRIBUTED)
+def test_contributed_wrappers_do_with_ours_what_they_do_with_optaxs(name, rule):
+    wrap, (ours, theirs) = CONTRIBUTED[name], TWINS[rule]
+
+    def run(tx):
+        tx = optax.with_extra_args_support(wrap(tx))
+        p, state = PARAMS, tx.init(PARAMS)
+
+        @jax.jit
+        def step(p, state):
+            value, grads = jax.value_and_grad(lambda p: objective(p))(p)
+            updates, state = tx.update(grads, state, p, **({} if name == "sam" else {"value": value}))
+            return optax.apply_updates(p, updates), state
+
+        for _ in range(6):
+            p, state = step(p, state)
+        return p
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        chex.assert_trees_all_close(run(ours()), run(theirs()), rtol=1e-5, atol=1e-6)
+
+
 # ------------------------------------------------------------------------------ optax inside ours
 
 
@@ -451,6 +549,31 @@ def test_nnx_optimizer(name):
             params = paddle.apply_updates(params, updates)
         assert int(optimizer.step[...]) == 4
         close(nnx.to_pure_dict(nnx.state(model, nnx.Param)), params)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_nnx_optimizer_with_every_rule(name):
+    """As the plain loop, without recompilation."""
+    with as_flax_wants_it():
+        model, tx = Regression(nnx.Rngs(0)), RULES[name]()
+        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        grads = jax.tree.map(lambda p: 0.5 * p + 0.1, params)
+        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+        @nnx.jit
+        @chex.assert_max_traces(n=1)
+        def step(model, optimizer, grads):
+            given = nnx.state(model, nnx.Param)
+            nnx.replace_by_pure_dict(given, grads)
+            optimizer.update(model, given)
+
+        state, update = tx.init(params), jax.jit(tx.update)
+        for _ in range(3):
+            step(model, optimizer, grads)
+            updates, state = update(grads, state, params)
+            params = paddle.apply_updates(params, updates)
+        if name != "dpsgd":  # whose noise depends on the paths, and those of nnx end with value
+            close(nnx.to_pure_dict(nnx.state(model, nnx.Param)), params)
 
 
 @pytest.mark.parametrize("name", MAKE)

@@ -21,7 +21,7 @@ LAYERS = [
     {"norms", "step", "rates"},
     {"schedules", "lifting", "sparse", "packing"},
     {"rules", "transform"},
-    {"average", "clip", "quasi_newton", "loss_scaling", "regularizer"},
+    {"average", "clip", "leaves", "quasi_newton", "loss_scaling", "regularizer"},
     {"accumulate", "info", "paths", "master"},
     {"optimizer"},
     {"casting", "checkpoint", "distributed", "interop", "cpu_fusion"},

@@ -583,6 +583,49 @@ def test_steps_that_cannot_be_taken_say_why():
         opt.step(lambda: np.ones(2))
 
 
+@pytest.mark.parametrize("line_search_fn", [None, "strong_wolfe"])
+def test_optaxs_arguments_do_as_well(line_search_fn):
+    """value, grad and value_fn, which may take more arguments of `update`; `grad` counts, not the update."""
+    tx = paddle.lbfgs(max_iter=4, line_search_fn=line_search_fn)
+    p, to = jnp.array([-1.2, 1.0]), jnp.array([0.5, 2.0])
+
+    def away(p, to, power=2):
+        return jnp.sum((p - to) ** power)
+
+    f = jax.value_and_grad(lambda p: away(p, to, 4))
+    value, grad = f(p)
+    want = tx.update(grad, tx.init(p), p, value=value, value_and_grad=f)
+    extra = {"value": value, "grad": grad, "value_fn": away, "to": to, "power": 4, "unknown": 3}
+    chex.assert_trees_all_close(tx.update(grad, tx.init(p), p, **extra), want, rtol=1e-6)
+    chained = paddle.chain(paddle.clip_by_value(1e-3), tx)
+    chex.assert_trees_all_close(chained.update(grad, chained.init(p), p, **extra)[0], want[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("line_search_fn", [None, "strong_wolfe"])
+def test_the_loop_of_optaxs_page(line_search_fn):
+    f, evaluations = lambda p: jnp.sum((p["a"] - 3.0) ** 4) + jnp.sum(p["b"] ** 2), []
+    tx = optax.chain(paddle.as_optax(paddle.lbfgs(max_iter=5, line_search_fn=line_search_fn)))
+    value_and_grad = optax.value_and_grad_from_state(f)
+
+    @jax.jit
+    def step(p, state):
+        value, grad = value_and_grad(p, state=state)
+        updates, state = tx.update(grad, state, p, value=value, grad=grad, value_fn=f)
+        return optax.apply_updates(p, updates), state, value
+
+    p = {"a": jnp.zeros(2), "b": jnp.ones(1)}
+    state = tx.init(p)
+    for _ in range(20):
+        p, state, value = step(p, state)
+        evaluations.append(float(value))
+        known = float(optax.tree_utils.tree_get(state, "value"))
+        np.testing.assert_allclose(known, f(p) if np.isfinite(known) else known, rtol=1e-5, atol=1e-12)
+    assert np.isfinite(known) or line_search_fn is None
+    assert evaluations[-1] < 1e-6 and step._cache_size() == 1
+    chex.assert_trees_all_equal_structs(optax.tree_utils.tree_get(state, "grad"), p)
+    assert int(optax.tree_utils.tree_get(state, "count")) == 20
+
+
 def test_updates_that_cannot_be_made_say_why():
     tx, f = paddle.lbfgs(), jax.value_and_grad(lambda x: x @ x)
     extra = {"value": jnp.array(2.0), "value_and_grad": f}

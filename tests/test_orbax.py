@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 from bits import bits
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
+from transformations import AVERAGES, TABLE, WRAPPERS, step
 
 import paddlejax as pj
 
@@ -100,3 +101,40 @@ def test_one_slot_alone_is_restored(tmp_path):
         restore = ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
         back = checkpointer.restore(tmp_path / "c", args=restore)
     same(back["state"][1], {"slots": {"moment1": state[1].slots["moment1"]}})
+
+
+# ------------------------------------------------------ every wrapper, on as many devices as there are
+
+
+def placed(devices, tree):
+    """The tree over so many devices, cut where a first dimension is 8."""
+    mesh = jax.make_mesh((devices,), ("x",), (AxisType.Auto,), devices=jax.devices()[:devices])
+    return jax.tree.map(
+        lambda x: jax.device_put(
+            x, NamedSharding(mesh, PartitionSpec("x") if x.shape[:1] == (8,) else PartitionSpec())
+        ),
+        tree,
+    )
+
+
+@pytest.mark.parametrize("name", [*WRAPPERS.keys() - {"zero1"}, "lbfgs", *AVERAGES, "with_info_lamb"])
+def test_every_state_is_restored_on_fewer_and_on_more_devices(name, tmp_path):
+    """Saved from 4 devices, restored into a fresh state on 8, 4 and 1, it goes on."""
+    tx, params = TABLE[name](), {"w": jnp.arange(16.0).reshape(8, 2) / 10, "b": jnp.ones(8)}
+    here = placed(4, params)
+    run = jax.jit(lambda p, s: step(tx, p, s))
+    p, state = run(here, tx.init(here))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "c", {"params": p, "state": state})
+    want = run(p, state)
+    for devices in (8, 4, 1):
+        fresh = placed(devices, params)
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fresh)
+        for target in (tx.init(fresh), tx.init(abstract)):
+            with ocp.StandardCheckpointer() as checkpointer:
+                back = checkpointer.restore(tmp_path / "c", {"params": fresh, "state": target})
+            same(back, {"params": p, "state": state})
+            where = jax.tree.map(lambda x: x.sharding, target)
+            assert jax.tree.map(lambda x: x.sharding, back["state"]) == where
+            found = run(back["params"], back["state"])
+            chex.assert_trees_all_close(jax.device_get(found), jax.device_get(want), rtol=1e-6, atol=1e-7)

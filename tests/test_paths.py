@@ -10,7 +10,7 @@ import pytest
 from refusals import BOTH, TWO, P, refuse, row, rows
 
 import paddlejax as pj
-from paddlejax.paths import PathState, per_leaf
+from paddlejax.leaves import PathState, per_leaf
 
 PARAMS = {"body": {"w": jnp.array([[3.0, 4.0]]), "b": jnp.array([1.0])}, "head": {"w": jnp.array([2.0])}}
 GRADS = jax.tree.map(lambda p: p * 0.5, PARAMS)

@@ -284,6 +284,14 @@ def test_one_cycle_raises_past_its_end_and_the_function_stays_at_the_last_rate()
     with pytest.raises(ValueError, match="epoch: found 5, expected at most total_steps, 4"):
         scheduler.step()
     assert S.one_cycle_lr(1.0, 4, phase_pct=0.5)(5) == 0.0001
+    for three in (False, True):
+        line = S.one_cycle_lr(1.0, 4, anneal_strategy="linear", three_phase=three)
+        assert [line(t) for t in (3, 4, 5)] == pytest.approx([0.0001] * 3)
+        assert float(line(jnp.int32(4))) == pytest.approx(0.0001, abs=1e-7)
+        scheduler = lr.OneCycleLR(1.0, 4, anneal_strategy="linear", three_phase=three)
+        for _ in range(4):
+            scheduler.step()
+        assert scheduler.get_lr() == pytest.approx(0.0001)  # Paddle's: below 0
     whole = S.one_cycle_lr(1.0, 4, phase_pct=1.0)
     assert whole(4) == pytest.approx(0.0001)
     assert float(whole(jnp.int32(4))) == pytest.approx(0.0001)

@@ -102,13 +102,17 @@ def test_state_lies_beside_the_parameters(name, kind):
 # ----------------------------------------------------------------------------------------- norms of the whole
 
 NORMS = {
-    "lamb": lambda axis: paddle.lamb(0.1, axis_name=axis),
-    "lars_momentum": lambda axis: paddle.lars_momentum(0.1, 0.9, lars_coeff=0.1, axis_name=axis),
-    "clip_by_norm": lambda axis: paddle.chain(paddle.clip_by_norm(0.5, axis_name=axis), paddle.sgd(0.1)),
-    "clip_by_global_norm": lambda axis: paddle.chain(
-        paddle.clip_by_global_norm(0.5, axis_name=axis), paddle.sgd(0.1)
+    "lamb": lambda axis, **cut: paddle.lamb(0.1, axis_name=axis, **cut),
+    "lars_momentum": lambda axis, **cut: paddle.lars_momentum(
+        0.1, 0.9, lars_coeff=0.1, axis_name=axis, **cut
     ),
-    "dpsgd": lambda axis: paddle.dpsgd(0.1, sigma=0.0, key=jax.random.key(0), axis_name=axis),
+    "clip_by_norm": lambda axis, **cut: paddle.chain(
+        paddle.clip_by_norm(0.5, axis_name=axis, **cut), paddle.sgd(0.1)
+    ),
+    "clip_by_global_norm": lambda axis, **cut: paddle.chain(
+        paddle.clip_by_global_norm(0.5, axis_name=axis, **cut), paddle.sgd(0.1)
+    ),
+    "dpsgd": lambda axis, **cut: paddle.dpsgd(0.1, sigma=0.0, key=jax.random.key(0), axis_name=axis, **cut),
 }
 
 
@@ -134,6 +138,77 @@ def test_norms_are_those_of_the_whole_tensors(name, kind):
             mapped(None)
     else:
         assert worst(mapped(None), expected) > 1e-3
+
+
+def untracked(tx, names=("model",)):
+    """`update` under shard_map with check_vma=False, where JAX does not know that "b" is whole everywhere."""
+    specs = {"b": P(), "w": P(None, *names)}
+    mesh = mesh_of(AxisType.Auto, model=8) if len(names) == 1 else mesh_of(AxisType.Auto, data=2, model=4)
+    shardings = on(mesh, specs)
+    place = lambda values: {k: jax.device_put(values[k], s) for k, s in shardings.items()}  # noqa: E731
+    states = jax.tree.map(lambda s: s.spec, state_shardings(tx, place(tree(0))))
+    one = jax.shard_map(
+        tx.update, mesh=mesh, in_specs=(specs, states, specs), out_specs=(specs, states), check_vma=False
+    )
+    return train(paddle.GradientTransformation(tx.init, one), place, 3)
+
+
+SAID = {
+    "function": lambda path: path == "w",
+    "names": lambda path: "model" if path == "w" else False,
+    "tuple": lambda path: ("model",) if path == "w" else (),
+}
+
+
+@pytest.mark.parametrize("said", SAID)
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_without_an_account_of_what_is_cut(name, said):
+    expected, _ = train(NORMS[name](None), lambda values: {k: values[k] for k in ("b", "w")}, 3)
+    assert worst(untracked(NORMS[name]("model", sharded=SAID[said]))[0], expected) < 1e-6
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_that_would_count_a_tensor_twice_are_refused(name):
+    with pytest.raises(ValueError, match="axis_name 'model': found no account .*check_vma=False.* sharded="):
+        untracked(NORMS[name]("model"))
+
+
+def test_what_is_said_of_a_cut_may_be_wrong():
+    with pytest.raises(ValueError, match="sharded: found the axis 'data', expected one of axis_name"):
+        untracked(NORMS["lamb"]("model", sharded=lambda path: "data"))
+    for make in (NORMS["lamb"], NORMS["clip_by_norm"], NORMS["clip_by_global_norm"]):
+        with pytest.raises(TypeError, match="sharded: found 'w', expected True, False or a function"):
+            make("model", sharded="w")
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_the_info_of_cut_tensors_is_that_of_the_whole(tracked):
+    clip = {"axis_name": "model", "sharded": None if tracked else SAID["function"]}
+    tx = paddle.with_info(paddle.sgd(0.1), grad_clip=paddle.clip_by_global_norm(0.5, **clip), **clip)
+    values = {k: tree(0)[k] for k in ("b", "w")}
+    plain = paddle.with_info(paddle.sgd(0.1), grad_clip=paddle.clip_by_global_norm(0.5))
+    want = plain.update(values, plain.init(values), values)[1].info
+    specs = {"b": P(), "w": P(None, "model")}
+    run = jax.shard_map(
+        lambda p: tx.update(p, tx.init(p), p)[1].info,
+        mesh=mesh_of(AxisType.Auto, model=8),
+        in_specs=(specs,),
+        out_specs=P(),
+        check_vma=tracked,
+    )
+    chex.assert_trees_all_close(run(values), want, rtol=1e-6)
+
+
+def test_a_whole_tensor_draws_the_same_noise_on_every_device():
+    """With one number per element, a tensor that is cut draws other numbers on every device."""
+    tx = paddle.dpsgd(
+        0.1, sigma=1.0, per_element=True, key=jax.random.key(0), axis_name="model", sharded=SAID["function"]
+    )
+    params, _ = untracked(tx)
+    copies = [np.asarray(s.data) for s in params["b"].addressable_shards]
+    assert all(np.array_equal(c, copies[0]) for c in copies)
+    moved = np.asarray(params["w"])
+    assert not np.allclose(moved[:, :3] - tree(0)["w"][:, :3], moved[:, 3:6] - tree(0)["w"][:, 3:6])
 
 
 # ----------------------------------------------------------------------------------------------------- ZeRO-1

@@ -3,6 +3,7 @@
 import functools
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,12 +13,12 @@ from jax import lax
 from ..array_types import ArrayTree, Gradients, LearningRate, Numeric
 from ..clip import clip_by_norm
 from ..hyper import checked, require
+from ..leaves import LeafOptions, per_leaf
 from ..lifting import GradientTransformation, lift
-from ..paths import LeafOptions, per_leaf
 from ..rates import RuleState, rate_in_force
 from ..regularizer import as_regularizer
 from ..transform import named
-from ..trees import align, flatten, gradients, next_count, path_name
+from ..trees import align, at_params, flatten, gradients, is_placeholder, next_count, path_name
 from ..wrap import check_params, check_state
 from .compression import DGCMomentum, U, V, levels
 from .dgc_arguments import FUNCTION
@@ -89,8 +90,8 @@ def dgc_momentum(
         axis_name=axis_name,
         exchange=exchange,
         min_numel=min_numel,
-        options=lambda path: common,
-        clips=lambda path: True,
+        options=_Always(common),
+        clips=_Always(True),
     )
 
 
@@ -112,16 +113,44 @@ def compressed_momentum(
 
     Compressed tensors are clipped by local_grad_clip_norm instead, those for which `clips` says so.
     """
-    clip = _local_clip(local_grad_clip_norm, num_trainers)
-
-    def local(path: str) -> LeafOptions:
-        return options(path)._replace(grad_clip=clip if clips(path) else None)
-
+    local = _Local(options, clips, _local_clip(local_grad_clip_norm, num_trainers))
     it = _DGC(learning_rate, rule, levels, num_trainers, axis_name, exchange, min_numel, options, local)
     if num_trainers == 1 and warns:
         text = "dgc_momentum: found one worker (num_trainers=1), so nothing is compressed: this is momentum"
         warnings.warn(text, stacklevel=3)
     return named(GradientTransformation(it.init, it.update), repr(it))
+
+
+@dataclass(frozen=True, eq=False)
+class _Always:
+    """A function of anything; a lambda could not be pickled."""
+
+    value: Any
+
+    def __call__(self, path: str) -> Any:
+        return self.value
+
+
+@dataclass(frozen=True, eq=False)
+class ByPosition:
+    """A function of a path that is a position in a list."""
+
+    entries: Sequence[Any]
+
+    def __call__(self, path: str) -> Any:
+        return self.entries[int(path)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Local:
+    """The options of what is compressed: with the local clip, or with none."""
+
+    options: Callable[[str], LeafOptions]
+    clips: Callable[[str], bool]
+    clip: Any
+
+    def __call__(self, path: str) -> LeafOptions:
+        return self.options(path)._replace(grad_clip=self.clip if self.clips(path) else None)
 
 
 def _local_clip(local_grad_clip_norm: Any, workers: int) -> Any:
@@ -146,19 +175,33 @@ class _DGC:
         options: Callable[[str], LeafOptions],
         local: Callable[[str], LeafOptions],
     ):
-        self.momentum = lift(rule, learning_rate, lambda path: (path, options(path).learning_rate))
         self.levels = levels(*warm_up)
         self.workers, self.axis_name, self.min_numel, self.options = workers, axis_name, min_numel, options
+        self.local = local
+        self.momentum = lift(rule, learning_rate, self._leaf)
         self.exchange = Exchange(axis_name, workers, rule.momentum, rule.use_nesterov, how)
         # Clip and decay of what is not compressed, and of what is: before the warm-up, and from then on.
-        self.ordinary = per_leaf(lambda path: options(path)._replace(rule=None))
-        self.unclipped = per_leaf(lambda path: options(path)._replace(rule=None, grad_clip=None))
-        self.clipped = per_leaf(lambda path: local(path)._replace(rule=None))
+        self.ordinary = per_leaf(self._ordinary)
+        self.unclipped = per_leaf(self._unclipped)
+        self.clipped = per_leaf(self._clipped)
+
+    def _leaf(self, path: str) -> tuple[str, float]:
+        return path, self.options(path).learning_rate
+
+    def _ordinary(self, path: str) -> LeafOptions:
+        return self.options(path)._replace(rule=None)
+
+    def _unclipped(self, path: str) -> LeafOptions:
+        return self.options(path)._replace(rule=None, grad_clip=None)
+
+    def _clipped(self, path: str) -> LeafOptions:
+        return self.local(path)._replace(rule=None)
 
     def __repr__(self) -> str:
         stages = ", ".join(f"{level.sparsity:g} from step {level.start}" for level in self.levels)
         return f"dgc_momentum({self.workers} workers on {self.axis_name!r}, sparsity {stages})"
 
+    @at_params
     def init(self, params: ArrayTree) -> RuleState:
         """Return the state: momentum's, with U and V per worker for parameters that are compressed."""
         state = self.momentum.init(params)
@@ -168,6 +211,10 @@ class _DGC:
         for i, p in enumerate(leaves):
             if p is not None and self._is_compressed(p):
                 us[i], vs[i] = (jnp.zeros((self.workers, *jnp.shape(p)), jnp.float32) for _ in (U, V))
+        if (
+            is_placeholder(params) and self.workers > 1
+        ):  # the slots of what is compressed are not shaped like it
+            return state._replace(slots={name: jnp.zeros(()) for name in (U, V)})
         return state._replace(slots={U: tree.unflatten(us), V: tree.unflatten(vs)})
 
     def _is_compressed(self, p: Any) -> bool:

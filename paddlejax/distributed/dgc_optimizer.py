@@ -34,7 +34,7 @@ from .data_parallel import (
     state_on_mesh,
     state_specs,
 )
-from .dgc import MIN_NUMEL, compressed_momentum
+from .dgc import MIN_NUMEL, ByPosition, compressed_momentum
 from .dgc_arguments import OBJECT, check_for_workers, check_is_loss
 from .dgc_parts import COUNTER, Arrays, Compressed, Program, Residual
 
@@ -126,8 +126,8 @@ class DGCMomentumOptimizer(Optimizer):
             axis_name=self.axis_name,
             exchange="auto",
             min_numel=MIN_NUMEL,
-            options=lambda path: plan.options[int(path)],
-            clips=lambda path: clipped[int(path)],
+            options=ByPosition(plan.options),
+            clips=ByPosition(clipped),
             warns=warns,
         )
         self._compiled_step = jax.jit(self._step, static_argnums=0, donate_argnums=(1, 2))

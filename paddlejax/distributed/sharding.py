@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jax.tree_util import tree_flatten_with_path
 
 from ..array_types import ArrayTree, Gradients
 from ..hyper import ArgumentError, Must, checked
 from ..lifting import GradientTransformation
 from ..transform import chain
-from ..trees import align, flatten, path_name
+from ..trees import align, flatten, mirrored, path_name
 from ..wrap import PAIR, check_params
 from .data_parallel import MESH
 
@@ -62,7 +61,7 @@ def state_shardings(tx: Any, params: ArrayTree, param_shardings: Any = None) -> 
     if len(meshes) > 1:
         where = " and ".join(meshes.values())
         raise ArgumentError(f"state_shardings: found different meshes at {where}, expected one")
-    return _beside(jax.eval_shape(tx.init, params), paths, leaves, shardings)
+    return _mirrored(jax.eval_shape(tx.init, params), paths, leaves, shardings)
 
 
 @checked(**SPREAD)
@@ -123,8 +122,12 @@ def zero1(tx: Any, mesh: Mesh, axis: str, param_shardings: Any = None) -> Gradie
 
     def init(params: ArrayTree) -> Any:
         tree, paths, leaves, _, parts = placed(params)
+        if any(isinstance(p, jax.ShapeDtypeStruct) for p in leaves):
+            state = jax.eval_shape(init, params)
+            there = _mirrored(state, paths, leaves, parts)
+            return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, there)
         (state,) = inner.init(tree.unflatten(map(_move, leaves, parts)))
-        return jax.tree.map(_move, state, _beside(state, paths, leaves, parts))
+        return jax.tree.map(_move, state, _mirrored(state, paths, leaves, parts))
 
     def update(
         grads: Gradients, state: Any, params: ArrayTree | None = None, **extra: Any
@@ -132,11 +135,11 @@ def zero1(tx: Any, mesh: Mesh, axis: str, param_shardings: Any = None) -> Gradie
         check_params("zero1", params)
         tree, paths, leaves, own, parts = placed(params)
         gs = align(tree, paths, grads, "gradients")
-        state = jax.tree.map(_move, state, _beside(state, paths, leaves, parts))
+        state = jax.tree.map(_move, state, _mirrored(state, paths, leaves, parts))
         there = tree.unflatten(map(_move, leaves, parts))
         updates, (state,) = inner.update(tree.unflatten(map(_move, gs, parts)), (state,), there, **extra)
         us = align(tree, paths, updates, "updates")
-        state = jax.tree.map(_move, state, _beside(state, paths, leaves, parts))
+        state = jax.tree.map(_move, state, _mirrored(state, paths, leaves, parts))
         return tree.unflatten(map(_move, us, own)), state
 
     return GradientTransformation(init, update)
@@ -186,32 +189,11 @@ def _spread(mesh: Mesh, axis: str, leaves: list[Any], shardings: list[Any]) -> l
     return parts
 
 
-def _beside(state: Any, paths: list[Any], leaves: list[Any], shardings: list[Any]) -> Any:
-    """A sharding for each leaf of the state: that of the parameter it mirrors, or replicated."""
-    known = {
-        path: (jnp.shape(p), sharding)
-        for path, p, sharding in zip(paths, leaves, shardings, strict=True)
-        if p is not None
-    }
-    if not known:
+def _mirrored(state: Any, paths: list[Any], leaves: list[Any], shardings: list[Any]) -> Any:
+    """A sharding for each leaf of the state; there must be a parameter, which names the mesh."""
+    if all(p is None for p in leaves):
         raise ArgumentError("found no parameter, expected at least one, which names the mesh")
-    mesh = next(iter(known.values()))[1].mesh
-    whole = NamedSharding(mesh, PartitionSpec())
-
-    def choose(path: Any, leaf: Any) -> NamedSharding:
-        for i in range(len(path) + 1):  # the longest ending first
-            shape, sharding = known.get(path[i:], (None, whole))
-            if shape is not None:
-                more = jnp.ndim(leaf) - len(shape)
-                if more < 0 or jnp.shape(leaf)[more:] != shape:
-                    return whole
-                return (
-                    NamedSharding(mesh, PartitionSpec(*[None] * more, *sharding.spec)) if more else sharding
-                )
-        return whole
-
-    pairs, tree = tree_flatten_with_path(state)
-    return tree.unflatten([choose(path, leaf) for path, leaf in pairs])
+    return mirrored(state, paths, leaves, shardings)
 
 
 def _move(x: Any, sharding: NamedSharding) -> Any:

@@ -7,8 +7,9 @@ import jax
 
 from ..clip import ClipGradBase
 from ..hyper import DECAY, FACTOR, NAME, Must, instance, require, verify
+from ..leaves import LeafOptions
 from ..lifting import Lifted
-from ..paths import LeafOptions, with_hyperparameters
+from ..paths import with_hyperparameters
 from ..regularizer import WeightDecayRegularizer, as_regularizer
 from ..trees import compute_dtype
 from .parameter import Parameter

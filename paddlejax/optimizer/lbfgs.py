@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..hyper import Must, checked
-from ..paths import LeafOptions
+from ..leaves import LeafOptions
 from ..quasi_newton import METHOD, Call, Layout, LBFGSState, Method, absorb, begin, proposed
 from ..tracing import check_outside
 from ..trees import next_count

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 
+from ..leaves import LeafOptions
 from ..lifting import Rule
 from ..packing import Layout
-from ..paths import LeafOptions
 from ..step import likeness
 from .group import Blocks, StepGroup
 from .parameter import Parameter

@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..info import Info, InfoState, with_info
+from ..info import Info, InfoState, Measures, with_info
+from ..leaves import LeafOptions, PathState, per_leaf
 from ..lifting import GradientTransformation
 from ..master import MasterState, with_master_weights
-from ..paths import LeafOptions, PathState, per_leaf
 from ..rates import RuleState
 from ..trees import compute_dtype, is_narrow
 from .group import Blocks, StepGroup
@@ -240,10 +240,10 @@ class Rules:
             both = with_info(_per_leaf(options, grad_clip=None), grad_clip=clip if clips else None)
             inner = _per_leaf(options, rule=None, grad_clip=None).init(params)
             inner = inner._replace(rule=self._rule_states(state, rates))
-            before = Info(0, 0, 0, trust_ratios=[None] * len(self.stores))
+            before = Measures(0, 0, 0, trust_ratios=[None] * len(self.stores))
             state = InfoState(before, (*([clip.init(params)] if clips else []), inner))
             updates, state = both.update(grads, state, params)
-            return updates, (state.info._replace(learning_rate=plain), self._stored(state.inner[-1]))
+            return updates, (Info(*state.info, learning_rate=plain), self._stored(state.inner[-1]))
 
         return update
 

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from ..attributes import changes
+from ..leaves import LeafOptions
 from ..lifting import Lifted
-from ..paths import LeafOptions
 
 _count = itertools.count()
 OFTEN = 2  # how often Parameters may part company before each gets a slot of its own

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from ..attributes import Attributes, changes
 from ..clip import ClipGradBase
+from ..leaves import LeafOptions
 from ..lifting import Lifted, check_rounded_of, lift
-from ..paths import LeafOptions
 from ..regularizer import WeightDecayRegularizer, as_regularizer
 from ..trees import compute_dtype, is_narrow
 from .arguments import Group, checked_clip, checked_pairs, read_group

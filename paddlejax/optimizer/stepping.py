@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..paths import LeafOptions
+from ..leaves import LeafOptions
 from ..selected_rows import SelectedRows
 from ..step import check_sparse
 from ..trees import is_narrow
@@ -54,6 +54,10 @@ class Stepping(Settings, Measured):
     _position: dict[Parameter, int]
     _steps: Steps
     _packing: Any  # a `packing.Packing`, or None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or what comes back from a pickle, makes programs of its own."""
+        return {**vars(self), "_steps": self._steps.afresh()}
 
     def _rate_for_step(self) -> float:
         """Return the rate of the step that is being made."""

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..array_types import PRNGKey
-from ..hyper import NonNegative, Positive
+from ..hyper import NonNegative, Positive, Sharded
 from ..lifting import Rule, lifted, rule
-from ..norms import norm
+from ..norms import asked, cut_over, norm
 
 
 @rule
@@ -23,7 +23,8 @@ class Dpsgd(Rule):
     the paper does. It depends on `key`, on the tensor's path or name, and on the steps so far, counted in
     `draws`; the key is not in the state, so give the same one to resume. Paddle seeds from the clock. The
     gradient is clipped as it comes: for a guarantee clip that of every example, as optax.contrib.dpsgd. Under
-    `shard_map` name the mesh axes over which a tensor is sharded in `axis_name`.
+    `shard_map` name the mesh axes over which a tensor is sharded in `axis_name`; for `sharded` see
+    `clip_by_norm`.
 
     >>> tx = dpsgd(0.1, clip=1.0, sigma=0.0, key=jax.random.key(0))
     >>> p = jnp.array([3.0, 4.0])
@@ -43,6 +44,7 @@ class Dpsgd(Rule):
     sigma: NonNegative = 1e-8
     per_element: bool = False
     axis_name: str | tuple[str, ...] | None = None
+    sharded: Sharded = None
     key: PRNGKey = field(kw_only=True, repr=False)
 
     def __post_init__(self):
@@ -58,7 +60,8 @@ class Dpsgd(Rule):
     def at(self, leaf):
         """Fold the leaf's name into the key, so that every tensor draws noise of its own."""
         tensor = np.uint32(crc32(getattr(leaf, "name", leaf).encode()))
-        return replace(self, key=jax.random.fold_in(self.key, tensor))
+        key = jax.random.fold_in(self.key, tensor)
+        return replace(self, key=key, sharded=asked(self.sharded, leaf))
 
     def shared(self):
         """The count of draws starts at 0."""
@@ -72,10 +75,12 @@ class Dpsgd(Rule):
     def step(self, g, p, k, slots):
         """The noise is one number per tensor, or with `per_element` one per element."""
         key = jax.random.fold_in(self.key, k["draws"])
-        if self.per_element and self.axis_name is not None:  # each device has other elements
-            key = jax.random.fold_in(key, jax.lax.axis_index(self.axis_name))
+        if self.per_element and self.axis_name is not None:
+            axes = cut_over(g, self.axis_name, self.sharded)
+            if axes:  # each device has other elements
+                key = jax.random.fold_in(key, jax.lax.axis_index(axes))
         noise = self.sigma * jax.random.normal(key, g.shape if self.per_element else (), g.dtype)
-        excess = norm(g, self.axis_name) / self.clip
+        excess = norm(g, self.axis_name, self.sharded) / self.clip
         clipped = g / jnp.where(excess > 1, excess, 1)  # so that NaN stays in its element, as in the kernel
         return -k["rate"] * (clipped + noise / self.batch_size), slots
 

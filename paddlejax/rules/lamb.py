@@ -3,9 +3,9 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from ..hyper import Beta, NonNegative, Predicate
+from ..hyper import Beta, NonNegative, Predicate, Sharded
 from ..lifting import lifted, rule
-from ..norms import norm, root
+from ..norms import asked, norm, root
 from .adam import Moments
 
 
@@ -22,7 +22,7 @@ class Lamb(Moments):
     λ = 0 where exclude_from_weight_decay_fn(path) is true. `always_adapt` keeps the ratio at λ = 0. Without
     bias_correction (Paddle 1.x, which always adapts) c₁ and c₂ count as 0 and never move. Paddle's page
     divides by β₁ᵗ; its kernel, as here, by 1-β₁ᵗ. optax.lamb takes the ratio at λ = 0 too. Under `shard_map`
-    name the mesh axes over which a tensor is sharded in `axis_name`.
+    name the mesh axes over which a tensor is sharded in `axis_name`; for `sharded` see `clip_by_norm`.
 
     >>> tx = lamb(0.1)
     >>> p = jnp.array([3.0, 4.0])
@@ -45,6 +45,7 @@ class Lamb(Moments):
     always_adapt: bool = False
     bias_correction: bool = True
     axis_name: str | tuple[str, ...] | None = None
+    sharded: Sharded = None
 
     def decays(self, leaf):
         """Ask `exclude_from_weight_decay_fn` about the leaf."""
@@ -54,7 +55,12 @@ class Lamb(Moments):
     def at(self, leaf):
         """A leaf that `exclude_from_weight_decay_fn` names does not decay."""
         decay = 0.0 if self.decays(leaf) is False else self.lamb_weight_decay
-        return replace(self, lamb_weight_decay=decay, exclude_from_weight_decay_fn=None)
+        return replace(
+            self,
+            lamb_weight_decay=decay,
+            exclude_from_weight_decay_fn=None,
+            sharded=asked(self.sharded, leaf),
+        )
 
     def shared(self):
         """The powers of the betas start at the betas: the first step is t = 1."""
@@ -80,7 +86,7 @@ class Lamb(Moments):
 
     def _ratio_and_direction(self, p, k, m, v):
         r = m / k["m"] / (root(v / k["v"]) + self.epsilon) + self.lamb_weight_decay * p
-        p_norm, r_norm = (norm(x, self.axis_name) for x in (p, r))
+        p_norm, r_norm = (norm(x, self.axis_name, self.sharded) for x in (p, r))
         adapt = ((self.lamb_weight_decay > 0) | self.always_adapt) & (p_norm > 0) & (r_norm > 0)
         return jnp.where(adapt, p_norm / jnp.where(adapt, r_norm, 1), 1), r
 

@@ -3,9 +3,9 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from ..hyper import NonNegative
+from ..hyper import NonNegative, Sharded
 from ..lifting import Rule, lifted, rule
-from ..norms import norm
+from ..norms import asked, norm
 
 
 @rule
@@ -20,7 +20,7 @@ class LarsMomentum(Rule):
     L is the plain η where a norm is zero or λ is, without κ; so a tensor whose path or name contains a string
     of exclude_from_weight_decay (it has λ = 0) moves with η. `always_adapt` keeps the ratio at λ = 0, as
     Paddle 1.x. optax.lars divides by ‖g + λp‖ and puts η outside v. Under `shard_map` name the mesh axes over
-    which a tensor is sharded in `axis_name`.
+    which a tensor is sharded in `axis_name`; for `sharded` see `clip_by_norm`.
 
     >>> tx = lars_momentum(0.1, 0.9, lars_coeff=0.01)
     >>> p = jnp.array([3.0, 4.0])
@@ -43,6 +43,7 @@ class LarsMomentum(Rule):
     rescale_grad: float = 1.0
     always_adapt: bool = False
     axis_name: str | tuple[str, ...] | None = None
+    sharded: Sharded = None
 
     def __post_init__(self):
         if isinstance(self.exclude_from_weight_decay, list):  # what is static must be hashable
@@ -56,7 +57,9 @@ class LarsMomentum(Rule):
     def at(self, leaf):
         """A leaf whose name contains a part of `exclude_from_weight_decay` does not decay."""
         decay = 0.0 if self.decays(leaf) is False else self.lars_weight_decay
-        return replace(self, lars_weight_decay=decay, exclude_from_weight_decay=())
+        return replace(
+            self, lars_weight_decay=decay, exclude_from_weight_decay=(), sharded=asked(self.sharded, leaf)
+        )
 
     def step(self, g, p, k, slots):
         """The ratio of the norms scales the rate inside the velocity."""
@@ -74,7 +77,7 @@ class LarsMomentum(Rule):
     def _ratio(self, g, p):
         """Whether the rate is adapted, and if so the factor on it."""
         decay = self.lars_weight_decay
-        p_norm, g_norm = (norm(x, self.axis_name) for x in (p, g))
+        p_norm, g_norm = (norm(x, self.axis_name, self.sharded) for x in (p, g))
         adapt = ((decay > 0) | self.always_adapt) & (p_norm > 0) & (g_norm > 0)
         return adapt, self.lars_coeff * p_norm / jnp.where(adapt, g_norm + decay * p_norm + self.epsilon, 1)
 

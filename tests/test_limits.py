@@ -106,7 +106,7 @@ def test_refused(call, classes, words):
     refuse(call, classes, words)
 
 
-ARRAYS = {"set_learning_rate", "function", "lift", "by_path", "lbfgs"}
+ARRAYS = ["set_learning_rate", "function", "lift", "by_path", "lbfgs"]
 
 
 @pytest.mark.parametrize("name", ARRAYS)

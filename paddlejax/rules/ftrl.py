@@ -42,8 +42,7 @@ class Ftrl(Rule):
         """The rule computes where p goes; the step is the way there."""
         l1, l2 = self.l1 + self.guard, self.l2 + self.guard
         n = slots["squared"] + g * g
-        rate = jnp.where(k == 0, 1, k)
-        old, new = (_power(x, -self.lr_power) / rate for x in (slots["squared"], n))
+        old, new = (_power(x, -self.lr_power) / k for x in (slots["squared"], n))
         z = slots["linear"] + g - (new - old) * p
         target = jnp.where(jnp.abs(z) > l1, (l1 * jnp.sign(z) - z) / (new + 2 * l2), 0)
         waits = (k == 0) | ~jnp.isfinite(z) & jnp.isfinite(g)

@@ -1,6 +1,6 @@
 """PaddlePaddle's optimizers for JAX: the same numbers, optax's protocol, Paddle's objects.
 
-Functions, as in optax: `sgd`, `momentum`, `adam`, `adamw`, `lamb`, `lars_momentum`, ... each return an
+Functions, as in optax: `sgd`, `momentum`, `adam`, `adamw`, `lamb`, `muon`, ... each return an
 (init, update) pair; `chain`, `by_path`, the clips and decays, `with_master_weights`, `accumulate_gradients`,
 `lookahead`, `exponential_moving_average`, `skip_nonfinite` go around them; `apply_updates`,
 `set_learning_rate`, `get_learning_rate` go with them. `lift` makes an optimizer of a `rule` of your own.
@@ -14,6 +14,7 @@ Objects, as in Paddle: `Parameter`, `parameters`, `loss` and
 Beside both:
 
 - `schedules`     learning rates as functions of the count
+- `splits`        fused weights as the matrices that `muon` steps
 - `sparse`        `embedding`, `value_and_grad`: gradients that are `SelectedRows`
 - `checkpoint`    `load`, `save`, `load_optimizer`: Paddle's files; `python -m paddlejax inspect FILE`
 - `distributed`   `dgc_momentum`, `PipelineOptimizer`, `zero1`, `launch`
@@ -56,7 +57,19 @@ __version__ = "0.1.0"
 # What most programs never touch loads when it is first asked for, so that importing the package takes no
 # longer than importing optax. Type checkers read the imports, Python the table; a test compares them.
 if TYPE_CHECKING:
-    from . import amp, checkpoint, distributed, fluid, incubate, nn, optimizer, schedules, sparse, static
+    from . import (
+        amp,
+        checkpoint,
+        distributed,
+        fluid,
+        incubate,
+        nn,
+        optimizer,
+        schedules,
+        sparse,
+        splits,
+        static,
+    )
     from .accumulate import accumulate_gradients
     from .average import exponential_moving_average, lookahead, model_average
     from .checkpoint import load, save
@@ -65,6 +78,7 @@ if TYPE_CHECKING:
     from .interop import as_optax
     from .loss_scaling import dynamic_loss_scale, loss_scale, skip_nonfinite
     from .master import with_master_weights
+    from .matrices import MuonParamInfo, muon
     from .optimizer.loss import Loss
     from .optimizer.loss_function import loss, no_grad
     from .optimizer.parameter import ParamAttr, Parameter, parameters, values
@@ -73,7 +87,7 @@ if TYPE_CHECKING:
     from .quasi_newton import lbfgs
 else:
     _LAZY = {
-        "": "amp checkpoint distributed fluid incubate nn optimizer schedules sparse static",
+        "": "amp checkpoint distributed fluid incubate nn optimizer schedules sparse splits static",
         "accumulate": "accumulate_gradients",
         "average": "exponential_moving_average lookahead model_average",
         "checkpoint": "load save",
@@ -82,6 +96,7 @@ else:
         "interop": "as_optax",
         "loss_scaling": "dynamic_loss_scale loss_scale skip_nonfinite",
         "master": "with_master_weights",
+        "matrices": "MuonParamInfo muon",
         "optimizer.loss": "Loss",
         "optimizer.loss_function": "loss no_grad",
         "optimizer.parameter": "ParamAttr Parameter parameters values",
@@ -107,6 +122,7 @@ __all__ = [
     "GradientTransformation",
     "Info",
     "Loss",
+    "MuonParamInfo",
     "Packed",
     "ParamAttr",
     "Parameter",
@@ -154,6 +170,7 @@ __all__ = [
     "loss_scale",
     "model_average",
     "momentum",
+    "muon",
     "nadam",
     "nn",
     "no_grad",
@@ -172,6 +189,7 @@ __all__ = [
     "sgd",
     "skip_nonfinite",
     "sparse",
+    "splits",
     "static",
     "values",
     "with_info",

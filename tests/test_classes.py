@@ -12,7 +12,7 @@ Parameter = paddle.Parameter
 CLASSES = {
     "SGD": O.SGD, "Momentum": O.Momentum, "Adagrad": O.Adagrad, "Adadelta": O.Adadelta, "Adam": O.Adam,
     "Adamax": O.Adamax, "RMSProp": O.RMSProp, "Lamb": O.Lamb, "ASGD": O.ASGD, "AdamW": O.AdamW,
-    "NAdam": O.NAdam, "RAdam": O.RAdam, "Rprop": O.Rprop,
+    "NAdam": O.NAdam, "RAdam": O.RAdam, "Rprop": O.Rprop, "Muon": O.Muon,
     
     "Lars": lambda *a, parameters=None, weight_decay=None, **k: Lars(
         *a, **{"momentum": 0.9, **k}, parameter_list=parameters, regularization=weight_decay),
@@ -38,6 +38,7 @@ NONE = {
     "Lars": (AssertionError, ["learning_rate", "momentum"]),
     "AdamW": (AssertionError, ["learning_rate"]),
     "NAdam": (TypeError, ["learning_rate"]),
+    "Muon": (TypeError, ["learning_rate", "weight_decay"]),
     "RAdam": (TypeError, ["learning_rate"]),
 }
 

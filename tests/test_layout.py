@@ -19,10 +19,11 @@ LAYERS = [
     {"selected_rows", "schedule", "wrap"},
     {"trees", "array_types"},
     {"norms", "step", "rates"},
-    {"schedules", "lifting", "sparse", "packing"},
-    {"rules", "transform"},
+    {"schedules", "lifting", "sparse", "packing", "orthogonal"},
+    {"rules", "transform", "splits"},
     {"average", "clip", "leaves", "quasi_newton", "loss_scaling", "regularizer"},
     {"accumulate", "info", "paths", "master"},
+    {"matrices"},
     {"optimizer"},
     {"casting", "checkpoint", "distributed", "interop", "cpu_fusion"},
     {"amp", "nn", "fluid", "incubate", "static"},
@@ -73,7 +74,7 @@ def test_files_are_short():
     assert long <= set(LONG)
 
 
-# Paddle 3.3.1's signatures; LarsMomentumOptimizer's is that of paddle.incubate.optimizer.
+# Paddle 3.3.1's signatures; LarsMomentumOptimizer's is that of paddle.incubate.optimizer, Muon's of 3.4.
 SIGNATURES = """
 SGD(learning_rate=0.001, parameters=None, weight_decay=None, grad_clip=None, multi_precision=False, name=None)
 Momentum(learning_rate=0.001, momentum=0.9, parameters=None, use_nesterov=False, weight_decay=None, grad_clip=None, multi_precision=False, rescale_grad=1.0, use_multi_tensor=False, name=None)
@@ -89,6 +90,7 @@ RMSProp(learning_rate, rho=0.95, epsilon=1e-06, momentum=0.0, centered=False, pa
 Lamb(learning_rate=0.001, lamb_weight_decay=0.01, beta1=0.9, beta2=0.999, epsilon=1e-06, parameters=None, grad_clip=None, exclude_from_weight_decay_fn=None, multi_precision=False, always_adapt=False, name=None)
 ASGD(learning_rate=0.001, batch_num=1, parameters=None, weight_decay=None, grad_clip=None, multi_precision=False, name=None)
 LBFGS(learning_rate=1.0, max_iter=20, max_eval=None, tolerance_grad=1e-07, tolerance_change=1e-09, history_size=100, line_search_fn=None, parameters=None, weight_decay=None, grad_clip=None, name=None)
+Muon(learning_rate=0.02, parameters=None, momentum=0.95, adam_beta1=0.9, adam_beta2=0.95, weight_decay=0.01, ns_steps=5, ns_coeff_type='simple', ns_coeffs=None, nesterov=True, adam_epsilon=1e-09, grad_clip=None, lr_ratio=None, apply_decay_param_fun=None, muon_version=1, muon_exclude_patterns=None, muon_extra_scale_factor=0.2, muon_param_info_map=None, ns_matmul_dtype=None, multi_precision=False, name=None)
 LarsMomentumOptimizer(learning_rate, momentum, lars_coeff=0.001, lars_weight_decay=0.0005, parameter_list=None, regularization=None, grad_clip=None, name=None, exclude_from_weight_decay=None, epsilon=0, multi_precision=False, rescale_grad=1.0)
 """  # noqa: E501
 
@@ -110,10 +112,13 @@ DGCMomentumOptimizer(learning_rate, momentum, rampup_begin_step, rampup_step=1, 
 """  # noqa: E501
 
 
+OURS = ("self", "packed", "muon_epsilon", "use_hyperball")
+
+
 def bare(signature: inspect.Signature) -> str:
     """Without annotations, self and what Paddle does not have."""
     items = signature.parameters.items()
-    ours = {"self", "packed"}
+    ours = set(OURS)
     ours |= {n for n, p in items if n == "multi_precision" and p.kind is p.KEYWORD_ONLY}
     kept = [p.replace(annotation=inspect.Parameter.empty) for n, p in items if n not in ours]
     return str(signature.replace(parameters=kept, return_annotation=inspect.Signature.empty))
@@ -149,6 +154,7 @@ FUNCTIONS = [
     "lamb",
     "asgd",
     "lbfgs",
+    "muon",
 ]
 
 

@@ -133,6 +133,7 @@ from .classes import (
     Rprop,
 )
 from .lbfgs import LBFGS
+from .muon import Muon
 from .optimizer import Optimizer
 
 __all__ = [
@@ -146,6 +147,7 @@ __all__ = [
     "Adamax",
     "Lamb",
     "Momentum",
+    "Muon",
     "NAdam",
     "Optimizer",
     "RAdam",

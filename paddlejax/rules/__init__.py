@@ -12,6 +12,7 @@ from .ftrl import Ftrl, ftrl
 from .lamb import Lamb, lamb
 from .lars_momentum import LarsMomentum, lars_momentum
 from .momentum import Momentum, momentum
+from .muon import Muon
 from .nadam import NAdam, nadam
 from .radam import RAdam, radam
 from .rmsprop import RMSProp, rmsprop
@@ -20,7 +21,7 @@ from .sgd import SGD, sgd
 
 __all__ = [
     "ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "DecayedAdagrad", "Dpsgd", "Ftrl",
-    "Lamb", "LarsMomentum", "Momentum", "NAdam", "RAdam", "RMSProp", "Rprop", "adadelta", "adagrad",
+    "Lamb", "LarsMomentum", "Momentum", "Muon", "NAdam", "RAdam", "RMSProp", "Rprop", "adadelta", "adagrad",
     "adam", "adamax", "adamw", "asgd", "decayed_adagrad", "dpsgd", "ftrl", "lamb", "lars_momentum",
     "momentum", "nadam", "radam", "rmsprop", "rprop", "sgd",
 ]  # fmt: skip

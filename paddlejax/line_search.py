@@ -50,7 +50,7 @@ def advance(search: Search, p: Point) -> tuple[Search, jax.Array, Point]:
     left, right = jnp.minimum(a.t, b.t), jnp.maximum(a.t, b.t)
     small = (right - left) * search.reach < SMALLEST_BRACKET
     found |= search.zooming & (small | (search.tried >= MAX_TRIALS))
-    t = _cubic(a, b, left, right)
+    t = cubic(a, b, left, right)
     inset = 0.1 * (right - left)
     close = jnp.minimum(right - t, t - left) < inset
     move = close & (search.crowded | (t >= right) | (t <= left))
@@ -68,7 +68,7 @@ def _bracket(search: Search, p: Point) -> tuple[Search, jax.Array]:
     bracketed = ~good & (too_high | (p.slope >= 0))
     spent = search.tried >= MAX_TRIALS
     go_on = ~(spent | good | bracketed)
-    further = _cubic(before, p, p.t + 0.01 * (p.t - before.t), 10 * p.t)
+    further = cubic(before, p, p.t + 0.01 * (p.t - before.t), 10 * p.t)
     other = select(spent, search.start, select(bracketed, before, p))
     search = search._replace(
         trial=jnp.where(go_on, further, search.trial),
@@ -101,7 +101,7 @@ def _flat(search: Search, p: Point) -> jax.Array:
     return jnp.abs(p.slope) <= -CURVATURE * search.start.slope
 
 
-def _cubic(a: Point, b: Point, least: jax.Array, most: jax.Array) -> jax.Array:
+def cubic(a: Point, b: Point, least: jax.Array, most: jax.Array) -> jax.Array:
     """The minimizer within [least, most] of the cubic through two values and slopes, ibid. (3.59).
 
     The middle where there is none, and where something is not finite.

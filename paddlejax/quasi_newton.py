@@ -152,7 +152,7 @@ def _next_direction(method: Method, call: Call) -> Call:
     state, g, x = call.state, call.g, call.x
     first, n_iter, iterations = state.n_iter == 0, next_count(state.n_iter), call.iterations + 1
     state = _remember(state, g, first)
-    d, al = _two_loop(state, -g)
+    d, al = two_loop(state, -g, lambda q: q * state.H_diag)
     t = jnp.where(first, jnp.minimum(1, 1 / jnp.sum(jnp.abs(g))), 1) * state.rate.learning_rate
     slope = jnp.vdot(g, d)
     done = ~(slope <= -jnp.asarray(method.tolerance_change, g.dtype))  # NaN stops as well
@@ -185,8 +185,13 @@ def _remember(state: LBFGSState, g: jax.Array, first: jax.Array) -> LBFGSState:
     )
 
 
-def _two_loop(state: LBFGSState, q: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """H q from the pairs remembered, newest to oldest and back: Nocedal & Wright, algorithm 7.4."""
+def two_loop(
+    state: Any, q: jax.Array, start: Callable[[jax.Array], jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """H q from the pairs remembered, newest to oldest and back, and al: Nocedal & Wright, algorithm 7.4.
+
+    `start` multiplies by the matrix that H was before any pair.
+    """
     y, s, ro, m = state.old_yk, state.old_sk, state.ro, state.ro.shape[0]
     kept = jnp.minimum(state.stored, m)
 
@@ -202,7 +207,7 @@ def _two_loop(state: LBFGSState, q: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     none = jnp.zeros_like(kept)
     q, al = jax.lax.fori_loop(none, kept, back, (q, state.al))
-    return jax.lax.fori_loop(none, kept, forth, q * state.H_diag), al
+    return jax.lax.fori_loop(none, kept, forth, start(q)), al
 
 
 def _largest(x: jax.Array) -> jax.Array:

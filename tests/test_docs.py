@@ -48,7 +48,7 @@ def test_the_sessions_of_the_readme_print_what_it_says():
 PUBLIC = """
     paddlejax paddlejax.optimizer paddlejax.incubate paddlejax.incubate.optimizer paddlejax.static
     paddlejax.amp paddlejax.nn paddlejax.nn.utils paddlejax.regularizer paddlejax.sparse
-    paddlejax.splits paddlejax.optimizer.muon
+    paddlejax.splits paddlejax.optimizer.muon paddlejax.incubate.optimizer.functional
     paddlejax.checkpoint paddlejax.rules paddlejax.distributed paddlejax.fluid
     paddlejax.fluid.wrappers paddlejax.fluid.layers paddlejax.fluid.dygraph paddlejax.interop
 """.split()

@@ -22,7 +22,7 @@ LAYERS = [
     {"schedules", "lifting", "sparse", "packing", "orthogonal"},
     {"rules", "transform", "splits"},
     {"average", "clip", "leaves", "quasi_newton", "loss_scaling", "regularizer"},
-    {"accumulate", "info", "paths", "master"},
+    {"accumulate", "info", "paths", "master", "minimizers"},
     {"matrices"},
     {"optimizer"},
     {"casting", "checkpoint", "distributed", "interop", "cpu_fusion"},

@@ -2,16 +2,17 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .. import pages, rules
-from ..distributed import DGCMomentumOptimizer, PipelineOptimizer
-from ..elsewhere import names_of
-from ..optimizer.averages import ModelAverage
-from ..optimizer.gradient_merge import GradientMergeOptimizer
-from ..optimizer.lbfgs import LBFGS
-from ..optimizer.lookahead import LookAhead
-from ..optimizer.optimizer import Optimizer
-from ..optimizer.wrappers import RecomputeOptimizer
-from ..regularizer import as_regularizer
+from ... import pages, rules
+from ...distributed import DGCMomentumOptimizer, PipelineOptimizer
+from ...elsewhere import names_of
+from ...optimizer.averages import ModelAverage
+from ...optimizer.gradient_merge import GradientMergeOptimizer
+from ...optimizer.lbfgs import LBFGS
+from ...optimizer.lookahead import LookAhead
+from ...optimizer.optimizer import Optimizer
+from ...optimizer.wrappers import RecomputeOptimizer
+from ...regularizer import as_regularizer
+from . import functional
 
 __all__ = [
     "LBFGS",
@@ -22,6 +23,7 @@ __all__ = [
     "ModelAverage",
     "PipelineOptimizer",
     "RecomputeOptimizer",
+    "functional",
 ]
 
 
@@ -69,8 +71,6 @@ class LarsMomentumOptimizer(Optimizer):
             masters=multi_precision,
         )
 
-
-__path__: list[str] = []  # Paddle has modules below this one, see elsewhere.py
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__)

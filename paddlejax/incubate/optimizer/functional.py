@@ -1,0 +1,5 @@
+"""Paddle's `paddle.incubate.optimizer.functional`: minimizers of a function, without an optimizer object."""
+
+from ...minimizers import minimize_bfgs, minimize_lbfgs
+
+__all__ = ["minimize_bfgs", "minimize_lbfgs"]

@@ -115,6 +115,10 @@ class Rule:
         """Return the shape of a slot of a parameter of this shape."""
         return shape
 
+    def stack_height(self, p: jax.Array) -> int:
+        """Return how many tensors like p a compiled step takes as one stack; 1 where that does not pay."""
+        return 1
+
     def shared(self) -> dict[str, Any]:
         """Return the scalars that all tensors have in common, {name: number}, at their start."""
         return {}

@@ -35,6 +35,13 @@ def stepped(given: dict[int, tuple[Any, ...]]) -> dict[int, tuple[Any, Slots]]:
         else:
             done[i] = step(rule, g, p, k, slots)
     for same in alike.values():
+        rule, _, p, k, _ = given[same[0]]
+        height = rule.stack_height(p)
+        if height > 1:
+            for some in (same[at : at + height] for at in range(0, len(same), height)):
+                tensors = [(g, p, slots) for _, g, p, _, slots in (given[i] for i in some)]
+                done |= zip(some, _stacked(rule, k, tensors), strict=True)
+            continue
         whole = len(same) - len(same) % TOGETHER
         for start in range(0, whole, TOGETHER):
             some = same[start : start + TOGETHER]
@@ -58,6 +65,16 @@ def likeness(rule: Any) -> Any:
 def _steps(rule: Any, k: Any, tensors: list[tuple[Any, ...]]) -> list[tuple[Any, Slots]]:
     """Step several tensors alike, each (gradient, p, slots), in one call."""
     return [step(rule, g, p, k, slots) for g, p, slots in tensors]
+
+
+@jax.jit
+def _stacked(rule: Any, k: Any, tensors: list[tuple[Any, ...]]) -> list[tuple[Any, Slots]]:
+    """Step several tensors alike, each (gradient, p, slots), as one stack of them."""
+    if len(tensors) == 1:
+        return [step(rule, tensors[0][0], tensors[0][1], k, tensors[0][2])]
+    stack = jax.tree.map(lambda *xs: jnp.stack(xs), *tensors)
+    moved = jax.vmap(lambda tensor: step(rule, tensor[0], tensor[1], k, tensor[2]))(stack)
+    return [jax.tree.map(lambda x, i=i: x[i], moved) for i in range(len(tensors))]
 
 
 @jax.jit

@@ -355,6 +355,19 @@ def test_compiled_once_for_all_rates_and_equal_to_uncompiled():
     assert update._cache_size() == 1
 
 
+def test_equal_shapes_as_one_stack(monkeypatch):
+    """What accelerators do with leaves alike; a stack may hold less than all of them."""
+    rng = np.random.default_rng(0)
+    params = {str(i): jnp.asarray(rng.normal(size=(4, 6)), jnp.float32) for i in range(5)} | tree()
+    tx = paddle.muon(0.1, muon_version=2)
+    want = trained(tx, update=jax.jit(tx.update), params=params)
+    for height in (2, 100):
+        monkeypatch.setattr(paddle.rules.Muon, "stack_height", lambda self, p, height=height: height)
+        tx = paddle.muon(0.1, muon_version=2)
+        found = trained(tx, update=jax.jit(tx.update), params=params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), found, want)
+
+
 def test_a_population_of_rates_is_one_program():
     rates = jnp.array([0.01, 0.1])
     found = jax.jit(jax.vmap(lambda rate: trained(paddle.muon(rate))[0]))(rates)

@@ -180,6 +180,10 @@ class Muon(Rule):
         """The momentum is float32 beside a float64 parameter too, as in Paddle."""
         return {"moment1": jnp.zeros_like(p, jnp.float32)}
 
+    def stack_height(self, p):
+        """On accelerators equal shapes are iterated together, as many as Paddle: launches dominate there."""
+        return 1 if jax.default_backend() == "cpu" else max(1, STACK_BYTES // max(4 * p.size, 1))
+
     def means(self, g):
         """Declare the momentum; it has moved before `step` sees it."""
         return {"moment1": (self.momentum, (1 - self.momentum) * g)}
@@ -248,6 +252,7 @@ def _turned(p: jax.Array, direction: jax.Array, rate: Any) -> jax.Array:
     return jnp.where(length > 0, radius * over(moved, norm(moved)) - p, 0)
 
 
+STACK_BYTES = 2**31  # of float32, at most, in one stack
 SCALES: dict[int, Callable[[int, int], float]] = {
     1: lambda rows, columns: max(1.0, columns / max(rows, 1)) ** 0.5,
     2: lambda rows, columns: (columns / max(rows, 1)) ** 0.5,

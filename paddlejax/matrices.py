@@ -77,6 +77,10 @@ class Divided(GradientTransformation):
     """What `muon` returns: the pair, and `describe(params)`, a table of what every leaf gets."""
 
     describe: Callable[[Any], str]
+    division: Division
+
+    def __repr__(self) -> str:
+        return f"muon({self.division.rule})"
 
 
 def divided(division: Division) -> Divided:
@@ -108,7 +112,7 @@ def divided(division: Division) -> Divided:
         return "\n".join(f"{line.ljust(width)}  {cell}".rstrip() for line, cell in rows)
 
     pair = Divided(init, update)
-    pair.describe = describe
+    pair.describe, pair.division = describe, division
     return pair
 
 

@@ -21,6 +21,7 @@ QUICK = {  # script -> arguments that make it quick; --out is added
     "population.py": ["--epochs", "2", "--optimizer", "momentum", "lamb"],
     "plot_schedules.py": ["--steps", "20"],
     "resume_from_paddle.py": [],
+    "train_characters.py": ["--steps", "4"],
     "train_dgc.py": ["--epochs", "2"],
     "train_digits.py": ["--epochs", "2", "--optimizer", "momentum", "lamb"],
     "train_embedding.py": ["--steps", "20", "--snippets", "60"],

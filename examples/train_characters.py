@@ -146,6 +146,7 @@ def plot(results, rates, out):
             axes.plot(np.arange(len(smooth)) + width, smooth, label=name)
     axes.set_xlabel("learning rate" if len(rates) > 1 else "step")
     axes.set_ylabel("loss, nats per character")
+    axes.set_ylim(top=float(np.log(96)))  # that of a guess
     axes.legend()
     figure.savefig(out, dpi=150)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from . import rules
 from .array_types import ArrayTree, Gradients, LearningRate
+from .hyper import FACTOR, optional, verify
 from .lifting import GradientTransformation, Lifted, lift, lifted
 from .paths import LeafOptions, PathState, PerLeaf, describe_leaves, per_leaf
 from .rules.muon import MuonParamInfo
@@ -23,6 +24,7 @@ class Division:
     """The optimizers that step the leaves of one tree, made of Muon's arguments; at most one of a kind."""
 
     def __init__(self, rule: rules.Muon, learning_rate: LearningRate):
+        verify(optional(*FACTOR), "Muon's muon_epsilon", rule.muon_epsilon)  # finite, and at least 0
         self.rule, self._rate = rule, learning_rate
         self._kinds: dict[tuple[bool, bool], Lifted] = {}
 

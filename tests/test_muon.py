@@ -395,6 +395,19 @@ def test_a_leaf_without_gradient_stays_as_it_is():
     assert of_w[0] is of_w[1]
 
 
+def test_epsilon_is_shared_unless_it_is_given():
+    params = {"w": jnp.ones((3, 4)), "b": jnp.ones(3)}
+    g = jax.tree.map(lambda x: 1e-3 * x, params)
+    update = lambda tx: tx.update(g, tx.init(params), params)[0]  # noqa: E731
+    shared, own = update(paddle.muon(0.1, adam_epsilon=1.0)), update(paddle.muon(0.1, muon_epsilon=1.0))
+    np.testing.assert_array_equal(shared["w"], own["w"])
+    assert jnp.abs(own["b"]).min() > 10 * jnp.abs(shared["b"]).max()
+    many = jax.vmap(lambda e: update(paddle.muon(0.1, muon_epsilon=e))["w"])(jnp.array([1e-9, 1.0]))
+    np.testing.assert_allclose(many[1], own["w"], rtol=1e-5)
+    with pytest.raises(ValueError, match="muon_epsilon: found -1.0"):
+        paddle.muon(0.1, muon_epsilon=-1.0)
+
+
 def test_differentiable_through_an_update():
     def after(rate):
         params, _ = trained(paddle.muon(rate), 2)

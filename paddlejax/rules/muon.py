@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ..hyper import Beta, Interval, NonNegative, Predicate, number, require
+from ..hyper import FACTOR, Beta, Interval, NonNegative, Predicate, number, require, verify
 from ..lifting import Rule, rule
 from ..norms import root
 from ..orthogonal import COEFFICIENTS, SplitFunction, Triple, newton_schulz
@@ -115,8 +115,6 @@ class Muon(Rule):
     def __post_init__(self):
         if self.lr_ratio is not None and not callable(self.lr_ratio):
             raise RatioError(f"Muon's lr_ratio: found {self.lr_ratio!r}, expected a function of the leaf")
-        if self.muon_epsilon is not None:
-            number("Muon's muon_epsilon", self.muon_epsilon)
         held = {
             "ns_coeffs": _triples(self.ns_coeff_type, self.ns_coeffs),
             "muon_exclude_patterns": _patterns(self.muon_exclude_patterns),
@@ -215,7 +213,7 @@ class MuonH(Muon):
     def at(self, leaf):
         """Beside Muon's, ask `lr_ratio` for the leaf's factor on the rate."""
         ratio = 1.0 if self.lr_ratio is None else self.lr_ratio(leaf)
-        number(f"what Muon's lr_ratio returned for {getattr(leaf, 'name', leaf)}", ratio)
+        verify(FACTOR, f"what Muon's lr_ratio returned for {getattr(leaf, 'name', leaf)}", ratio)
         return replace(super().at(leaf), ratio=self.ratio * ratio)
 
     def step(self, g, p, k, slots):

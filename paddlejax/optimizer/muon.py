@@ -4,7 +4,9 @@ from typing import Any
 
 from .. import pages, rules
 from ..hyper import Must, Number, checked, given
+from ..lifting import Lifted
 from ..matrices import Division
+from ..paths import LeafOptions
 from ..rules.muon import MuonParamInfo
 from . import saved
 from .arguments import has_groups
@@ -26,6 +28,8 @@ class Muon(Optimizer):
 
     As in Paddle, the rate and the regularizer of a Parameter have no effect, and there are no groups.
     """
+
+    _division: Division | None = None
 
     @checked(learning_rate=RATE, parameters=PARAMETERS, weight_decay=Number("an int or float"))
     def __init__(
@@ -78,13 +82,23 @@ class Muon(Optimizer):
         )
         common = learning_rate, parameters, None, grad_clip, name
         super().__init__(*common, rule=rule, packed=packed, masters=multi_precision)
-        division = Division(rule, 0.0)
-        division.check({p.name: p.shape for p in self.parameter_list})
-        self._options = [
-            o._replace(rule=division.of(p.name, p.shape), learning_rate=1.0, weight_decay=None)
-            for p, o in zip(self.parameter_list, self._options, strict=True)
+
+    def _resolved(self) -> list[LeafOptions]:
+        """Return what each Parameter gets: the rule that the division gives it, and no option of its own."""
+        rule: Any = self._base.source.rule
+        if self._division is None or self._division.rule is not rule:
+            self._division = Division(rule, 0.0)
+            self._division.check({p.name: p.shape for p in self.parameter_list})
+        alike = {"learning_rate": 1.0, "weight_decay": None}
+        return [
+            o._replace(rule=self._division.of(p.name, p.shape), **alike)
+            for p, o in zip(self.parameter_list, super()._resolved(), strict=True)
         ]
-        self._rules = [o.rule for o in self._options]
+
+    @property
+    def _rules(self) -> list[Lifted]:
+        """The rule of each Parameter."""
+        return [o.rule for o in self._resolved()]
 
     def owners(self) -> list[str]:
         """Return the names: accumulators are filed under these even where there is a master."""

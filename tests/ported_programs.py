@@ -6,8 +6,7 @@ A program takes `paddle`, which is the module `paddle` (for 1.x `paddle.fluid`) 
 `new_net()`, which makes a net with the same first values; the batches; and `record(net, loss, rate)`, which
 it calls after each step. What Paddle's row "loss = loss_of(params, x, y)" of the README changes is behind
 `net.loss(...)`, and what "params = paddle.parameters(tree)" changes is behind `net.parameters()`,
-`net.named_parameters()` and `net.state_dict()`. Nothing else differs, but for the order of the Parameters:
-JAX sorts the keys of a dict, so a program takes them by path and not by position.
+`net.named_parameters()` and `net.state_dict()`. Nothing else differs.
 
 `tests/oracle/record_ported.py` runs them with Paddle, `tests/test_ported_programs.py` here.
 """
@@ -666,8 +665,7 @@ def fluid_sgd(fluid, new_net, batches, record):
     """Rates of single parameters, one of which is frozen for a while; the rate decays by a function."""
     with fluid.dygraph.guard():
         net = new_net()
-        params = dict(net.named_parameters())
-        weight, bias = params["fc0.weight"], params["fc0.bias"]
+        weight, bias = net.parameters()[:2]
         bias.optimize_attr["learning_rate"] = 2.0
         weight.regularizer = fluid.regularizer.L1Decay(0.01)
         rate = fluid.layers.exponential_decay(0.2, 4, 0.5, True)

@@ -4,6 +4,7 @@
 """
 
 import functools
+from collections import OrderedDict
 from pathlib import Path
 
 import jax
@@ -67,7 +68,8 @@ class Net:
 
     def __init__(self, kind):
         names = {name: path for path, name, _ in NETS[kind]}
-        self.params = paddle.parameters(first_values(kind), names=names)
+        tree = OrderedDict(first_values(kind))  # in Paddle's order; JAX sorts the keys of a dict
+        self.params = paddle.parameters(tree, names=names)
         self.loss_of = {"mlp": mlp_loss, "encoder": encoder_loss}[kind]
 
     def parameters(self):

@@ -63,6 +63,7 @@ def test_every_module_has_its_place():
 
 LONG = {
     "schedules.py": "two dozen schedules, each with its formula, its page and its checks",
+    "lifting.py": "what a rule is, and the lift that gives all of them the same behaviour",
     "lr.py": "18 classes",
     "learning_rate_scheduler.py": "12 classes, each with its page",
     "amp.py": "a scaler with a getter and a setter for each of its settings",

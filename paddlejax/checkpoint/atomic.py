@@ -2,13 +2,17 @@
 
 import errno
 import os
+import re
 import secrets
+import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
+
+_writing: set[str] = set()  # the temporary files of this process
 
 
 @contextmanager
@@ -20,7 +24,8 @@ def replacing(path: str | os.PathLike[str] | BytesIO) -> Iterator[BinaryIO]:
     Whoever reads `path`, even after a crash or a power cut, finds the old file or the new one, whole: the
     bytes go to a temporary file in the same folder, reach the disk, and only then get the name. The new file
     has the permissions of the old one, or those of any new file; a symbolic link stays, and what it points to
-    is replaced. A process that is killed leaves at most its `.<name>.<random>.tmp` behind.
+    is replaced. A process that is killed leaves at most its `.<name>.<host>.<pid>.<random>.tmp` behind, which
+    the next who replaces a file of that name on that host removes.
     """
     if isinstance(path, BytesIO):  # as Paddle's save takes one
         whole = BytesIO()
@@ -37,7 +42,18 @@ def replacing(path: str | os.PathLike[str] | BytesIO) -> Iterator[BinaryIO]:
             raise OSError(errno.EEXIST, "expected a file to replace, found a folder or a device", str(path))
         permissions = stat.S_IMODE(mode)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name[:50]}.{secrets.token_hex(8)}.tmp"
+    _sweep(target)
+    temporary = target.parent / f"{_prefix(target)}{os.getpid()}.{secrets.token_hex(8)}.tmp"
+    _writing.add(temporary.name)
+    try:
+        yield from _written(temporary, target, permissions)
+    finally:
+        _writing.discard(temporary.name)
+    _sync_folder(target.parent)
+
+
+def _written(temporary: Path, target: Path, permissions: int | None) -> Iterator[BinaryIO]:
+    """Hand out the temporary file, then give it the name."""
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -51,7 +67,42 @@ def replacing(path: str | os.PathLike[str] | BytesIO) -> Iterator[BinaryIO]:
         with suppress(FileNotFoundError):
             temporary.unlink()
         raise
-    _sync_folder(target.parent)
+
+
+def _prefix(target: Path) -> str:
+    """What the temporary files of this host for a target begin with; names have 255 bytes at most."""
+    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40]
+    return f".{target.name[:25]}.{host}."
+
+
+def _sweep(target: Path) -> None:
+    """Remove what saves to this target left here when they were killed.
+
+    A writer is dead if no process of this host has its number, or if this process has it and is not writing:
+    in a container that starts again, the number is the same each time.
+    """
+    if os.name != "posix":  # elsewhere one cannot ask whether a process lives
+        return
+    stale = re.compile(re.escape(_prefix(target)) + r"(\d{1,9})\.[0-9a-f]{16}\.tmp")
+    with suppress(OSError), os.scandir(target.parent) as entries:
+        for entry in entries:
+            found = stale.fullmatch(entry.name)
+            if found and entry.name not in _writing and not _lives(int(found[1])):
+                with suppress(OSError):
+                    os.unlink(entry.path)
+
+
+def _lives(pid: int) -> bool:
+    """Whether another process has this number."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,11 +1,21 @@
 """Any format into any other, by the endings of the names."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .files import PathLike, read, save, write
-from .formats import read_npz, read_safetensors, save_npz, save_safetensors, write_npz, write_safetensors
+from .errors import PathLike, located
+from .files import read, save, write
+from .formats import (
+    MAX_BYTES,
+    outline_npz,
+    read_npz,
+    read_safetensors,
+    save_npz,
+    save_safetensors,
+    write_npz,
+    write_safetensors,
+)
 from .layout import Checkpoint
 
 FORMATS = {
@@ -24,9 +34,20 @@ def known(path: PathLike) -> str:
     return suffix
 
 
-def read_any(path: PathLike) -> Checkpoint:
-    """What a file of any of the formats holds; a name with another ending is taken for Paddle's."""
-    return FORMATS.get(Path(path).suffix, FORMATS[".pdparams"])[0](path)
+def read_any(path: PathLike, max_bytes: int | Callable[[], int] = MAX_BYTES) -> Checkpoint:
+    """What a file of any of the formats holds; a name with another ending is taken for Paddle's.
+
+    Only a compressed `.npz` asks for `max_bytes`.
+    """
+    suffix = located(path).suffix
+    return (
+        read_npz(path, max_bytes) if suffix == ".npz" else FORMATS.get(suffix, FORMATS[".pdparams"])[0](path)
+    )
+
+
+def outline_any(path: PathLike) -> Checkpoint:
+    """The same, but what is compressed stays so: see `formats.Unread`."""
+    return outline_npz(path) if located(path).suffix == ".npz" else read_any(path)
 
 
 def save_any(obj: Mapping[Any, Any], path: PathLike, protocol: int) -> None:
@@ -38,11 +59,12 @@ def save_any(obj: Mapping[Any, Any], path: PathLike, protocol: int) -> None:
         other(obj, path)
 
 
-def convert(source: PathLike, target: PathLike, force: bool = False) -> None:
+def convert(source: PathLike, target: PathLike, force: bool = False, *, max_bytes: int = MAX_BYTES) -> None:
     """Write a checkpoint in the format that the ending of `target` says, whole or not at all.
 
     Nothing is lost on the way there and back: values, names, layout, schedulers and all else that is no array
     go along. `target` must not exist unless `force`. Formats: `.pdparams`, `.pdopt`, `.safetensors`, `.npz`.
+    `max_bytes` is what a compressed `.npz` may unpack to, as for `load_npz`.
 
     >>> import os, tempfile
     >>> folder = tempfile.mkdtemp()
@@ -55,4 +77,4 @@ def convert(source: PathLike, target: PathLike, force: bool = False) -> None:
     into = FORMATS[known(target)][1]
     if Path(target).exists() and not force:
         raise FileExistsError(f"{target}: there is such a file already; force replaces it")
-    into(FORMATS[known(source)][0](source), target)
+    into(read_any(source, max_bytes), target)

@@ -1,6 +1,5 @@
 """`load` and `save`: Paddle's `.pdparams` and `.pdopt`."""
 
-import os
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -11,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .atomic import replacing
-from .errors import Refused, opened
+from .budget import Budget, room
+from .errors import PathLike, Refused, opened
 from .layout import (
     GENERAL,
     NAMED,
@@ -30,7 +30,6 @@ from .layout import (
 from .pickler import PROTOCOLS, Pickler
 from .unpickle import unpickle
 
-PathLike = str | os.PathLike[str]
 Target = PathLike | BytesIO
 OTHERS = {".npz": "load_npz", ".safetensors": "load_safetensors"}
 
@@ -45,8 +44,9 @@ def load(path: Target, return_numpy: bool = False, keep_name_table: bool = False
     keeps the table of tensor names, where there is one, under "StructuredToParameterName@@".
 
     A pickle can run anything; this reader cannot: it knows plain containers, numbers and numeric arrays, and
-    raises CheckpointError for whatever else, as for a damaged or a missing file. Its memory is bounded by a
-    multiple of the file's size. Paddle need not be installed.
+    raises CheckpointError for whatever else, as for a damaged or a missing file. It takes 20 times the file's
+    size of memory at most, beside 50 MB. A file that would need more, such as one of millions of empty
+    containers, is refused. Paddle need not be installed.
 
     >>> import os, tempfile
     >>> file = os.path.join(tempfile.mkdtemp(), "model.pdparams")
@@ -94,7 +94,8 @@ def read(path: Target) -> Checkpoint:
     """
     with opened(path) as (file, size):
         try:
-            return understand(unpickle(file, size))
+            budget = Budget(size)
+            return understand(unpickle(file, size, budget), budget)
         except Refused as e:
             if not isinstance(path, BytesIO) and (other := OTHERS.get(Path(path).suffix)):
                 raise Refused(f"{e}; {other} reads such a file") from None
@@ -108,9 +109,10 @@ def save(obj: Mapping[Any, Any], path: Target, protocol: int = 4) -> None:
     wrapper, or a dict of such dicts with numbers, strings, lists and None among them. Paddle's `.pdparams`
     and `.pdopt` are the usual endings. A flat dict gets Paddle's table of names (a Parameter's own name, else
     the key), anything else its general layout. Anything that could not be read back safely is refused with
-    its place in the dict before the file is touched. The new file takes the place of an old one at once, when
-    it is complete and on the disk; missing folders are made. `path` may be a BytesIO too.
-    `protocol` is 2, 3 or 4, as in Paddle; 1.8.5, and files for it, need 2.
+    its place in the dict before the file is touched. So are millions of tiny containers, since `load` bounds
+    its memory. The new file takes the place of an old one at once, when it is complete and on the disk;
+    missing folders are made. `path` may be a BytesIO too. `protocol` is 2, 3 or 4, as in Paddle; 1.8.5, and
+    files for it, need 2.
 
     >>> import os, tempfile
     >>> w = Parameter(jnp.ones(2), "w")
@@ -140,6 +142,11 @@ def write(checkpoint: Checkpoint, path: Target, protocol: int = 4) -> None:
     obj = replace(tree, is_tensor, lambda _, x: (x.name, x.array) if pairs else x.array)
     with replacing(path) as file:
         Pickler(file, protocol).dump(obj)
+        if not room(obj, file.tell()):
+            expected = "expected few containers, or int keys, for the bytes of its arrays and numbers"
+            raise ValueError(
+                f"save: found more objects than a file of {file.tell()} bytes may hold, {expected}"
+            )
 
 
 def _cut(tree: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import accumulators
-from .convert import read_any
-from .files import PathLike
+from .budget import Budget
+from .convert import outline_any
+from .errors import CheckpointError, PathLike, Refused
+from .formats import Unread
 from .layout import is_tensor, leaves, place
+
+CHUNK = 2**20  # elements of an array that are looked at together
 
 
 class Row(NamedTuple):
@@ -20,8 +24,8 @@ class Row(NamedTuple):
     slot: str
     shape: tuple[int, ...]
     dtype: str
-    norm: float  # √Σ|x|², in float64
-    nans: int
+    norm: float | None  # √Σ|x|², in float64; None of what is compressed
+    nans: int | None
 
 
 class Report(NamedTuple):
@@ -37,7 +41,8 @@ class Report(NamedTuple):
 def inspect(path: PathLike) -> Report:
     """The arrays of a checkpoint with their norms and NaN counts, and whatever else it holds.
 
-    Reads `.pdparams`, `.pdopt`, `.safetensors` and `.npz`; raises CheckpointError as `load` does.
+    Reads `.pdparams`, `.pdopt`, `.safetensors` and `.npz`; raises CheckpointError as `load` does. Nothing is
+    unpacked: arrays in a compressed `.npz` have no norm and no count of NaNs. The norm of x is √Σ|x|².
 
     >>> import os, tempfile
     >>> file = os.path.join(tempfile.mkdtemp(), "adam.pdopt")
@@ -47,27 +52,50 @@ def inspect(path: PathLike) -> Report:
     >>> inspect(file).others
     {'LR_Scheduler/last_epoch': 7}
     """
-    checkpoint = read_any(path)
+    checkpoint = outline_any(path)
+    size = Path(path).stat().st_size
     key = re.compile(rf"(.+?)_({'|'.join(accumulators.names())})_\d+", re.DOTALL)
     rows: list[Row] = []
     others: dict[str, Any] = {}
-    for where, x in leaves(checkpoint.tree, is_tensor):
-        array = x.array if is_tensor(x) else x
-        if isinstance(array, np.ndarray):
-            rows.append(_row(where, array, key))
-        else:
-            others[place(where)] = array.item() if isinstance(array, np.generic) else array
-    return Report(str(path), Path(path).stat().st_size, checkpoint.layout, rows, others)
+    budget, known = Budget(size), dict[int, tuple[float | None, int | None]]()
+    try:
+        for where, x in leaves(checkpoint.tree, is_tensor):
+            array = x.array if is_tensor(x) else x
+            if isinstance(array, np.ndarray):
+                if id(array) not in known:  # one array may stand in many places
+                    known[id(array)] = (None, None) if isinstance(array, Unread) else _numbers(array)
+                rows.append(_row(where, array, key, *known[id(array)]))
+                budget.charge_text(rows[-1].name)
+                budget.charge(400)
+            else:
+                others[named := place(where)] = array.item() if isinstance(array, np.generic) else array
+                budget.charge_text(named)
+                budget.charge(120)
+    except Refused:
+        found = "found more entries, or longer names, than its size allows to list"
+        raise CheckpointError(f"{path}: {found}; load reads it") from None
+    return Report(str(path), size, checkpoint.layout, rows, others)
 
 
-def _row(where: tuple[Any, ...], x: np.ndarray, accumulator: re.Pattern[str]) -> Row:
+def _row(
+    where: tuple[Any, ...], x: np.ndarray, accumulator: re.Pattern[str], norm: float | None, nans: int | None
+) -> Row:
     """Return the row of the table for one array: owner, accumulator, shape, norm and number of NaNs."""
     key = accumulator.fullmatch(str(where[-1]))
     slot, name = (key[2], key[1]) if key else ("", str(where[-1]))
     folder = where[:-1]
     if not key and folder[-1:] == ("master_weights",):
         folder, slot = folder[:-1], "master_weights"
-    wide = np.abs(x.astype(np.complex128 if jnp.iscomplexobj(x) else np.float64)).ravel()
+    return Row(place((*folder, name)), slot, x.shape, str(x.dtype), norm, nans)
+
+
+def _numbers(x: np.ndarray) -> tuple[float, int]:
+    """The norm of an array and how many NaNs it has, a part of it at a time."""
+    square, nans, flat = 0.0, 0, x.ravel(order="K")
     with np.errstate(over="ignore", invalid="ignore"):
-        norm = float(np.sqrt(wide @ wide))
-    return Row(place((*folder, name)), slot, x.shape, str(x.dtype), norm, int(np.isnan(wide).sum()))
+        for start in range(0, flat.size, CHUNK):
+            part = flat[start : start + CHUNK]
+            wide = np.abs(part.astype(np.complex128 if jnp.iscomplexobj(x) else np.float64))
+            square += float(wide @ wide)
+            nans += int(np.isnan(wide).sum())
+        return float(np.sqrt(square)), nans

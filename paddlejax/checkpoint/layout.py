@@ -10,8 +10,9 @@ import numpy as np
 from jax.core import Tracer
 
 from ..optimizer.parameter import Parameter
-from .errors import Refused
-from .unpickle import DEPTH, DTYPES
+from .budget import ATOMS, Budget
+from .errors import Refused, listed, shown
+from .unpickle import DEPTH, DIMENSIONS, DTYPES, LENGTH
 
 NAMES = "StructuredToParameterName@@"
 SLICES = "UnpackBigParamInfor@@"
@@ -38,23 +39,40 @@ class Checkpoint(NamedTuple):
     layout: str
 
 
-def understand(raw: Any) -> Checkpoint:
+def understand(raw: Any, budget: Budget) -> Checkpoint:
     """Find the tensors in what a file holds, by the rules of `paddle.load`."""
     if type(raw) is not dict:
-        raise Refused(f"it holds a {type(raw).__name__}, expected a dict")
-    raw = _joined(raw) if SLICES in raw else raw
+        raise Refused(f"it holds {shown(raw)}, expected a dict")
+    views: dict[int, np.ndarray] = {}  # an array that stands in many places is one array still
+
+    def tensor(name: str, array: np.ndarray) -> Tensor:
+        budget.charge_text(name)
+        # Paddle has no uint16 tensors: their files hold the bits of bfloat16.
+        if array.dtype == np.uint16 and id(array) not in views:
+            views[id(array)] = array.view(jnp.bfloat16)
+        return Tensor(name, views.get(id(array), array))
+
+    raw = _joined(raw, budget) if SLICES in raw else raw
     if NAMES in raw:
         names = raw[NAMES]
         if type(names) is not dict or not all(type(x) is str for pair in names.items() for x in pair):
             raise Refused(f"its {NAMES} is no table of names")
         for key in names:
             if not isinstance(raw.get(key), np.ndarray):
-                raise Refused(f"it names {key!r}, which is not there")
+                raise Refused(f"it names {shown(key)}, which is not there")
         rest = {k: v for k, v in raw.items() if k != NAMES}
-        return Checkpoint({k: _tensor(names[k], v) if k in names else v for k, v in rest.items()}, NAMED)
-    if any(_is_pair(x) for _, x in leaves(raw, _is_pair)):
-        return Checkpoint(replace(raw, _is_pair, lambda _, x: _tensor(*x)), GENERAL)
-    return Checkpoint(replace(raw, _is_array, lambda path, x: _tensor(_last(path), x)), NAMELESS)
+        return Checkpoint({k: tensor(names[k], v) if k in names else v for k, v in rest.items()}, NAMED)
+    if _has_pair(raw):
+        return Checkpoint(replace(raw, _is_pair, lambda _, x: tensor(*x)), GENERAL)
+    return Checkpoint(replace(raw, _is_array, lambda path, x: tensor(_last(path), x)), NAMELESS)
+
+
+def _has_pair(x: Any) -> bool:
+    """Return whether there is a tensor as Paddle pickles it in a tree."""
+    if _is_pair(x):
+        return True
+    inside = x.values() if isinstance(x, dict) else x if isinstance(x, list | tuple) else ()
+    return any(type(v) not in ATOMS and _has_pair(v) for v in inside)
 
 
 def _is_pair(x: Any) -> bool:
@@ -71,18 +89,13 @@ def is_tensor(x: Any) -> bool:
     return isinstance(x, Tensor)
 
 
-def _tensor(name: str, array: np.ndarray) -> Tensor:
-    """Paddle has no uint16 tensors: their files hold the bits of bfloat16."""
-    return Tensor(name, array.view(jnp.bfloat16) if array.dtype == np.uint16 else array)
-
-
 def _last(path: tuple[Any, ...]) -> str:
     """The name of what has none: its key, and its place in a list."""
     keys = [i for i, part in enumerate(path) if isinstance(part, str)]
     return "_".join(map(str, path[keys[-1] if keys else 0 :]))
 
 
-def _joined(raw: dict[Any, Any]) -> dict[Any, Any]:
+def _joined(raw: dict[Any, Any], budget: Budget) -> dict[Any, Any]:
     """Large arrays put together from their parts."""
     whole, table = {k: v for k, v in raw.items() if k != SLICES}, raw[SLICES]
     joined: dict[Any, Any] = {}  # what stands in the place of each part
@@ -92,44 +105,63 @@ def _joined(raw: dict[Any, Any]) -> dict[Any, Any]:
         known = type(entry) is dict and {"OriginShape", "slices"} <= entry.keys()
         shape, parts = (entry["OriginShape"], entry["slices"]) if known else (None, None)
         if not isinstance(shape, tuple | list) or not isinstance(parts, list) or key in whole:
-            raise Refused(f"the table of the parts of {key!r} is damaged")
+            raise Refused(f"the table of the parts of {shown(key)} is damaged")
         missing = [p for p in parts if type(p) is not str or not isinstance(whole.get(p), np.ndarray)]
         if missing or not parts:
-            raise Refused(f"parts of {key!r} are missing: {', '.join(map(repr, missing)) or 'all'}")
+            raise Refused(f"parts of {shown(key)} are missing: {listed(missing) or 'all'}")
         arrays = [whole.pop(p).ravel() for p in dict.fromkeys(parts)]
         if len(arrays) != len(parts) or len({a.dtype for a in arrays}) > 1:
-            raise Refused(f"the parts of {key!r} do not belong together")
-        if not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 32:
-            raise Refused(f"the shape of {key!r} is not one")
+            raise Refused(f"the parts of {shown(key)} do not belong together")
+        if len(shape) > DIMENSIONS or not all(type(n) is int and n >= 0 for n in shape):
+            raise Refused(f"the shape of {shown(key)} is not one")
         if math.prod(shape) != sum(a.size for a in arrays):
-            raise Refused(f"the parts of {key!r} do not make up its shape {tuple(shape)}")
+            raise Refused(f"the parts of {shown(key)} do not make up its shape {tuple(shape)}")
+        budget.charge(sum(a.nbytes for a in arrays))  # parts may be one array under many names
         joined |= {p: {} for p in parts} | {parts[0]: {key: np.concatenate(arrays).reshape(shape)}}
     return {
         k: v for key, value in raw.items() if key != SLICES for k, v in joined.get(key, {key: value}).items()
     }
 
 
-def leaves(
-    tree: Any, stop: Callable[[Any], bool], path: tuple[Any, ...] = ()
-) -> Iterator[tuple[tuple[Any, ...], Any]]:
+def leaves(tree: Any, stop: Callable[[Any], bool]) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """The paths and values of all that is no container, or at which `stop` says so."""
     if stop(tree) or not isinstance(tree, dict | list | tuple):
-        yield path, tree
+        yield (), tree
         return
-    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-        yield from leaves(value, stop, (*path, key))
+    open_: list[tuple[tuple[Any, ...], Iterator[tuple[Any, Any]]]] = [((), _items(tree))]
+    while open_:
+        path, items = open_[-1]
+        for key, value in items:
+            at = (*path, key)
+            if isinstance(value, dict | list | tuple) and not stop(value):
+                open_.append((at, _items(value)))
+                break
+            yield at, value
+        else:
+            open_.pop()
+
+
+def _items(x: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
+    """Return the keys, or places, and values of a container."""
+    return iter(x.items() if isinstance(x, dict) else enumerate(x))
 
 
 def replace(
     tree: Any, wanted: Callable[[Any], bool], by: Callable[..., Any], path: tuple[Any, ...] = ()
 ) -> Any:
-    """The same tree with `by(path, x)` in the place of every x that is wanted."""
+    """The same tree with `by(path, x)` in the place of every x that is wanted, which is no plain number."""
     if wanted(tree):
         return by(path, tree)
     if isinstance(tree, dict):
-        return {k: replace(v, wanted, by, (*path, k)) for k, v in tree.items()}
+        if ATOMS.issuperset(map(type, tree.values())):
+            return tree
+        return {k: v if type(v) in ATOMS else replace(v, wanted, by, (*path, k)) for k, v in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)(replace(v, wanted, by, (*path, i)) for i, v in enumerate(tree))
+        if ATOMS.issuperset(map(type, tree)):
+            return tree
+        return type(tree)(
+            [v if type(v) in ATOMS else replace(v, wanted, by, (*path, i)) for i, v in enumerate(tree)]
+        )
     return tree
 
 
@@ -163,7 +195,8 @@ def place(path: tuple[Any, ...]) -> str:
 
 def _checked(x: Any, path: tuple[Any, ...]) -> Any:
     """A value in the terms of a file, or an error that names its place."""
-    if len(path) > DEPTH:
+    # In the general layout an array stands inside of a pair, which is one level more.
+    if len(path) + isinstance(x, Parameter | jax.Array | np.ndarray) > DEPTH:
         raise ValueError(f"save: {place(path[:3])}/... is nested more than {DEPTH} deep")
     if isinstance(x, Parameter):
         return Tensor(x.name, _storable(x.value, path))
@@ -198,6 +231,9 @@ def _storable(x: Any, path: tuple[Any, ...]) -> Any:
         raise TypeError(f"save: {place(path)} is traced, as under jax.jit; expected an array with contents")
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"save: {place(path)} is a masked array, expected a plain one: no file has masks")
+    if len(x.shape) > DIMENSIONS or any(n >= LENGTH for n in x.shape):
+        expected = f"expected at most {DIMENSIONS} dimensions, each below 2**48"
+        raise ValueError(f"save: {place(path)} has {len(x.shape)} dimensions {x.shape}, {expected}")
     dtype = x.dtype
     bfloat16 = dtype == jnp.bfloat16 and not isinstance(x, np.generic)
     if not bfloat16 and not (isinstance(dtype, np.dtype) and dtype.str[1:] in DTYPES):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..optimizer.ledger import StateDictError, base
+from .errors import shown
 
 OURS = "paddlejax"  # an entry of our own, which Paddle reads and ignores
 MASTER = "_fp32_master_0"
@@ -21,7 +22,7 @@ def checked_names(names: Any) -> dict[str, str]:
         raise TypeError(f"names: found {type(names).__name__}, expected a dict {{Paddle's name: ours}}")
     for theirs, ours in names.items():
         if not isinstance(theirs, str) or not isinstance(ours, str):
-            raise TypeError(f"names: found {theirs!r}: {ours!r}, expected two names")
+            raise TypeError(f"names: found {shown(theirs)}: {shown(ours)}, expected two names")
     twice = sorted(ours for ours, times in Counter(names.values()).items() if times > 1)
     if twice:
         raise ValueError(f"names: found {', '.join(twice)} more than once, expected every parameter once")
@@ -79,11 +80,12 @@ def owners(entries: Mapping[Any, Any], accumulators: Sequence[str]) -> dict[str,
 def renamed(entries: Mapping[Any, Any], names: Mapping[str, str], known: Iterable[str]) -> dict[Any, Any]:
     """The same entries with every parameter called by its other name."""
     everyone = {*names, *known}
+    lengths = sorted({len(name) for name in everyone}, reverse=True)
 
     def rename(key: Any) -> Any:
         if not isinstance(key, str):
             return key
-        ends = [len(key), *(i for i in range(len(key) - 1, 0, -1) if key[i] in "_@")]
+        ends = (i for i in lengths if i == len(key) or i < len(key) and key[i] in "_@")
         owner = next((key[:i] for i in ends if key[:i] in everyone), None)  # the longest
         return key if owner is None else names.get(owner, owner) + key[len(owner) :]
 

@@ -1,7 +1,9 @@
 """Optimizer states from Paddle's checkpoints and back, by name."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import jax
 
 from ..array_types import ArrayTree
 from ..optimizer.averages import ParameterAverage
@@ -10,7 +12,9 @@ from ..optimizer.optimizer import Optimizer
 from ..optimizer.wrappers import innermost, is_optimizer
 from ..rules import Lamb
 from .convert import read_any, save_any
-from .files import PathLike, handed_out
+from .errors import PathLike
+from .files import handed_out
+from .formats import unpacked
 from .layout import NAMES
 from .names import OURS, check_needed, checked_names, chosen, owners, proposal, renamed
 from .states import State
@@ -65,10 +69,11 @@ def load_optimizer(
         raise TypeError(f"strict: found {strict!r:.80}, expected True or False")
     method = "set_state_dict" if hasattr(target, "set_state_dict") else "load_state_dict"
     is_object = _is_object(target, "load_optimizer", f"{method} takes paddlejax.load(file)")
-    entries, extra = _read(file)
     if not is_object:
-        return State(target, params, name).load(entries, extra, names, strict)
+        state = State(target, params, name)
+        return state.load(*_read(file, lambda: unpacked(state.arrays())), names, strict)
     _no_functional_arguments(params=params, name=name)
+    entries, extra = _read(file, lambda: unpacked(_arrays(target)))
     _load_object(target, entries, extra, names, strict)
 
 
@@ -138,9 +143,18 @@ def _no_functional_arguments(**arguments: Any) -> None:
             raise TypeError(f"{argument}: found {value!r:.80}, expected None, as an object knows it itself")
 
 
-def _read(file: PathLike | Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[str, Any]]:
-    """The entries of a file, and what `save_optimizer` added to them."""
-    entries = dict(file) if isinstance(file, Mapping) else handed_out(read_any(file), True, False)
+def _arrays(target: Any) -> list[Any]:
+    """Return what an object has saved at most: its arrays, and the histories of L-BFGS, which grow."""
+    history = getattr(getattr(innermost(target), "_method", None), "history_size", 0)
+    now = [x for x in jax.tree.leaves(target.state_dict()) if hasattr(x, "dtype")]
+    return [*now, *(p.value for p in target.parameter_list for _ in range(1 + 2 * history))]
+
+
+def _read(
+    file: PathLike | Mapping[Any, Any], most: Callable[[], int]
+) -> tuple[dict[Any, Any], dict[str, Any]]:
+    """The entries of a file, which unpacks to so many bytes, and what `save_optimizer` added to them."""
+    entries = dict(file) if isinstance(file, Mapping) else handed_out(read_any(file, most), True, False)
     entries.pop(NAMES, None)
     extra = entries.pop(OURS, {})
     return entries, extra if isinstance(extra, dict) else {}

@@ -12,8 +12,9 @@ from ..hyper import ArgumentError
 from ..optimizer.ledger import ArrayField, Entries, StateDictError
 from ..optimizer.parameter import Parameter
 from ..trees import path_name
-from .convert import read_any, save_any
-from .files import PathLike
+from .convert import outline_any, read_any, save_any
+from .errors import PathLike
+from .formats import unpacked
 from .layout import NAMES, is_tensor
 from .names import OURS, check_needed, checked_names, proposal
 
@@ -50,7 +51,7 @@ def parameter_names(file: PathLike) -> dict[str, str]:
     {'linear_0.w_0': '0.weight'}
     """
     names: dict[str, str] = {}
-    for key, x in read_any(file).tree.items():
+    for key, x in outline_any(file).tree.items():
         if is_tensor(x):
             names.setdefault(x.name, key)
     return names
@@ -78,7 +79,7 @@ def load_parameters(
     """
     given = checked_names(names)
     mine = _members(target)
-    arrays, tensors = _contents(file)
+    arrays, tensors = _contents(file, unpacked(_value(own.leaf) for own in mine))
     sources = _matched(mine, arrays, tensors, given)
     met = (own for own, key in zip(mine, sources, strict=True) if key is not None)
     check_needed(given, {*arrays, *tensors.values(), *(word for own in met for word in own.words)})
@@ -149,14 +150,14 @@ def _value(leaf: Any) -> Any:
     return leaf.value if isinstance(leaf, Parameter) else leaf
 
 
-def _contents(file: PathLike | Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The arrays of a file by key, and the tensor name of each."""
+def _contents(file: PathLike | Mapping[Any, Any], most: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arrays of a file, which unpacks to so many bytes at most, by key, and the tensor name of each."""
     if isinstance(file, Mapping):
         arrays, names = {k: v for k, v in file.items() if k not in (NAMES, OURS)}, file.get(NAMES, {})
         if not isinstance(names, Mapping) or not all(isinstance(x, str) for x in names.values()):
             raise StateDictError(f"{NAMES}: found {names!r:.100}, expected a dict of names")
         return arrays, {k: names.get(k, k) for k in arrays}
-    tree = {k: v for k, v in read_any(file).tree.items() if k != OURS}
+    tree = {k: v for k, v in read_any(file, most).tree.items() if k != OURS}
     names = {k: v.name if is_tensor(v) else k for k, v in tree.items()}
     return {k: v.array if is_tensor(v) else v for k, v in tree.items()}, names
 

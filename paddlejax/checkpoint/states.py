@@ -74,6 +74,11 @@ class State:
         """The names of the parameters: those of the given parameters, else of the leaves of the state."""
         return list(self._given or self._shapes)
 
+    def arrays(self) -> list[Any]:
+        """What a file of this state has, by shape and dtype: what parameters share, once with each."""
+        fields = [field for leaf in self.leaves for field in self._fields(leaf).values()]
+        return [jax.ShapeDtypeStruct(f.shape, f.dtype) for f in fields if isinstance(f, ArrayField)]
+
     # ------------------------------------------------------------------ layout
 
     def _visit(self, node: Any, where: tuple[Any, ...]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..optimizer.ledger import StateDictError, base
 from ..optimizer.lr import LinearLR, LRScheduler, ReduceOnPlateau
+from .errors import listed, shown
 
 EPOCHS = {"epoch_num": "last_epoch", "learning_rate": "last_lr"}
 PLATEAU = {
@@ -48,7 +49,7 @@ def _from_fluid(found: Mapping[str, Any], scheduler: LRScheduler) -> Mapping[str
         return {PLATEAU.get(k, k): _plain(v) for k, v in found.items()}
     if isinstance(scheduler, ReduceOnPlateau | LinearLR):
         kind = type(scheduler).__name__
-        raise StateDictError(f"LR_Scheduler: found {dict(found)}, which has no counterpart in {kind}")
+        raise StateDictError(f"LR_Scheduler: found {listed(found)}, which has no counterpart in {kind}")
     moved = copy.deepcopy(scheduler)
     moved.verbose = False
     moved.step(int(found["step_num"]))
@@ -90,7 +91,7 @@ def place_of(entries: Mapping[Any, Any], whole: bool) -> float | None:
     number = isinstance(place, int | float) and not isinstance(place, bool) and math.isfinite(place)
     if not number or place < 0 or whole and not (place < 2**31 and place == int(place)):
         expected = "an int >= 0" if whole else "a number >= 0"
-        raise StateDictError(f"LR_Scheduler: {word} is {place!r:.80}, expected {expected}")
+        raise StateDictError(f"LR_Scheduler: {word} is {shown(place)}, expected {expected}")
     return place
 
 

@@ -3,21 +3,25 @@
 Paddle's files are pickles, and a pickle is a program: loading one runs whatever its author wrote. This is the
 machine of the standard library with most of its instructions taken out. Each global that a file may name is a
 function of a table below, so no code but ours is ever called. What it allocates is bounded by the size of the
-file: `_Bounded` refuses to read more than is left, arrays are compared with the bytes they claim, and a
-container that is referred to many times is counted every time. What a file decides is never compared, copied,
-hashed or printed before its type is known: a list that costs a few bytes to name again may be long or deep.
+file: `_Bounded` refuses to read more than is left, arrays are compared with the bytes they claim, and what
+else is made or named again is charged to a `Budget`, every time. What a file decides is never compared,
+copied, hashed or printed before its type is known: a list that costs a few bytes to name again may be long or
+deep.
 """
 
 import math
 import pickle
+import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from .errors import Refused
+from .budget import ARRAY, ATOMS, COLLIDING, POINTER, Budget
+from .errors import Refused, shown
 
 DEPTH = 100  # of nested containers
+DIMENSIONS, LENGTH = 32, 2**48  # of an array: at most so many, each below that
 DTYPES = tuple("b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16".split())
 INSTRUCTIONS = (
     "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE "
@@ -25,16 +29,26 @@ INSTRUCTIONS = (
     "EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 SETITEM SETITEMS APPEND APPENDS BINPUT LONG_BINPUT "
     "MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD"
 ).split()
+# What an instruction makes, in bytes; a text, a tuple, a dict's items and an array are charged by their size.
+COSTS = {
+    **dict.fromkeys("BININT BININT2 LONG1 BINFLOAT EMPTY_TUPLE".split(), 40),
+    **dict.fromkeys("EMPTY_DICT EMPTY_LIST TUPLE1 TUPLE2 TUPLE3".split(), 80),
+    **dict.fromkeys("BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8".split(), 64),
+    **dict.fromkeys("GLOBAL STACK_GLOBAL".split(), 64),
+    "REDUCE": 250,
+}
+TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
 NDARRAY = object()  # stands for numpy.ndarray, the first argument of _reconstruct
 
 
 class _Dtype:
     """An element type, complete once BUILD has told its byte order."""
 
+    __slots__ = ("dtype",)
+
     def __init__(self, code: Any, align: Any, copy: Any):
         if type(code) is not str or code not in DTYPES:
-            found = repr(code[:100]) if type(code) is str else f"a {type(code).__name__}"
-            raise Refused(f"an array's dtype is {found}, expected one of {', '.join(DTYPES)}")
+            raise Refused(f"an array's dtype is {shown(code)}, expected one of {', '.join(DTYPES)}")
         self.dtype = np.dtype(code)
 
     def build(self, state: Any) -> None:
@@ -47,6 +61,8 @@ class _Dtype:
 class _Array:
     """An array, complete once BUILD has given its contents."""
 
+    __slots__ = ("machine", "value")
+
     def __init__(self, machine: "_Machine"):
         self.machine = machine
         self.value: np.ndarray | None = None
@@ -57,13 +73,14 @@ class _Array:
         if self.value is not None or not _fits(state, int, tuple, _Dtype) or len(state) != 5:
             raise Refused("an array is not built as NumPy builds it")
         _, shape, dtype, fortran, data = state
-        if len(shape) > 32 or not all(type(n) is int and 0 <= n < 2**48 for n in shape):
+        if len(shape) > DIMENSIONS or not all(type(n) is int and 0 <= n < LENGTH for n in shape):
             raise Refused("an array's shape is not one")
         dtype, data = dtype.dtype, _bytes(data)
         if len(data) != math.prod(shape) * dtype.itemsize:
             needed = f"needs {math.prod(shape) * dtype.itemsize} bytes"
             raise Refused(f"an array of shape {shape} and dtype {dtype} {needed}, found {len(data)}")
         self.machine.claim(len(data))
+        self.machine.budget.charge(ARRAY)
         value = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran is True else "C")
         self.value = value.astype(dtype.newbyteorder("="), copy=False)
 
@@ -93,11 +110,54 @@ class _Bounded:
         return line
 
 
+class _Memo:
+    """What the file may name again, by number. A real file numbers in order, and a list is small."""
+
+    def __init__(self, budget: Budget):
+        self.budget, self.listed, self.others = budget, [], dict[int, Any]()
+
+    def __len__(self) -> int:
+        return len(self.listed) + len(self.others)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.listed[i] if i < len(self.listed) else self.others[i]
+
+    def __setitem__(self, i: int, value: Any) -> None:
+        if i < len(self.listed):
+            self.listed[i] = value
+        elif i == len(self.listed) and not self.others:
+            self.budget.charge(POINTER)
+            self.listed.append(value)
+        else:
+            self.budget.charge(150)
+            self.others[i] = value
+
+
 class _Table(dict[int, Any]):
     """Instructions by their byte; another byte is refused by its number."""
 
     def __missing__(self, code: int) -> Any:
         raise Refused(f"the byte {code:#04x} is no instruction of a checkpoint")
+
+
+def _charging(cost: int, instruction: Callable[[Any], None]) -> Callable[[Any], None]:
+    """An instruction that is charged before it runs."""
+
+    def run(machine: Any) -> None:
+        machine.budget.charge(cost)
+        instruction(machine)
+
+    return run
+
+
+def _charging_text(instruction: Callable[[Any], None]) -> Callable[[Any], None]:
+    """An instruction that pushes a text, which is charged by its size."""
+
+    def run(machine: Any) -> None:
+        instruction(machine)
+        machine.budget.charge(16 + sys.getsizeof(machine.stack[-1]))
+
+    return run
 
 
 class _Machine(pickle._Unpickler):  # type: ignore[name-defined]
@@ -113,9 +173,10 @@ class _Machine(pickle._Unpickler):  # type: ignore[name-defined]
         for code in (getattr(pickle, name)[0] for name in INSTRUCTIONS)
     )
 
-    def __init__(self, file: _Bounded):
+    def __init__(self, file: _Bounded, budget: Budget):
         super().__init__(file, encoding="latin1")
-        self.file, self.claimed, self.visited = file, 0, 0
+        self.file, self.budget, self.claimed, self.visited = file, budget, 0, 0
+        self.memo = _Memo(budget)
         self.globals = {
             **{(f"numpy.{core}.multiarray", "_reconstruct"): self.array for core in ("core", "_core")},
             **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
@@ -136,7 +197,7 @@ class _Machine(pickle._Unpickler):  # type: ignore[name-defined]
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands here for a global."""
         if (module, name) not in self.globals:
-            raise Refused(f"it wants {f'{module}.{name}'[:200]!r}, which no checkpoint needs")
+            raise Refused(f"it wants {shown(module)} {shown(name)}, which no checkpoint needs")
         return self.globals[module, name]
 
     # What REDUCE may call, here and below, takes a fixed number of arguments: a long list of them, which a
@@ -154,6 +215,35 @@ class _Machine(pickle._Unpickler):  # type: ignore[name-defined]
             raise Refused("it encodes something else than a text as latin1")
         self.claim(len(text))
         return text.encode("latin1")
+
+    def load_stack_global(self) -> None:
+        """STACK_GLOBAL: push what stands here for the module and the name on top of the stack."""
+        name, module = self.stack.pop(), self.stack.pop()
+        if type(name) is not str or type(module) is not str:
+            raise Refused("the name of a global is no text")
+        self.stack.append(self.find_class(module, name))
+
+    def load_mark(self) -> None:
+        """MARK: begin a new stack. Real files have one or two for each level of nesting."""
+        if len(self.metastack) > 2 * DEPTH:
+            raise Refused(f"it is nested more than {DEPTH} deep")
+        super().load_mark()  # type: ignore[misc]
+
+    def load_long1(self) -> None:
+        """LONG1: an int, which a checkpoint has no use for beyond 64 bits."""
+        super().load_long1()  # type: ignore[misc]
+        if (bits := self.stack[-1].bit_length()) > 64:
+            raise Refused(f"it has an integer of {bits} bits, expected at most 64")
+
+    def load_tuple(self) -> None:
+        """TUPLE: all objects since the last mark."""
+        self.budget.charge(72 + 2 * POINTER * len(self.stack))
+        super().load_tuple()  # type: ignore[misc]
+
+    def load_appends(self) -> None:
+        """APPENDS: the list below the last mark takes all objects since then."""
+        self.budget.charge(POINTER * len(self.stack))
+        super().load_appends()  # type: ignore[misc]
 
     def load_build(self) -> None:
         """BUILD: give an array or a dtype its state."""
@@ -176,37 +266,67 @@ class _Machine(pickle._Unpickler):  # type: ignore[name-defined]
         target = self.stack[-1]
         if type(target) is not dict or len(items) % 2:
             raise Refused("it sets items of what is no dict")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            # Other keys could be slow or deep to hash.
-            if not (type(key) is str or type(key) is int and abs(key) < 2**63):
+        self.budget.charge(45 * len(items))
+        for i in range(0, len(items), 2):
+            key = items[i]
+            # Other keys could be slow or deep to hash; ints can be made to collide.
+            if type(key) is str:
+                key = self.text(key)
+            elif type(key) is int and abs(key) < 2**63:
+                self.budget.charge(len(target) // COLLIDING)
+            else:
                 raise Refused(f"a key of a dict is of type {type(key).__name__}, expected str or int")
-            target[_text(key) if type(key) is str else key] = value
+            target[key] = items[i + 1]
 
-    dispatch[pickle.BUILD[0]] = load_build
-    dispatch[pickle.SETITEM[0]] = load_setitem
-    dispatch[pickle.SETITEMS[0]] = load_setitems
+    def text(self, text: str) -> str:
+        """Return a text that the file names; refuse half a character, which Python lets pass."""
+        self.budget.charge(sys.getsizeof(text))
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise Refused("it has a text that is no UTF-8") from None
+        return text
 
     def plain(self, value: Any, depth: int = 0) -> Any:
         """Return the tree with its arrays in place; what it refers to twice is there twice."""
-        self.visited += 1
         if depth > DEPTH:
             raise Refused(f"it is nested more than {DEPTH} deep")
-        if self.visited > self.file.size:
-            raise Refused("it refers to the same containers again and again")
+        if isinstance(value, dict | list | tuple):
+            self.visited += len(value)
+            if self.visited > self.file.size:  # every place takes a byte, if it is not there by reference
+                raise Refused("it refers to the same containers again and again")
         if type(value) is dict:
-            return {k: self.plain(v, depth + 1) for k, v in value.items()}
+            self.budget.charge_container(value)
+            for key in value:
+                if type(key) is str:
+                    self.budget.charge_text(key)
+            return {k: v if type(v) in ATOMS else self.plain(v, depth + 1) for k, v in value.items()}
         if type(value) in (list, tuple):
-            return type(value)(self.plain(v, depth + 1) for v in value)
+            self.budget.charge_container(value)
+            return type(value)([v if type(v) in ATOMS else self.plain(v, depth + 1) for v in value])
         if isinstance(value, _Array) and value.value is not None:
+            self.budget.charge(150)  # a Tensor may name it
             return value.value
-        if type(value) is int and value.bit_length() > 64:
-            raise Refused(f"it has an integer of {value.bit_length()} bits, expected at most 64")
         if type(value) is str:
-            return _text(value)
-        if value is None or isinstance(value, bool | int | float | np.generic):
+            return self.text(value)
+        if type(value) in ATOMS or isinstance(value, np.generic):
             return value
         kind = type(value).__name__.lstrip("_").lower()
         raise Refused(f"it holds an object of type {kind}, which no checkpoint does")
+
+
+_OWN = ("stack_global", "mark", "tuple", "appends", "build", "setitem", "setitems", "long1")
+_Machine.dispatch.update({getattr(pickle, n.upper())[0]: getattr(_Machine, f"load_{n}") for n in _OWN})
+_Machine.dispatch.update(
+    {
+        code: _charging(cost, _Machine.dispatch[code])
+        for code, cost in ((getattr(pickle, name)[0], cost) for name, cost in COSTS.items())
+    }
+)
+_Machine.dispatch.update(
+    {code: _charging_text(_Machine.dispatch[code]) for code in (getattr(pickle, name)[0] for name in TEXTS)}
+)
 
 
 def _scalar(dtype: Any, data: Any) -> Any:
@@ -244,17 +364,7 @@ def _bytes(data: Any) -> bytes:
     return data
 
 
-def _text(text: str) -> str:
-    """Return the text; refuse half a character, which the machine of the standard library lets pass."""
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise Refused("it has a text that is no UTF-8") from None
-    return text
-
-
-def unpickle(file: BinaryIO, size: int) -> Any:
+def unpickle(file: BinaryIO, size: int, budget: Budget) -> Any:
     """Return the object in a file of this size; its arrays are read-only views of what was read.
 
     Raises Refused, or any other Exception that hostile bytes provoke; the caller words it.
@@ -264,8 +374,8 @@ def unpickle(file: BinaryIO, size: int) -> Any:
     start = file.read(2)
     if start[:1] != b"\x80" or start[1:] not in (b"\x02", b"\x03", b"\x04"):
         raise Refused(f"it is no pickle of protocol 2 to 4: it begins with {start!r}")
-    file.seek(0)
-    machine = _Machine(_Bounded(file, size))
+    file.seek(-len(start), 1)  # a BytesIO may begin anywhere
+    machine = _Machine(_Bounded(file, size), budget)
     value = machine.load()
     frame = machine._unframer.current_frame
     if machine.stack or machine.metastack or machine.file.left or frame and frame.read(1):

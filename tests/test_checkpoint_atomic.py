@@ -152,6 +152,54 @@ def test_long_names_and_bare_names_work(tmp_path, monkeypatch):
         assert load(name) == {"a": 1}
 
 
+def killed_in_the_middle(target):
+    """Leave what a killed save leaves."""
+    command = [sys.executable, "-I", "-S", "-c", HALF_WAY, atomic.__file__, str(target)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as worker:
+        assert worker.stdout and worker.stdout.readline() == b"half\n"
+        yield worker
+        worker.kill()
+    assert worker.returncode == -signal.SIGKILL
+
+
+HALF_WAY = """
+import importlib.util, sys, time
+spec = importlib.util.spec_from_file_location("atomic", sys.argv[1])
+atomic = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(atomic)
+with atomic.replacing(sys.argv[2]) as file:
+    file.write(b"half")
+    print("half", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_next_save_of_that_name_removes_what_a_killed_one_left(tmp_path):
+    save({"a": 1}, tmp_path / "y.pdopt")
+    for _ in killed_in_the_middle(tmp_path / "x.pdopt"):
+        save({"a": 1}, tmp_path / "x.pdopt")
+        assert len(temporaries(tmp_path)) == 1  # its writer lives
+    save({"a": 2}, tmp_path / "y.pdopt")
+    assert len(temporaries(tmp_path)) == 1  # another name's
+    save({"a": 2}, tmp_path / "x.pdopt")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.pdopt", "y.pdopt"]
+
+
+def test_only_what_is_surely_left_is_removed(tmp_path):
+    mine = atomic._prefix(tmp_path / "x") + f"{os.getpid()}."
+    gone = [f"{mine}{'0' * 16}.tmp"]  # by a process that had our number: it does not write now
+    stay = [
+        mine.replace(str(os.getpid()), "1") + "0" * 16 + ".tmp",  # alive
+        f".x.elsewhere.{os.getpid()}.{'0' * 16}.tmp",  # of another host
+        f"{mine}{'0' * 15}.tmp", f"{mine}{'0' * 16}.tmp2", f".x.{'0' * 16}.tmp",
+    ]  # fmt: skip
+    for name in (*gone, *stay):
+        (tmp_path / name).touch()
+    with replacing(tmp_path / "x"), replacing(tmp_path / "x"):  # one does not remove the other's
+        assert len(temporaries(tmp_path)) == 6
+    assert {p.name for p in tmp_path.iterdir()} == {"x", *stay}
+
+
 def test_two_who_save_at_once_do_not_mix(tmp_path):
     def work(value):
         for _ in range(20):

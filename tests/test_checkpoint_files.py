@@ -15,6 +15,7 @@ import pytest
 import paddlejax as paddle
 from paddlejax.checkpoint import CheckpointError, Tensor, files, load, read, save
 from paddlejax.checkpoint.layout import LAYOUTS, is_tensor, leaves
+from paddlejax.checkpoint.unpickle import DEPTH
 from paddlejax.fluid.checkpoint import load_dygraph, save_dygraph
 
 GOLDEN = Path(__file__).parent / "golden" / "checkpoints"
@@ -262,6 +263,9 @@ REFUSED = [
     ({"a": {"\ud800": 1}}, ValueError, "is no text that can be written"),
     ({"a": "\ud800"}, ValueError, "a is no text that can be written"),
     ({"a": 2**80}, ValueError, "a is an int of 81 bits"),
+    ({"a": {"b": np.ones((1,) * 33)}}, ValueError, "a/b has 33 dimensions"),
+    ({"a": np.ones((0, 2**48))}, ValueError, "expected at most 32 dimensions, each below 2**48"),
+    ({"a": paddle.Parameter(jnp.ones((1,) * 33), "w")}, ValueError, "a has 33 dimensions"),
     ({"d": DEEP}, ValueError, "d/d/d/... is nested more than"),
     ({"UnpackBigParamInfor@@": {}}, ValueError, "the table of cut arrays"),
     ({TABLE: 3}, TypeError, "expected a dict of names"),
@@ -319,6 +323,51 @@ def test_a_missing_file_is_an_error_that_names_what_is_near(tmp_path):
         assert isinstance(e.value, ValueError) and str(tmp_path / name) in str(e.value)
     with pytest.raises(TypeError, match="load's return_numpy: found 1, expected True or False"):
         load(GOLDEN / "adam" / "opt_10.pdopt", 1)
+
+
+def test_a_folder_that_cannot_be_listed_is_the_same_error(tmp_path, monkeypatch):
+    def fail(self):
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("iterdir", "is_dir"):
+        with monkeypatch.context() as m, pytest.raises(CheckpointError, match="there is no such file$"):
+            m.setattr(Path, name, fail)
+            load(tmp_path / "x")
+    with monkeypatch.context() as m, pytest.raises(CheckpointError, match="Permission denied"):
+        m.setattr(Path, "exists", fail)
+        load(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "path", [b"x.pdparams", (GOLDEN / "adam" / "opt_10.pdopt").read_bytes(), None, 3, ["x"]]
+)
+def test_what_is_no_path_is_refused(path):
+    for call in (
+        load,
+        read,
+        paddle.checkpoint.inspect,
+        paddle.checkpoint.load_npz,
+        paddle.checkpoint.parameter_names,
+    ):
+        with pytest.raises(
+            CheckpointError, match="found .*, expected the name of a file as a str or a path"
+        ) as e:
+            call(path)
+        assert len(str(e.value)) < 400
+
+
+@pytest.mark.parametrize("ending", ["pdparams", "npz"])
+def test_the_most_dimensions_and_the_deepest_array_come_back(ending, tmp_path):
+    write, back = (
+        (save, load) if ending == "pdparams" else (paddle.checkpoint.save_npz, paddle.checkpoint.load_npz)
+    )
+    tree = np.ones((1,) * 32, np.float32)
+    for _ in range(DEPTH - 1):
+        tree = {"d": tree}
+    write(tree, tmp_path / "x")
+    same(back(tmp_path / "x", return_numpy=True), tree)
+    with pytest.raises(ValueError, match="nested more than 100 deep"):
+        write({"d": tree}, tmp_path / "x")
 
 
 def test_missing_folders_are_made(tmp_path):

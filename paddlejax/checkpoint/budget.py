@@ -17,7 +17,7 @@ from .errors import Refused
 
 RATE, FLOOR = 14, 24_000_000
 POINTER = 9  # a place in a list, with the room that a list keeps
-ARRAY = 800  # an array without its contents; making one takes long besides
+ARRAY = 700  # an array without its contents; making one takes long besides
 COLLIDING = 16  # an int as key costs one for so many keys: it may be compared with all that are there
 ATOMS = frozenset((type(None), bool, int, float))  # which refer to nothing, and which a tree may share
 
@@ -25,8 +25,8 @@ ATOMS = frozenset((type(None), bool, int, float))  # which refer to nothing, and
 class Budget:
     """How many bytes the reader of a file of this size may still make."""
 
-    def __init__(self, size: int, rate: int = RATE, floor: int = FLOOR):
-        self.left = rate * size + floor
+    def __init__(self, size: int):
+        self.left = RATE * size + FLOOR
 
     def charge(self, n: int) -> None:
         """Count bytes; refuse more than the size allows."""
@@ -41,12 +41,15 @@ class Budget:
         self.charge(sys.getsizeof(text))
 
     def charge_container(self, x: Collection[Any]) -> None:
-        """Count a container of a tree, which is copied as long as there are arrays in it."""
-        if type(x) is not dict:
-            self.charge((1 if ATOMS.issuperset(map(type, x)) else 2) * (72 + POINTER * len(x)))
-            return
-        self.charge((1 if ATOMS.issuperset(map(type, x.values())) else 2) * (80 + 90 * len(x)))
-        self.charge(_collisions(x))
+        """Count a container of a tree."""
+        self.charge(_copies(x))
+
+
+def _copies(x: Collection[Any]) -> int:
+    """The bytes of a container in a tree, twice if there is more in it than numbers: then it is copied."""
+    if not isinstance(x, dict):
+        return (1 if ATOMS.issuperset(map(type, x)) else 2) * (72 + POINTER * len(x))
+    return (1 if ATOMS.issuperset(map(type, x.values())) else 2) * (80 + 90 * len(x)) + _collisions(x)
 
 
 def _collisions(x: dict[Any, Any]) -> int:
@@ -54,30 +57,19 @@ def _collisions(x: dict[Any, Any]) -> int:
     return sum(type(k) is int for k in x) * len(x) // (2 * COLLIDING)
 
 
+def cost(x: Any) -> int:
+    """What reading a tree back from a pickle costs, for whoever saves it: at most 7/6 of this."""
+    if x is None or type(x) is bool:
+        return 0  # a place in a container
+    if isinstance(x, dict | list | tuple):
+        made = 80 + 90 * len(x) + _collisions(x) if isinstance(x, dict) else 72 + 2 * POINTER * len(x)
+        inside = (*x, *x.values()) if isinstance(x, dict) else x
+        return made + _copies(x) + sum(map(cost, inside))
+    if isinstance(x, str):
+        return 3 * sys.getsizeof(x) + 16
+    return 41 if type(x) in ATOMS else 2000 if isinstance(x, np.generic) else 1950
+
+
 def room(tree: Any, size: int) -> bool:
-    """Return whether a file of this size that holds this tree would be read back, with some to spare."""
-    budget = Budget(size, RATE - 2, FLOOR - 4_000_000)
-
-    def count(x: Any) -> None:
-        if isinstance(x, dict):
-            budget.charge(80 + 90 * len(x) + _collisions(x))
-            budget.charge_container(x)
-            for key in x:
-                count(key)
-        if isinstance(x, dict | list | tuple):
-            if not isinstance(x, dict):
-                budget.charge(72 + 2 * POINTER * len(x))
-                budget.charge_container(x)
-            for value in x.values() if isinstance(x, dict) else x:
-                if value is not None and type(value) is not bool:
-                    count(value)
-        elif isinstance(x, str):
-            budget.charge(3 * sys.getsizeof(x) + 16)
-        else:
-            budget.charge(41 if type(x) in ATOMS else 1300 if isinstance(x, np.generic) else 2100)
-
-    try:
-        count(tree)
-    except Refused:
-        return False
-    return True
+    """Return whether a file of this size that holds this tree is one that is read back."""
+    return cost(tree) <= (RATE * size + FLOOR) * 6 // 7

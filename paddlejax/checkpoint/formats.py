@@ -18,7 +18,7 @@ from .outline import KEY, filled, outlined
 from .unpickle import DTYPES
 
 MAX_BYTES = 10**9  # what a compressed file unpacks to, unless the caller says more
-HEADER = 2**16  # of these bytes of an array, its header is a part
+HEADER = 2**14  # bytes of an array that its header is among: NumPy reads none beyond 10,000
 LONGEST = 2**16 - 1 - len(".npy")  # bytes in the name of an array in a zip
 
 
@@ -191,13 +191,13 @@ def _read_npz(path: PathLike, limit: Callable[[], int] | None) -> Checkpoint:
                 raise Refused("its outline unpacks to far more than its size")
             with archive.open(m) as stream:
                 data = stream.read(m.file_size if whole else min(HEADER, m.file_size))
-            arrays[name] = _array(name, data, m.file_size, budget)
+            arrays[name] = _array(name, data, m.file_size, whole)
         outline = arrays.pop(KEY, None)
         return filled(None if outline is None else outline.tobytes().decode(), arrays, budget)
 
 
-def _array(name: str, data: bytes, size: int, budget: Budget) -> np.ndarray:
-    """The array in an `.npy` file of this size, which may claim any shape and dtype, or its first bytes."""
+def _array(name: str, data: bytes, size: int, whole: bool) -> np.ndarray:
+    """The array in an `.npy` file of this size, which may claim any shape and dtype, or in its start."""
     file = io.BytesIO(data)
     header = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -211,7 +211,7 @@ def _array(name: str, data: bytes, size: int, budget: Budget) -> np.ndarray:
         raise Refused(
             f"{shown(name)} says it is of a shape ({listed(shape)}) and of dtype {dtype}, and is not"
         )
-    if len(data) < size:
+    if not whole:
         stand_in = np.broadcast_to(np.zeros((), dtype.newbyteorder("=")), shape)
         return stand_in.view(Unread)
     x = np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran else "C")

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..optimizer.ledger import StateDictError, base
 from ..optimizer.lr import LinearLR, LRScheduler, ReduceOnPlateau
-from .errors import listed, shown
+from .errors import listed
 
 EPOCHS = {"epoch_num": "last_epoch", "learning_rate": "last_lr"}
 PLATEAU = {
@@ -91,7 +91,7 @@ def place_of(entries: Mapping[Any, Any], whole: bool) -> float | None:
     number = isinstance(place, int | float) and not isinstance(place, bool) and math.isfinite(place)
     if not number or place < 0 or whole and not (place < 2**31 and place == int(place)):
         expected = "an int >= 0" if whole else "a number >= 0"
-        raise StateDictError(f"LR_Scheduler: {word} is {shown(place)}, expected {expected}")
+        raise StateDictError(f"LR_Scheduler: {word} is {place!r:.80}, expected {expected}")
     return place
 
 

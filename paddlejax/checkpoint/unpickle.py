@@ -35,7 +35,7 @@ COSTS = {
     **dict.fromkeys("EMPTY_DICT EMPTY_LIST TUPLE1 TUPLE2 TUPLE3".split(), 80),
     **dict.fromkeys("BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8".split(), 64),
     **dict.fromkeys("GLOBAL STACK_GLOBAL".split(), 64),
-    "REDUCE": 250,
+    "REDUCE": 120,
 }
 TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
 NDARRAY = object()  # stands for numpy.ndarray, the first argument of _reconstruct
@@ -61,10 +61,10 @@ class _Dtype:
 class _Array:
     """An array, complete once BUILD has given its contents."""
 
-    __slots__ = ("machine", "value")
+    __slots__ = ("before", "machine", "value")
 
     def __init__(self, machine: "_Machine"):
-        self.machine = machine
+        self.machine, self.before = machine, (machine.memo.puts, machine.budget.left)
         self.value: np.ndarray | None = None
 
     def build(self, state: Any) -> None:
@@ -80,6 +80,9 @@ class _Array:
             needed = f"needs {math.prod(shape) * dtype.itemsize} bytes"
             raise Refused(f"an array of shape {shape} and dtype {dtype} {needed}, found {len(data)}")
         self.machine.claim(len(data))
+        puts, left = self.before
+        if type(fortran) is bool and puts == self.machine.memo.puts:
+            self.machine.budget.left = left  # what it was made of is gone now: nothing else could keep it
         self.machine.budget.charge(ARRAY)
         value = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran is True else "C")
         self.value = value.astype(dtype.newbyteorder("="), copy=False)
@@ -115,6 +118,7 @@ class _Memo:
 
     def __init__(self, budget: Budget):
         self.budget, self.listed, self.others = budget, [], dict[int, Any]()
+        self.puts = 0
 
     def __len__(self) -> int:
         return len(self.listed) + len(self.others)
@@ -123,6 +127,7 @@ class _Memo:
         return self.listed[i] if i < len(self.listed) else self.others[i]
 
     def __setitem__(self, i: int, value: Any) -> None:
+        self.puts += 1
         if i < len(self.listed):
             self.listed[i] = value
         elif i == len(self.listed) and not self.others:
@@ -237,7 +242,7 @@ class _Machine(pickle._Unpickler):  # type: ignore[name-defined]
 
     def load_tuple(self) -> None:
         """TUPLE: all objects since the last mark."""
-        self.budget.charge(72 + 2 * POINTER * len(self.stack))
+        self.budget.charge(64 + POINTER * len(self.stack))
         super().load_tuple()  # type: ignore[misc]
 
     def load_appends(self) -> None:

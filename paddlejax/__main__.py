@@ -82,10 +82,16 @@ def printable(x: Any) -> str:
 
 
 def cells(report: Report) -> list[tuple[str, ...]]:
-    """The rows of the table, as text."""
+    """The rows of the table, as text; "-" for what is not known of a compressed array."""
     return [
-        (printable(r.name), r.slot, str(r.shape), r.dtype, f"{r.norm:.6g}", str(r.nans)) for r in report.rows
+        (printable(r.name), r.slot, str(r.shape), r.dtype, *(_number(x) for x in (r.norm, r.nans)))
+        for r in report.rows
     ]
+
+
+def _number(x: float | None) -> str:
+    """Return a norm or a count as text."""
+    return "-" if x is None else f"{x:.6g}" if isinstance(x, float) else str(x)
 
 
 def below(report: Report) -> list[str]:
@@ -107,7 +113,7 @@ def show(report: Report) -> None:
 
         table = Table(*COLUMNS)
         for row in cells(report):
-            table.add_row(*map(Text, row), style="bold red" if row[-1] != "0" else None)
+            table.add_row(*map(Text, row), style="bold red" if row[-1] not in ("0", "-") else None)
         Console().print(table, *map(Text, below(report)), sep="\n")
         return
     rows = [COLUMNS, *cells(report)]

@@ -48,6 +48,13 @@ def test_inspect_prints_a_table_of_all_arrays(tmp_path, capsys):
     ]
 
 
+def test_inspect_prints_a_dash_for_what_is_compressed(tmp_path, capsys):
+    np.savez_compressed(tmp_path / "x.npz", w=np.ones((2, 3), np.float32))
+    status, out, err = ended(["inspect", tmp_path / "x.npz"], capsys)
+    assert (status, err) == (0, "")
+    assert out.splitlines()[1] == "w           (2, 3)  float32  -     -"
+
+
 def test_inspect_prints_strict_json(tmp_path, capsys):
     save({"w": jnp.array([jnp.nan]), "best": float("inf"), "log": [1.5, {}]}, tmp_path / "x")
     status, out, _ = ended(["inspect", "--json", tmp_path / "x"], capsys)

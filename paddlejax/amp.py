@@ -18,7 +18,7 @@ from .optimizer.expression import Constant
 from .optimizer.ledger import Entries, StateDictError, load, written
 from .optimizer.loss import Loss
 from .optimizer.parameter import ZEROS, Parameter
-from .optimizer.scaled import FIELDS, Progress, ScaledLoss, noted
+from .optimizer.scaled import FIELDS, Progress, ScaledLoss, is_scaled, noted
 from .optimizer.transaction import complete
 from .optimizer.wrappers import innermost
 from .tracing import check_outside
@@ -133,7 +133,7 @@ class GradScaler(Attributes):
         """The loss times the scale, in float32 or wider; a Loss gives a Loss, anything else an array."""
         if not self._enable:
             return loss
-        if isinstance(loss, ScaledLoss):
+        if isinstance(loss, Loss) and is_scaled(loss):
             raise TypeError(f"scale: found {loss!r}, which is scaled already")
         if not isinstance(loss, Loss):
             if not isinstance(loss, Parameter | jax.Array | np.ndarray | np.generic):
@@ -232,7 +232,7 @@ class GradScaler(Attributes):
                         "expected loss.backward() before unscale_()"
                     )
                 prepare = getattr(optimizer, "recomputing", lambda loss: loss)
-                scaled = prepare(loss if isinstance(loss, ScaledLoss) else self.scale(loss))
+                scaled = prepare(loss if is_scaled(loss) else self.scale(loss))
                 if all(p.lazy_grad is None or p.lazy_grad is ZEROS for p in parameters):
                     step = functools.partial(optimizer.minimize, scaled, *args, **kwargs)
                     return [], self._minimize(inner, set(parameters), scaled, step)
@@ -258,7 +258,7 @@ class GradScaler(Attributes):
         try:
             if inner not in before.unscaled:
                 self.unscale_(optimizer)
-            pairs = [(p, p.grad) for p in parameters if p.lazy_grad is not None]
+            pairs = [(p, p.peek_grad()) for p in parameters if p.lazy_grad is not None]
             good, judged = self._judged(inner, self._progress)
             after = self._updated(judged)
             step = optimizer.step

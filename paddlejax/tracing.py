@@ -5,6 +5,8 @@ step. A value that is stored there is a tracer, of which nothing is left when th
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from jax.extend.core import get_opaque_trace_state
@@ -20,6 +22,24 @@ def _state_outside() -> Any:
 
 
 _OUTSIDE = _state_outside()
+_inside = threading.local()  # .loss: the name of the loss function that is being traced, if any
+
+
+@contextmanager
+def inside_loss(name: str) -> Iterator[None]:
+    """While a loss function is traced, a Parameter it was not given would be compiled in as a constant."""
+    before = getattr(_inside, "loss", None)
+    _inside.loss = name
+    try:
+        yield
+    finally:
+        _inside.loss = before
+
+
+def loss_inside() -> str | None:
+    """Return the name of the loss function that is being traced, or None."""
+    return getattr(_inside, "loss", None)
+
 
 STEP = "call it outside, or use the functions, such as paddlejax.adam, whose state is an argument"
 READ = "pass values(params) to the function as an argument"

@@ -336,7 +336,7 @@ def test_recomputation_keeps_less():
     for recompute in (False, True):
         loss = deep(params, x, y, "sin")
         if recompute:
-            opt._recomputing(loss)
+            opt.recomputing(loss)
         grad = jax.grad(loss.call, has_aux=True)
         values = [p.value for p in loss.parameters]
         counts.append(str(jax.make_jaxpr(grad)(values, loss.fixed)).count("= sin "))

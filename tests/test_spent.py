@@ -266,3 +266,23 @@ def test_raw_trees_and_foreign_losses_are_refused():
         opt.backward(foreign)
     opt.minimize(total(opt.parameters))
     assert number(opt.parameters["w"]) == 0.9
+
+
+@pytest.mark.parametrize("formula", ["half", "sum", "scaled sum"])
+def test_a_sum_of_scaled_losses_is_scaled_once(formula):
+    params = cells()
+    opt, scaler = SGD(0.1, params), paddle.amp.GradScaler(init_loss_scaling=1024.0)
+
+    def loss():
+        scaled = lambda x: scaler.scale(total(params, x))  # noqa: E731
+        return {
+            "half": lambda: scaled(2.0) / 2,
+            "sum": lambda: scaled(0.25) + scaled(0.75),
+            "scaled sum": lambda: scaler.scale(total(params, 0.25) + total(params, 0.75)),
+        }[formula]()
+
+    assert walk(opt, params, lambda: scaler.minimize(opt, loss())) == FIVE
+    with pytest.raises(TypeError, match="which is scaled already"):
+        scaler.scale(loss())
+    with pytest.raises(TypeError, match="total is not scaled, expected that all are, or none"):
+        scaler.minimize(opt, loss() + total(params))

@@ -9,8 +9,8 @@ from regression import X, Y, mse, tree, values
 import paddlejax as paddle
 from paddlejax import fluid
 
-STEP = "found a call inside jax.jit, grad, vmap, scan .* (call it outside|jax.grad|pass values)"
-READ = r"found a call inside jax.jit, grad, vmap, scan .* pass values\(params\)"
+STEP = "found a call inside jax.jit, grad, vmap, scan .* (call it outside|jax.grad|pass |assign it outside)"
+READ = r"found a call inside jax.jit, grad, vmap, scan .* pass (values\(params\)|it to the function)"
 
 
 def made():
@@ -52,6 +52,7 @@ CHANGES = {
     "LookAhead": lambda p, o, x: paddle.incubate.LookAhead(o).step(),
     "GradientMerge": lambda p, o, x: fluid.optimizer.GradientMergeOptimizer(o, 2).step(),
     "EMA.update": lambda p, o, x: fluid.optimizer.ExponentialMovingAverage(0.9, parameter_list=p).update(),
+    "a hyperparameter": lambda p, o, x: setattr(o, "_beta1", jnp.sum(x)),
     "clip_grad_norm_": lambda p, o, x: paddle.nn.utils.clip_grad_norm_(list(p.values()), 1.0),
 }
 
@@ -80,6 +81,7 @@ READS = {
     "minus": lambda p, o: -p["w"],
     "matmul": lambda p, o: jnp.ones((1, 3)) @ p["w"],
     "index": lambda p, o: p["w"][0],
+    "grad": lambda p, o: p["w"].grad,
     "iterate": lambda p, o: list(p["w"]),
     "the loss": lambda p, o: float(mse(p, X, Y)),
 }

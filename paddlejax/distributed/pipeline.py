@@ -227,7 +227,7 @@ class PipelineOptimizer(Attributes):
         wanted = {p for p in self.inner_optimizer.parameter_list if p.trainable}
         totals, taken = self.inner_optimizer.drawn(loss, wanted)
         self._update.step(totals, taken)
-        return [], [(p, p.grad) for p in totals]
+        return [], [(p, p.peek_grad()) for p in totals]
 
     def gradients(self, micro_batches: list[Any]) -> tuple[jax.Array, dict[Parameter, Any]]:
         """Run all stages; the mean loss, and the mean gradient of every Parameter that is trained."""

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from ..hyper import ArgumentError
 from ..loss_scaling import times
 from ..sparse import value_and_grads
-from .parameter import Parameter, inside_loss
+from ..tracing import inside_loss
+from .parameter import Parameter
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ class Expression(Loss):
 
     def has_gradients(self) -> bool:
         """Return whether gradients of a part were computed when it was read."""
-        return any(part.has_gradients() for part in self.parts)
+        return self.ready is not None or any(part.has_gradients() for part in self.parts)
 
     def check_runs(self) -> None:
         """Raise if there is nothing to differentiate, or nothing is left of it or of a part."""
@@ -192,7 +192,7 @@ class Expression(Loss):
     def gradients(self) -> tuple[Any, list[Any]]:
         """As `Loss.gradients`; what `learn` takes is (loss, results of the parts)."""
         self.check_runs()
-        if not self.has_gradients():
+        if self.ready is not None or not self.has_gradients():
             return super().gradients()
         results, grads = zip(*(part.gradients() for part in self.parts), strict=True)
         loss, totals = _joined(self.call, [result[0] for result in results], list(grads), self._numbers)

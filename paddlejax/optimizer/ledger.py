@@ -167,7 +167,10 @@ class NumberField(Field):
 
     def read(self, value: Any, name: str) -> Any:
         """Return the number as Python's, if it has the right kind and lies in the range."""
-        array, kind = np.asarray(value), self.kind.__name__
+        # Numpy would make a huge array of a list of one long text and many short ones.
+        plain = isinstance(value, int | float | np.generic | np.ndarray | jax.Array)
+        plain = plain or isinstance(value, list | tuple) and len(value) == 1
+        array, kind = np.asarray(value if plain else ""), self.kind.__name__
         wanted = f"an int from {self.low} to {self.high}" if self.kind is int else f"a {kind}"
         if array.dtype.kind not in LETTERS[self.kind]:
             raise Misfit(f"not {wanted[:2].strip()} {kind}: {name} is {value!r:.80}, expected {wanted}")

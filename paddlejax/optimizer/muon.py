@@ -12,6 +12,7 @@ from . import saved
 from .arguments import has_groups
 from .lr import Rate
 from .optimizer import Optimizer
+from .settings import ANEW
 
 __all__ = ["Muon", "MuonParamInfo"]
 
@@ -99,6 +100,12 @@ class Muon(Optimizer):
     def _rules(self) -> list[Lifted]:
         """The rule of each Parameter."""
         return [o.rule for o in self._resolved()]
+
+    def _assign(self, name: str, value: Any) -> None:
+        """Refuse a hyperparameter: each Parameter has one of two rules that were made of all of them."""
+        if self._field_of(name) is not None:
+            raise AttributeError(f"Muon.{name} cannot be assigned: it belongs to two rules; {ANEW}")
+        super()._assign(name, value)
 
     def owners(self) -> list[str]:
         """Return the names: accumulators are filed under these even where there is a master."""

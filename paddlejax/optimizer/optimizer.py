@@ -144,10 +144,10 @@ class Optimizer(Views, Stepping):
         if isinstance(loss, Loss) and self._fuses(loss, wanted):
             self._run_fused(loss, wanted, grad_clip)
             mine = set(loss.parameters)
-            return [(p, p.grad) for p in self.parameter_list if p in mine and p in wanted]
+            return [(p, p.peek_grad()) for p in self.parameter_list if p in mine and p in wanted]
         totals, taken = self.drawn(loss, wanted)
         self.apply([totals.get(p) for p in self.parameter_list], grad_clip, taken)
-        return [(p, p.grad) for p in totals]
+        return [(p, p.peek_grad()) for p in totals]
 
     def drawn(
         self, loss: Any, wanted: Collection[Parameter]
@@ -205,7 +205,7 @@ class Optimizer(Views, Stepping):
             complete(store)
         elif not loss.ran_backward:
             loss.run_backward(self._total)
-        return [(p, p.grad) for p in self.parameter_list if p in wanted and p.lazy_grad is not None]
+        return [(p, p.peek_grad()) for p in self.parameter_list if p in wanted and p.lazy_grad is not None]
 
     def _wanted(self, chosen: Any, excluded: Any) -> Collection[Parameter]:
         """Return the trainable Parameters that these arguments let move."""

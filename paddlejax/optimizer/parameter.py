@@ -3,9 +3,7 @@
 import itertools
 import math
 import operator
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,7 +13,7 @@ import numpy as np
 from ..hyper import FACTOR, verify
 from ..regularizer import as_regularizer
 from ..selected_rows import SelectedRows
-from ..tracing import READ, check_outside
+from ..tracing import READ, check_outside, loss_inside
 from ..trees import flatten, path_name
 from . import models
 from .parameter_options import ParamAttr, ParameterOptions, path_map
@@ -23,18 +21,6 @@ from .store import Store
 from .tensor_methods import TensorMethods
 
 _counter = itertools.count()
-_inside = threading.local()  # .loss: the name of the loss function that is being traced, if any
-
-
-@contextmanager
-def inside_loss(name: str) -> Iterator[None]:
-    """While a loss function is traced, a Parameter it was not given would be compiled in as a constant."""
-    before = getattr(_inside, "loss", None)
-    _inside.loss = name
-    try:
-        yield
-    finally:
-        _inside.loss = before
 
 
 class _Zeros:
@@ -156,7 +142,7 @@ class Parameter(TensorMethods, ParameterOptions):
 
     def _check_outside(self) -> None:
         """Raise inside a loss function or a trace, where the value would be a constant of the program."""
-        name = getattr(_inside, "loss", None)
+        name = loss_inside()
         if name is not None:
             raise RuntimeError(
                 f"{name}: found Parameter {self.name} inside the loss function, where its value would be "
@@ -189,6 +175,11 @@ class Parameter(TensorMethods, ParameterOptions):
         After `minimize` it is the gradient of that step, to look at. It is spent: for the next `backward`,
         `step` or `minimize` there is none.
         """
+        check_outside(f"the gradient of Parameter {self.name}", "pass it to the function as an argument")
+        return self.peek_grad()
+
+    def peek_grad(self) -> Any:
+        """Return the gradient that `grad` shows."""
         if self.lazy_grad is ZEROS:
             self.lazy_grad = self._zeros()
         elif self.spent is ZEROS:
@@ -273,8 +264,13 @@ class Parameter(TensorMethods, ParameterOptions):
         return math.prod(self._shape)
 
     def recast(self, dtype: Any) -> None:
-        """Hold the value in this floating dtype from now on; its gradient goes. See `amp.decorate`."""
-        vars(self).update(_dtype=jnp.dtype(dtype), lazy_grad=None)
+        """Hold the value and its gradient in this floating dtype from now on. See `amp.decorate`."""
+        grad = self.lazy_grad
+        if isinstance(grad, SelectedRows):
+            grad = grad.with_values(grad.values.astype(dtype))
+        elif grad is not None and grad is not ZEROS:
+            grad = grad.astype(dtype)
+        vars(self).update(_dtype=jnp.dtype(dtype), lazy_grad=grad, spent=None)
         self.store.put(self.peek().astype(dtype))
 
     def numpy(self) -> np.ndarray:

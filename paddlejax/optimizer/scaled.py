@@ -51,6 +51,19 @@ class ScaledLoss(Loss):
         return self._unscaled.aux
 
 
+def is_scaled(loss: Loss) -> bool:
+    """Return whether a loss is scaled: it is what `scale` made, or a sum of such; raise on a mixed sum."""
+    parts = getattr(loss, "parts", [loss])
+    scaled = [isinstance(part, ScaledLoss) for part in parts]
+    if any(scaled) and not all(scaled):
+        plain = next(part.name for part, known in zip(parts, scaled, strict=True) if not known)
+        raise TypeError(
+            f"{loss.name}: found a sum of losses of which {plain} is not scaled, "
+            "expected that all are, or none"
+        )
+    return any(scaled)
+
+
 class Progress(NamedTuple):
     """What steps and updates change; it is replaced as a whole, in one assignment."""
 

@@ -10,6 +10,7 @@ from ..clip import ClipGradBase
 from ..leaves import LeafOptions
 from ..lifting import Lifted, check_rounded_of, lift
 from ..regularizer import WeightDecayRegularizer, as_regularizer
+from ..tracing import check_outside
 from ..trees import compute_dtype, is_narrow
 from .arguments import Group, checked_clip, checked_pairs, read_group
 from .parameter import Parameter
@@ -262,6 +263,7 @@ class Settings(Attributes):
         if field is None:
             return super()._assign(name, value)
         self._refuse_groups(name)
+        check_outside(f"{type(self).__name__}.{name}", "assign it outside")
         old, new = self._base, lift(replace(self._base.source.rule, **{field: value}), 0.0)
         for p in self.parameter_list:
             if p.is_real:

@@ -79,7 +79,9 @@ class Stepping(Settings, Measured):
         if SelectedRows in kinds and not any([part.takes_rows() for part in self.layers]):
             self._check_rows(grads)
         if type(ZEROS) in kinds:
-            grads = [p.grad if g is ZEROS else g for p, g in zip(self.parameter_list, grads, strict=True)]
+            grads = [
+                p.peek_grad() if g is ZEROS else g for p, g in zip(self.parameter_list, grads, strict=True)
+            ]
         if self._clips_outside and grad_clip is OWN:
             self._check_outside()
             grads = self._clipped_outside(grads)
@@ -138,11 +140,12 @@ class Stepping(Settings, Measured):
     @contextmanager
     def noting(self, note: Callable[[], None]) -> Iterator[None]:
         """Inside, a step calls `note`, which only assigns, in the same breath as it stores its result."""
-        self._note = note
+        own = self.__dict__  # as in a wrapper
         try:
+            own["_note"] = note
             yield
         finally:
-            self._note = None
+            own["_note"] = None
 
     def _check_rows(self, grads: list[Any]) -> None:
         """Raise if a rule takes no SelectedRows; a Parameter that gets one leaves the packed buffers for

@@ -52,12 +52,13 @@ class Wrapper(Attributes):
         if self._part is None:
             return method(*args, **kwargs)
         base = innermost(self)
-        outer = base.layers
-        base.layers, base.passed = (self._part, *outer), False
+        # Into the dict, since an assignment is a call here, in which an interrupt may come.
+        own, outer = base.__dict__, base.layers
         try:
+            own["layers"], own["passed"] = (self._part, *outer), False
             result = method(*args, **kwargs)
         finally:
-            base.layers = outer
+            own["layers"] = outer
         if not base.passed:
             found = f"found that {type(base).__name__}.{method.__name__} makes no step of its base class"
             raise RuntimeError(

@@ -301,7 +301,10 @@ def _is_int(x: Any) -> bool:
 NUMBER = Number()
 COEFFICIENT = given("a number"), NUMBER
 FRACTION = NUMBER, Interval(0, 1)
-COUNT = (Must(lambda x: _is_int(x) and x > 0, "a positive int", ArgumentError, static=True),)
+COUNT = (
+    Must(lambda x: _is_int(x) and x > 0, "a positive int", ArgumentError, static=True),
+    Must(lambda x: x < 2**31, "a positive int below 2**31", ArgumentError, static=True),
+)
 INT = Must(_is_int, "an int", static=True)
 FLAG = instance(bool, "True or False")
 NAME = instance(str | None, "a str or None")

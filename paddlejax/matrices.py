@@ -1,6 +1,7 @@
 """Muon over a tree: which leaves are matrices, and what steps the others."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec
 
 import jax
@@ -87,35 +88,51 @@ class Divided(GradientTransformation):
 
 def divided(division: Division) -> Divided:
     """Return the optimizer that steps every leaf of a tree as the division says."""
+    it = _Divided(division)
+    pair = Divided(it.init, it.update)
+    pair.describe, pair.division = it.describe, division
+    return pair
 
-    def over(params: Any) -> tuple[Shapes, PerLeaf]:
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """What every leaf gets, by its path."""
+
+    division: Division
+    shapes: Shapes
+
+    def __call__(self, path: str) -> LeafOptions:
+        return LeafOptions(self.division.of(path, self.shapes[path] or ()))
+
+
+@dataclass(frozen=True, eq=False)
+class _Divided:
+    division: Division
+
+    def _over(self, params: Any) -> tuple[Shapes, PerLeaf]:
         shapes = _shapes(params)
-        return shapes, per_leaf(lambda path: LeafOptions(division.of(path, shapes[path] or ())))
+        return shapes, per_leaf(_Chosen(self.division, shapes))
 
-    def init(params: ArrayTree) -> PathState:
-        shapes, pair = over(params)
-        division.check(shapes)
+    def init(self, params: ArrayTree) -> PathState:
+        shapes, pair = self._over(params)
+        self.division.check(shapes)
         return pair.init(params)
 
     def update(
-        grads: Gradients, state: PathState, params: ArrayTree | None = None, **extra: Any
+        self, grads: Gradients, state: PathState, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, PathState]:
         check_params("muon", params)
-        return over(params)[1].update(grads, state, params, **extra)
+        return self._over(params)[1].update(grads, state, params, **extra)
 
-    def describe(params: ArrayTree) -> str:
-        shapes, pair = over(params)
-        division.check(shapes)
+    def describe(self, params: ArrayTree) -> str:
+        shapes, pair = self._over(params)
+        self.division.check(shapes)
         head, *lines = describe_leaves(params, pair.choose).split("\n")
         rows = [(head, "matrices")]
         there = [(name, shape) for name, shape in shapes.items() if shape is not None]
-        rows += zip(lines, [_text(division.matrices(*leaf)) for leaf in there], strict=True)
+        rows += zip(lines, [_text(self.division.matrices(*leaf)) for leaf in there], strict=True)
         width = max(len(line) for line, _ in rows)
         return "\n".join(f"{line.ljust(width)}  {cell}".rstrip() for line, cell in rows)
-
-    pair = Divided(init, update)
-    pair.describe, pair.division = describe, division
-    return pair
 
 
 def _shapes(params: ArrayTree) -> Shapes:

@@ -1,6 +1,8 @@
 """Muon against what Paddle's development branch did: every recorded run as functions and as an object."""
 
 import contextlib
+import copy
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import pytest
 from muon_cases import CASES, STEP_TOLERANCE, TOLERANCE
 
 import paddlejax as paddle
+import paddlejax as pj
 from paddlejax import splits
 from paddlejax.orthogonal import COEFFICIENTS, newton_schulz
 
@@ -470,3 +473,10 @@ def test_without_nesterov_optax_makes_the_same_steps():
         states = found[1], want[1]
         error = jnp.linalg.norm(found[0]["w"] - want[0]["w"]) / jnp.linalg.norm(want[0]["w"])
         assert least <= error < most
+
+
+def test_it_can_be_pickled_and_copied():
+    p = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
+    want = pj.muon(0.1).update(p, pj.muon(0.1).init(p), p)[0]
+    for tx in (pickle.loads(pickle.dumps(pj.muon(0.1))), copy.deepcopy(pj.muon(0.1))):
+        jax.tree.map(np.testing.assert_array_equal, tx.update(p, tx.init(p), p)[0], want)

@@ -16,7 +16,8 @@ class Ftrl(Rule):
         n ← n'
 
     p is set, not stepped: an element whose gradient was always zero becomes 0 at the first step. At η =
-    0, and where η is so small that z overflows, all stays as it is (in Paddle z becomes NaN for good).
+    0 all stays as it is, and φ(n)/η is at most the root of the largest number (in Paddle z becomes NaN for
+    good).
     `guard` is what Paddle 3's kernel adds to both l₁ and l₂; Paddle 1.x adds nothing, and its class hands
     l₁ to the kernel as l₂, a bug not repeated here. Neither optax nor torch has FTRL; TensorFlow's uses β
     beside φ.
@@ -41,13 +42,14 @@ class Ftrl(Rule):
     def step(self, g, p, k, slots):
         """The rule computes where p goes; the step is the way there."""
         l1, l2 = self.l1 + self.guard, self.l2 + self.guard
+        g = jnp.where(k == 0, 0, g)
         n = slots["squared"] + g * g
-        old, new = (_power(x, -self.lr_power) / k for x in (slots["squared"], n))
+        most = float(jnp.finfo(n.dtype).max) ** 0.5  # times a parameter it stays finite
+        rate = jnp.where(k == 0, 1, k)
+        old, new = (jnp.minimum(_power(x, -self.lr_power) / rate, most) for x in (slots["squared"], n))
         z = slots["linear"] + g - (new - old) * p
         target = jnp.where(jnp.abs(z) > l1, (l1 * jnp.sign(z) - z) / (new + 2 * l2), 0)
-        waits = (k == 0) | ~jnp.isfinite(z) & jnp.isfinite(g)
-        delta = jnp.where(waits, 0, target - p)
-        return delta, {name: jnp.where(waits, slots[name], x) for name, x in (("squared", n), ("linear", z))}
+        return jnp.where(k == 0, 0, target - p), {"squared": n, "linear": z}
 
 
 def _power(x, a):

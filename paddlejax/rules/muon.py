@@ -123,7 +123,8 @@ class Muon(Rule):
         }
         for name, value in held.items():  # in a form that can be compared and hashed
             object.__setattr__(self, name, value)
-        known = self.muon_version in SCALES and not isinstance(self.muon_version, bool)
+        version = self.muon_version
+        known = isinstance(version, int) and not isinstance(version, bool) and version in SCALES
         require(known, "Muon's muon_version", self.muon_version, "1, 2 or 3")
         for name in ("nesterov", "use_hyperball"):
             value = getattr(self, name)
@@ -273,6 +274,7 @@ def _triples(kind: Any, given: Any) -> tuple[Triple, ...] | None:
     for i, row in enumerate(rows):
         for x in row:
             number(f"Muon's ns_coeffs: triple {i}", x)
+            require(abs(x) < float("inf"), f"Muon's ns_coeffs: triple {i}", x, "a finite number")
     return tuple((float(a), float(b), float(c)) for a, b, c in rows)
 
 

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -67,19 +66,6 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     info = f"paddlejax-{paddlejax.__version__}.dist-info"
     extra = {f"{info}/{n}" for n in ("METADATA", "RECORD", "WHEEL", "top_level.txt", "licenses/LICENSE")}
     assert names == modules | {"paddlejax/py.typed"} | extra
-
-
-@pytest.mark.skipif(not has_setuptools(), reason="builds without the network")
-def test_the_source_distribution_holds_no_tests_without_what_they_need(tmp_path):
-    skip = shutil.ignore_patterns(".git", "*.egg-info", "build", "dist", "__pycache__", ".*_cache", "golden")
-    shutil.copytree(ROOT, tmp_path / "source", ignore=skip)
-    build = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
-    run(sys.executable, "-c", build, cwd=tmp_path / "source")
-    (built,) = tmp_path.glob("*.tar.gz")
-    with tarfile.open(built) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {str(p.relative_to(ROOT)) for p in (ROOT / "paddlejax").rglob("*.py")} < names
-    assert not any(name.startswith("tests") for name in names)
 
 
 def test_the_wheel_works_elsewhere(wheel, tmp_path):

@@ -173,7 +173,7 @@ class GradScaler(Attributes):
 
         def store() -> None:
             for p, g in zip(there, grads, strict=True):
-                p.lazy_grad = g
+                p.put_grads(g, None)
             self._progress = after
 
         complete(store)
@@ -245,6 +245,11 @@ class GradScaler(Attributes):
             raise TypeError(
                 f"minimize's loss: found {type(loss).__name__} with further arguments, expected {expected}"
             )
+        if isinstance(loss, Loss) and loss.left:  # of the `minimize` of another optimizer, still scaled
+            given, loss.left = loss.left, {p: g for p, g in loss.left.items() if p not in parameters}
+            for p in parameters:
+                if p in given:
+                    p.put_grads(p.accumulated(given[p]), None)
         before, cells = self._progress, [(p.lazy_grad, p.spent) for p in parameters]
         done = False
 
@@ -269,7 +274,7 @@ class GradScaler(Attributes):
             if not done:  # as if it had not been called
                 self._progress = before
                 for p, cell in zip(parameters, cells, strict=True):
-                    p.lazy_grad, p.spent = cell
+                    p.put_grads(*cell)
             raise
         return [], result[1] if result else pairs
 
@@ -281,8 +286,9 @@ class GradScaler(Attributes):
         mine = [i for i, p in enumerate(loss.parameters) if p in own]
         others = [i for i, p in enumerate(loss.parameters) if p not in own]
         found, finite = _unscale([grads[i] for i in mine], self._scale)
-        left, _ = _unscale([grads[i] for i in others], self._scale)
-        ready = dict(zip([*mine, *others], [*found, *left], strict=True))
+        # Those of other optimizers stay scaled, for their own `minimize`.
+        left = {loss.parameters[i]: grads[i] for i in others}
+        ready = {**dict(enumerate(grads)), **dict(zip(mine, found, strict=True))}
         before, bad = self._progress, not finite
         good, judged = self._judged(
             inner, before._replace(found_inf=bad, unscaled={**before.unscaled, inner: bad})
@@ -293,11 +299,12 @@ class GradScaler(Attributes):
             self._progress = after
             if not good:
                 loss.settle(result)
+                loss.left = left
                 for i in mine:
-                    loss.parameters[i].lazy_grad, loss.parameters[i].spent = None, ready[i]
+                    loss.parameters[i].put_grads(None, ready[i])
 
-        loss.result, loss.ready = result, [ready[i] for i in range(len(grads))]
         try:
+            loss.result, loss.ready = result, [ready[i] for i in range(len(grads))]
             done = noted(inner, step if good else None, note)
         finally:
             loss.ready = None  # they are not those of the scaled loss

@@ -131,13 +131,16 @@ class Adjustable(Attributes):
     edits: int = 0  # how often an attribute was assigned
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in vars(self):
-            value = self._read(name, value)
-        super().__setattr__(name, value)
-        for derived in self._derived:
-            vars(self).pop(derived, None)
-        vars(self)["edits"] = self.edits + 1
-        changes.count += 1
+        if name not in vars(self):  # it is being made: nobody has asked it yet
+            return super().__setattr__(name, value)
+        value = self._read(name, value)
+        try:
+            super().__setattr__(name, value)
+        finally:  # also where an interrupt comes after it
+            for derived in self._derived:
+                vars(self).pop(derived, None)
+            vars(self)["edits"] = self.edits + 1
+            changes.count += 1
 
     _derived: ClassVar[tuple[str, ...]] = ()  # cached properties that follow from the others
 

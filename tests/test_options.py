@@ -1,6 +1,9 @@
 """What a Parameter and its optimizer may be told between steps; a new number compiles nothing."""
 
 import copy
+import pickle
+import subprocess
+import sys
 
 import chex
 import jax
@@ -352,3 +355,39 @@ def test_a_copied_optimizer_has_settings_of_its_own():
     opt.parameter_list[0].learning_rate = 0.0
     assert twin._momentum == 0.5 and moved(twin, twin.parameter_list[0]) == pytest.approx(0.15)
     assert moved(opt, p) == 0
+
+
+def test_an_option_that_is_changed_after_a_pickle_in_another_process_acts():
+    w = paddle.Parameter(jnp.zeros(2), "w")
+    opt = paddle.optimizer.SGD(1.0, parameters=[w])
+    code = (
+        "import pickle, sys, jax.numpy as jnp\n"
+        "opt = pickle.load(sys.stdin.buffer)\n"
+        "(w,) = opt.parameter_list\n"
+        "for rate in (0.0, 0.5):\n"
+        "    w.grad = jnp.ones(2)\n"
+        "    opt.step()\n"
+        "    w.learning_rate = rate\n"
+        "w.grad = jnp.ones(2)\n"
+        "opt.step()\n"
+        "print(w.numpy()[0])\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(opt), capture_output=True)
+    assert found.stdout.decode().strip() == "-1.5", found.stderr.decode()[-500:]
+
+
+def test_packed_parameters_compile_once_for_every_changed_number():
+    ps = [paddle.Parameter(jnp.zeros(2), f"p{i}") for i in range(3)]
+    opt = paddle.optimizer.SGD(1.0, parameters=ps, packed=True)
+
+    def step():
+        for p in ps:
+            p.grad = jnp.ones(2)
+        opt.step()
+
+    step()
+    opt.regularization = 0.1
+    for _ in range(4):
+        paddle.nn.ClipGradByNorm(1.0)  # somebody else's
+        step()
+    assert len(opt.compiled_steps) == 2

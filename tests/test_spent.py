@@ -286,3 +286,21 @@ def test_a_sum_of_scaled_losses_is_scaled_once(formula):
         scaler.scale(loss())
     with pytest.raises(TypeError, match="total is not scaled, expected that all are, or none"):
         scaler.minimize(opt, loss() + total(params))
+
+
+@pytest.mark.parametrize("bad", [None, "w", "b"])
+@pytest.mark.parametrize("how", ["minimize", "backward first"])
+def test_two_optimizers_minimize_one_scaled_loss(bad, how):
+    """Each judges its own gradients."""
+    params = cells("w", "b")
+    first, second = SGD(0.1, [params["w"]]), SGD(1.0, [params["b"]])
+    scaler = paddle.amp.GradScaler(init_loss_scaling=8.0, use_dynamic_loss_scaling=False)
+    sum_of = paddle.loss(lambda p, x, y: jnp.sum(p["w"] * x + 2 * p["b"] * y))
+    loss = scaler.scale(sum_of(params, *(jnp.inf if name == bad else 1.0 for name in ("w", "b"))))
+    if how == "backward first":
+        loss.backward()
+    scaler.minimize(first, loss)
+    scaler.minimize(second, loss)
+    want = {"w": 1.0 if bad == "w" else 0.9, "b": 1.0 if bad == "b" else -1.0}
+    assert {name: number(p) for name, p in params.items()} == want
+    assert scaler.total_skips == (bad is not None)

@@ -78,7 +78,7 @@ class DGCMomentumOptimizer(Optimizer):
     _local_clip: float | None
     _tx: Any
     _compiled_step: Any
-    _applied: int  # the number of the plan that the programs were made for
+    _applied: object  # the number of the plan that the programs were made for
     _ways = dict.fromkeys(("_grad_clip", "_multi_precision"), "say it in the constructor")
     _once = dict.fromkeys(("mesh", "axis_name"), "it is fixed; make a new optimizer and give it state_dict()")
 
@@ -209,9 +209,10 @@ class DGCMomentumOptimizer(Optimizer):
         if not reached or any(part.waits for part in layers):
             return super()._compiled(present, grad_clip)
         programs = self._steps.compiled
-        if layers not in programs:
-            programs[layers] = CompiledStep(Compressed(self), self.parameter_list, layers)
-        return programs[layers]
+        key = layers, self._applied  # `undo` brings older programs back
+        if key not in programs:
+            programs[key] = CompiledStep(Compressed(self), self.parameter_list, layers)
+        return programs[key]
 
     def update(
         self, values: list[Any], state: RuleState, grads: list[Any], rate: Any

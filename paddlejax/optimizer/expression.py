@@ -256,10 +256,12 @@ def _operand(x: Any) -> tuple[tuple[Any, ...], bool] | None:
     if isinstance(x, Loss):
         if isinstance(x, Constant) or x.is_finished():
             return (x.value,), x.ran_backward
-        if not isinstance(x, Expression) and x.call is None:
+        if not isinstance(x, Expression) and x.call is None:  # a Constant was told apart above
             raise TypeError(
                 f"found the loss of a {x.name}, whose sections are programs of their own, in a sum"
             )
+        if not x.parameters:  # it has no gradient: so it is its value, and what it holds can go
+            return (x.value,), False
         return x.postfix if isinstance(x, Expression) else (x,), False
     if isinstance(x, Parameter):
         raise TypeError(

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, ClassVar
 
+import numpy as np
+
 from ..attributes import Attributes, changes
 from ..hyper import FACTOR, verify
 from ..regularizer import as_regularizer
@@ -164,8 +166,15 @@ class ParameterOptions(Attributes):
 
     def _change(self, **assigned: Any) -> None:
         """Assign options, and let the optimizers know."""
+        changes.count += 1  # first, since an interrupt may come after the assignment
         vars(self).update(assigned)
         changes.count += 1
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "stop_gradient":
+            value = bool(value) if isinstance(value, np.bool_) else value
+            self._check_flag(name, value)
+        super().__setattr__(name, value)
 
     def _check_flag(self, name: str, value: Any) -> None:
         if not isinstance(value, bool):

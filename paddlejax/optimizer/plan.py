@@ -5,7 +5,6 @@ per slot. So a new factor needs no new program while Parameters of one slot agre
 rule, decays and clips) are constants of the first programs. Once one of them has changed they are data too.
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ from ..attributes import changes
 from ..leaves import LeafOptions
 from ..lifting import Lifted
 
-_count = itertools.count()
 OFTEN = 2  # how often Parameters may part company before each gets a slot of its own
 
 
@@ -24,25 +22,26 @@ class Plan(NamedTuple):
     """The options of all Parameters at one time."""
 
     seen: int  # the count of changes that it has seen
-    number: int  # no two plans have the same
+    number: object  # no two plans have the same, also after one was pickled
     options: list[LeafOptions]
     slots: tuple[int, ...]  # per Parameter; those of one slot have the same factor on the rate
     structure: Any  # all that is fixed: two plans may share programs only if it is equal
     numbers: list[float]  # all others
     live: bool = False  # whether the numbers are data
     partings: int = 0  # how often the slots had to be made anew
+    mark: object = None  # of the constants of packed Parameters
 
     @property
     def key(self) -> Any:
         """What programs are kept by: equal keys, equal programs."""
-        return (self.slots, self.structure if self.live else None)
+        return (self.slots, self.structure if self.live else None, self.mark)
 
 
 def planned(options: list[LeafOptions]) -> Plan:
     """Return the first plan of an optimizer."""
     structure, numbers = taken_apart(options)
     slots = _slots([o.learning_rate for o in options])
-    return Plan(changes.count, next(_count), options, slots, structure, numbers)
+    return Plan(changes.count, object(), options, slots, structure, numbers)
 
 
 def renewed(plan: Plan, seen: int, options: list[LeafOptions], packs: bool, made: bool) -> Plan:
@@ -55,14 +54,14 @@ def renewed(plan: Plan, seen: int, options: list[LeafOptions], packs: bool, made
     same = structure == plan.structure and numbers == plan.numbers
     if same and factors == [o.learning_rate for o in plan.options]:
         return plan._replace(seen=seen)
-    if not same and packs:  # Parameters in one buffer share their numbers: these stay constants
-        structure = (structure, next(_count))
+    # Parameters in one buffer share their numbers: these stay constants.
+    mark = object() if packs and not same else plan.mark
     slots, partings, first = plan.slots, plan.partings, dict(zip(plan.slots, factors, strict=True))
     if [first[slot] for slot in slots] != factors:
         partings += 1
         slots = tuple(range(len(factors))) if partings > OFTEN and not packs else _slots(factors)
-    live = plan.live or (made and not same)
-    return Plan(seen, next(_count), options, slots, structure, numbers, live, partings)
+    live = plan.live or (made and not same and not packs)
+    return Plan(seen, object(), options, slots, structure, numbers, live, partings, mark)
 
 
 def _slots(factors: Sequence[float]) -> tuple[int, ...]:

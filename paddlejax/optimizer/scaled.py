@@ -19,9 +19,19 @@ class ScaledLoss(Loss):
     """
 
     def __init__(self, loss: Loss, scale: np.ndarray):
+        self._unscaled, loss.outer = loss, self
         super().__init__(replace(loss.call, scaled=True), loss.parameters, [*loss.fixed, scale])
         self.trained = loss.trained
-        self._unscaled, loss.outer = loss, self
+
+    @property
+    def left(self) -> dict[Any, Any]:  # type: ignore[override]
+        """What a `minimize` left for other optimizers; it is the unscaled loss's too."""
+        return self._unscaled.left
+
+    @left.setter
+    def left(self, left: dict[Any, Any]) -> None:  # type: ignore[override]
+        """Leave it with the unscaled loss."""
+        self._unscaled.left = left
 
     def check_runs(self) -> None:
         """Raise if there is nothing to differentiate, here or in the unscaled loss."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from ..attributes import Attributes, changes
 from ..clip import ClipGradBase
+from ..hyper import scalar
 from ..leaves import LeafOptions
 from ..lifting import Lifted, check_rounded_of, lift
 from ..regularizer import WeightDecayRegularizer, as_regularizer
@@ -222,7 +223,8 @@ class Settings(Attributes):
         except BaseException:
             vars(self).update(before)
             raise
-        changes.count += 1
+        finally:  # also where an interrupt comes after it
+            changes.count += 1
 
     def _clipped_outside(self, grads: list[Any]) -> list[Any]:
         """Return the gradients as the clips that no program can contain make them, group by group."""
@@ -264,7 +266,7 @@ class Settings(Attributes):
             return super()._assign(name, value)
         self._refuse_groups(name)
         check_outside(f"{type(self).__name__}.{name}", "assign it outside")
-        old, new = self._base, lift(replace(self._base.source.rule, **{field: value}), 0.0)
+        old, new = self._base, lift(replace(self._base.source.rule, **{field: scalar(value)}), 0.0)
         for p in self.parameter_list:
             if p.is_real:
                 check_rounded_of(new.source.rule, p.name, compute_dtype((), p.peek()))

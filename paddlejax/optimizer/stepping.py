@@ -57,7 +57,8 @@ class Stepping(Settings, Measured):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or what comes back from a pickle, makes programs of its own."""
-        return {**vars(self), "_steps": self._steps.afresh()}
+        plan = self._plan._replace(seen=-1)  # changes are counted by each process for itself
+        return {**vars(self), "_steps": self._steps.afresh(), "_plan": plan}
 
     def _rate_for_step(self) -> float:
         """Return the rate of the step that is being made."""

@@ -102,15 +102,15 @@ class TensorMethods:
 
     def abs(self: Any) -> jax.Array:
         """Return the magnitudes of the value."""
-        return jnp.abs(self.value)
+        return jnp.abs(self._read())
 
     def square(self: Any) -> jax.Array:
         """Return the squares of the value."""
-        return jnp.square(self.value)
+        return jnp.square(self._read())
 
     def sqrt(self: Any) -> jax.Array:
         """Return the square roots of the value."""
-        return jnp.sqrt(self.value)
+        return jnp.sqrt(self._read())
 
     def reshape(self: Any, shape: Any) -> jax.Array:
         """Return the value in another shape."""

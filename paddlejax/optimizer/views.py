@@ -43,7 +43,7 @@ class Views:
     @property
     def type(self: Any) -> str:
         """Paddle's name of the rule, such as "adam"."""
-        name = type(self.rules[0]).__name__ if self.rules else ""
+        name = type(self._base.source.rule).__name__
         return NAMES.get(name, name.lower())
 
     @property

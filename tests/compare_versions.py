@@ -34,6 +34,7 @@ WORKER = "--worker"
 # step whose program is cut elsewhere may round elsewhere.
 ALLOWED: dict[str, tuple[float, str]] = {
     "*/lookahead*-class": (4, "the way back to the slow weights is in the program of the step"),
+    "*/ftrl*": (4, "a rate of 0 is told apart, and what a small one divides is bounded"),
     "fluid18/lars-clipreg-class": (2, "the rate comes with its factor, which was multiplied in the program"),
     "fluid18/adagrad-clipreg-class": (16, "the same; 16 ulp of one number close to 0"),
 }

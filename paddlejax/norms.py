@@ -1,6 +1,8 @@
 """Square roots and norms as rules and clips take them."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -38,6 +40,19 @@ def norm(x: jax.Array, axis_name: Any = None, sharded: Any = None) -> jax.Array:
     return root(squared_norm(x, axis_name, sharded))
 
 
+_local = threading.local()  # .plain: whether norms are taken without a guard
+
+
+@contextmanager
+def plain_norms() -> Iterator[None]:
+    """While a program is traced whose tensors lie on several devices: the guard would bring them to one."""
+    _local.plain = True
+    try:
+        yield
+    finally:
+        _local.plain = False
+
+
 def norm_of_all(
     xs: Sequence[jax.Array], axis_name: Any = None, sharded: Sequence[Any] | None = None
 ) -> jax.Array:
@@ -66,6 +81,8 @@ def norm_of_all(
         s, back = (jnp.where(small, a, 1 / a).astype(dtype) for a in (power, 1 / power))
         return root(sum_of_squares([x * s.astype(x.dtype) for x in xs])) * back
 
+    if getattr(_local, "plain", False):
+        return root(total)
     if isinstance(fits, Tracer):
         return jax.lax.cond(fits, plain, scaled, xs, total)
     return (plain if fits else scaled)(xs, total)

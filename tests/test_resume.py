@@ -45,7 +45,7 @@ OPTIMIZERS = {
     "fluid-DecayedAdagrad": fluid_class(fluid.DecayedAdagrad), "fluid-Adadelta": fluid_class(fluid.Adadelta),
     "fluid-Adam": fluid_class(fluid.Adam), "fluid-Adamax": fluid_class(fluid.Adamax),
     "fluid-RMSProp": fluid_class(fluid.RMSProp), "fluid-Ftrl": fluid_class(fluid.Ftrl, l1=0.01),
-    "fluid-Lamb": fluid_class(fluid.Lamb),
+    "fluid-Lamb": fluid_class(fluid.Lamb), "Muon": class_of(two.Muon),
     "fluid-Dpsgd": fluid_class(fluid.Dpsgd, sigma=0.1, key=jax.random.key(3)),
 }  # fmt: skip
 MASTERED = ("SGD", "Momentum", "Adam", "AdamW", "Lamb", "ASGD", "Rprop")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun  # pyright: ignore[reportPrivateImportUsage]  # jax 0.12 does not export all of them
 
+from ..norms import plain_norms
 from .transfer import elsewhere, home, is_here, put
 
 
@@ -83,14 +84,16 @@ class Placed:
 
     def sources(self, tags: Sequence[frozenset[Any]], *args: Any) -> Any:
         """For every output the tags of the inputs that it depends on; nothing is computed."""
-        closed, shape = jax.make_jaxpr(self.function, return_shape=True)(*args)
+        with plain_norms():
+            closed, shape = jax.make_jaxpr(self.function, return_shape=True)(*args)
         inputs = [_Value(v.aval, None, sources=tag) for v, tag in zip(closed.jaxpr.invars, tags, strict=True)]
         outputs = _Walk(self.first, inline=True).through(closed.jaxpr, inputs, closed.consts)
         return jax.tree.unflatten(jax.tree.structure(shape), [v.sources for v in outputs])
 
     def _plan(self, args: tuple[Any, ...], homes: list[Any]) -> _Plan:
         """Trace the function and return its equations, divided into programs of one device each."""
-        closed, shape = jax.make_jaxpr(self.function, return_shape=True)(*args)
+        with plain_norms():
+            closed, shape = jax.make_jaxpr(self.function, return_shape=True)(*args)
         inputs = [_Value(v.aval, at) for v, at in zip(closed.jaxpr.invars, homes, strict=True)]
         walk = _Walk(self.first)
         outputs = walk.through(closed.jaxpr, inputs, closed.consts)

@@ -113,7 +113,8 @@ def set_learning_rate(state: ArrayTree, learning_rate: Numeric) -> Any:
         dtype = jnp.result_type(old)
         known = isinstance(learning_rate, int | float)
         rate = as_array(dtype.type(learning_rate)) if known else jnp.array(learning_rate, dtype)
-        rate = beside([old], rate)
+        # In one of several processes the old one may be elsewhere: there each has a rate of its own.
+        rate = beside([old], rate) if jax.process_count() == 1 else rate
         return jnp.broadcast_to(rate, shape) if found != shape else rate
 
     def replace(s: Any) -> Any:

@@ -1,14 +1,13 @@
 """Square roots and norms as rules and clips take them."""
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from .tracing import InForce
 from .trees import varying_axes
 
 
@@ -40,17 +39,8 @@ def norm(x: jax.Array, axis_name: Any = None, sharded: Any = None) -> jax.Array:
     return root(squared_norm(x, axis_name, sharded))
 
 
-_local = threading.local()  # .plain: whether norms are taken without a guard
-
-
-@contextmanager
-def plain_norms() -> Iterator[None]:
-    """While a program is traced whose tensors lie on several devices: the guard would bring them to one."""
-    _local.plain = True
-    try:
-        yield
-    finally:
-        _local.plain = False
+# True while a program is traced whose tensors lie on several devices: the guard would bring them to one.
+plain_norms = InForce()
 
 
 def norm_of_all(
@@ -81,7 +71,7 @@ def norm_of_all(
         s, back = (jnp.where(small, a, 1 / a).astype(dtype) for a in (power, 1 / power))
         return root(sum_of_squares([x * s.astype(x.dtype) for x in xs])) * back
 
-    if getattr(_local, "plain", False):
+    if plain_norms.value:
         return root(total)
     if isinstance(fits, Tracer):
         return jax.lax.cond(fits, plain, scaled, xs, total)

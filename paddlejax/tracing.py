@@ -22,23 +22,26 @@ def _state_outside() -> Any:
 
 
 _OUTSIDE = _state_outside()
-_inside = threading.local()  # .loss: the name of the loss function that is being traced, if any
 
 
-@contextmanager
-def inside_loss(name: str) -> Iterator[None]:
-    """While a loss function is traced, a Parameter it was not given would be compiled in as a constant."""
-    before = getattr(_inside, "loss", None)
-    _inside.loss = name
-    try:
-        yield
-    finally:
-        _inside.loss = before
+class InForce(threading.local):
+    """A value that is in force in this thread while a block runs, and None outside of it."""
+
+    value: Any = None
+
+    @contextmanager
+    def set(self, value: Any) -> Iterator[None]:
+        """Let the value be in force in a block, and what was before after it."""
+        before, self.value = self.value, value
+        try:
+            yield
+        finally:
+            self.value = before
 
 
-def loss_inside() -> str | None:
-    """Return the name of the loss function that is being traced, or None."""
-    return getattr(_inside, "loss", None)
+# The name of the loss function that is being traced. A Parameter that it was not given would be compiled in
+# there as a constant.
+loss_inside = InForce()
 
 
 STEP = "call it outside, or use the functions, such as paddlejax.adam, whose state is an argument"

@@ -84,7 +84,7 @@ class Placed:
 
     def sources(self, tags: Sequence[frozenset[Any]], *args: Any) -> Any:
         """For every output the tags of the inputs that it depends on; nothing is computed."""
-        with plain_norms():
+        with plain_norms.set(True):
             closed, shape = jax.make_jaxpr(self.function, return_shape=True)(*args)
         inputs = [_Value(v.aval, None, sources=tag) for v, tag in zip(closed.jaxpr.invars, tags, strict=True)]
         outputs = _Walk(self.first, inline=True).through(closed.jaxpr, inputs, closed.consts)
@@ -92,7 +92,7 @@ class Placed:
 
     def _plan(self, args: tuple[Any, ...], homes: list[Any]) -> _Plan:
         """Trace the function and return its equations, divided into programs of one device each."""
-        with plain_norms():
+        with plain_norms.set(True):
             closed, shape = jax.make_jaxpr(self.function, return_shape=True)(*args)
         inputs = [_Value(v.aval, at) for v, at in zip(closed.jaxpr.invars, homes, strict=True)]
         walk = _Walk(self.first)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ..hyper import ArgumentError
 from ..loss_scaling import times
 from ..sparse import value_and_grads
-from ..tracing import inside_loss
+from ..tracing import loss_inside
 from .parameter import Parameter
 
 
@@ -47,7 +47,7 @@ class Call:
         sources = {"trained": trained, "fixed": fixed}
         leaves = [where if kind == "static" else sources[kind][where] for kind, where in self.places]
         args, kwargs = self.tree.unflatten(leaves)
-        with inside_loss(self.name):
+        with loss_inside.set(self.name):
             result: Any = self.function(*args, **kwargs)
         if self.has_aux and (not isinstance(result, tuple) or len(result) != 2):
             raise TypeError(
@@ -88,7 +88,7 @@ def gradients_of(function: Callable[[Any], Any], parameters: Any) -> dict[Parame
 
     def of(trained_values: list[jax.Array]) -> tuple[jax.Array, None]:
         replaced = dict(zip(trained, trained_values, strict=True))
-        with inside_loss(name):
+        with loss_inside.set(name):
             loss = function(tree.unflatten([replaced.get(i, v) for i, v in enumerate(values)]))
         return total(name, loss), None
 

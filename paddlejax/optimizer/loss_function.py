@@ -1,20 +1,19 @@
 """The `loss` decorator: a function of Parameters and data whose calls build a Loss."""
 
-import contextlib
 import functools
-import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from ..tracing import InForce
 from ..trees import compute_dtype
 from .call import Call
 from .loss import Loss
 from .parameter import Parameter
 
-_without = threading.local()  # .grad: whether a `no_grad` block is in force
+_without_grad = InForce()  # True in a `no_grad` block
 
 
 class LossFunction:
@@ -37,7 +36,7 @@ class LossFunction:
         static = tuple([leaves[i] for i in sorts.static])
         traits = tuple([p.stop_gradient for p in mine]), tuple([p.traits for p in mine])
         ties = None if len(set(mine)) == len(mine) else tuple(map(mine.index, mine))
-        frozen = getattr(_without, "grad", False)
+        frozen = _without_grad.value is True
         key = tree, types, traits, ties, static, frozen
         try:
             recipe = self._recipes.get(key)
@@ -116,17 +115,6 @@ class _Recipe(NamedTuple):
     fixed: list[int]
 
 
-@contextlib.contextmanager
-def _no_grad() -> Any:
-    """Set and reset what `LossFunction` looks at."""
-    before = getattr(_without, "grad", False)
-    _without.grad = True
-    try:
-        yield
-    finally:
-        _without.grad = before
-
-
 def no_grad(function: Callable[..., Any] | None = None) -> Any:
     """Paddle's no_grad: losses that are built in the block have no gradient. To read one costs one forward
     pass and never more.
@@ -140,7 +128,8 @@ def no_grad(function: Callable[..., Any] | None = None) -> Any:
     >>> print(float(y), y.parameters)
     9.0 []
     """
-    return _no_grad() if function is None else _no_grad()(function)
+    block = _without_grad.set(True)
+    return block if function is None else block(function)
 
 
 def loss(function: Callable[..., Any] | None = None, *, has_aux: bool = False) -> Any:

@@ -142,7 +142,7 @@ class Parameter(TensorMethods, ParameterOptions):
 
     def _check_outside(self) -> None:
         """Raise inside a loss function or a trace, where the value would be a constant of the program."""
-        name = loss_inside()
+        name = loss_inside.value
         if name is not None:
             raise RuntimeError(
                 f"{name}: found Parameter {self.name} inside the loss function, where its value would be "

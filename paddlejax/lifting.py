@@ -30,7 +30,17 @@ from .hyper import RATE, Declaration, Interval, check_rounded, of_annotation, re
 from .rates import PAGE, RuleState, rate_at, rate_in_force, state_type
 from .selected_rows import SelectedRows, dense
 from .step import advance, check_sparse, in_wide, stepped
-from .trees import align, at_params, compute_dtype, flatten, gradients, is_placeholder, next_count, path_name
+from .trees import (
+    align,
+    at_params,
+    compute_dtype,
+    flatten,
+    gradients,
+    is_placeholder,
+    next_count,
+    node,
+    path_name,
+)
 from .wrap import check_params, check_state
 
 P = ParamSpec("P")
@@ -61,7 +71,7 @@ def rule(cls: R) -> R:
     named = getattr(cls, "data", ())
     data = [f.name for f in fields(cls) if f.name in named or _is_float(f.type)]  # type: ignore[arg-type]
     static = [f.name for f in fields(cls) if f.name not in data]  # type: ignore[arg-type]
-    return jax.tree_util.register_dataclass(cls, data, static)
+    return node(cls, data, static)
 
 
 def _is_float(annotation: Any) -> bool:

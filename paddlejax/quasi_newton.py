@@ -22,16 +22,16 @@ from .hyper import COEFFICIENT, RATE, ArgumentError, Interval, checked, one_of, 
 from .lifting import GradientTransformation
 from .line_search import Point, Search, select
 from .rates import RuleState, rate_at, rate_in_force, state_type
-from .trees import at_params, compute_dtype, flatten, gradients, next_count
+from .trees import at_params, compute_dtype, flatten, gradients, next_count, node
 from .wrap import check_state
 
 SMALLEST_CURVATURE = 1e-10  # of a pair (y, s) that is worth remembering
 
 
 @partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["max_iter", "max_eval", "tolerance_grad", "tolerance_change"],
-    meta_fields=["history_size", "line_search_fn"],
+    node,
+    data=["max_iter", "max_eval", "tolerance_grad", "tolerance_change"],
+    static=["history_size", "line_search_fn"],
 )
 @dataclass(frozen=True)
 class Method:

@@ -191,3 +191,35 @@ def test_means_that_are_none_are_refused(returned, rows):
     wrong = pj.rule(type("Wrong", (Averaged,), {"means": lambda self, g: returned}))()
     with pytest.raises(TypeError, match=r"Wrong.means: found .*expected {name: \(a, b\)} .* \['mean'\]"):
         trained(wrong, rows, steps=1)
+
+
+# ------------------------------------------------------------------ one rule is not another
+
+
+def test_two_rules_are_two_structures_to_jax():
+    """What is compiled for one rule is looked up by its structure: equal structures are one program."""
+    given = {
+        "Dpsgd": {"key": jax.random.key(0)},
+        "LarsMomentum": {"momentum": 0.9},
+        "Momentum": {"momentum": 0.9},
+    }
+    classes = [c for c in vars(pj.rules).values() if isinstance(c, type) and issubclass(c, pj.Rule)]
+    rules = [c(**given.get(c.__name__, {})) for c in classes]
+    rules += [Averaged(), AveragedByHand(), Halved(), Bounded()]
+    structures = [jax.tree.structure(r) for r in rules]
+    assert len(rules) > 20
+    assert [structures.count(s) for s in structures] == [1] * len(rules)
+    for r in rules:
+        leaves, structure = jax.tree.flatten(r)
+        assert structure.unflatten(leaves) == r
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(r)]
+        assert len(paths) == len(leaves) and {path[0].name for path in paths} <= vars(r).keys()
+
+
+def test_many_rules_of_one_shape_each_take_their_own_step():
+    def scaled(by):
+        return pj.rule(type("Scaled", (pj.Rule,), {"step": lambda self, g, p, k, slots: (-by * g, slots)}))()
+
+    for by in range(1, 60):
+        tx = pj.lift(scaled(by), 0.1)
+        assert tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))[0][0] == -by

@@ -1,5 +1,8 @@
 """`minimize` in a loop: the gradients that it computed are spent by its step."""
 
+import copy
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -304,3 +307,92 @@ def test_two_optimizers_minimize_one_scaled_loss(bad, how):
     want = {"w": 1.0 if bad == "w" else 0.9, "b": 1.0 if bad == "b" else -1.0}
     assert {name: number(p) for name, p in params.items()} == want
     assert scaler.total_skips == (bad is not None)
+
+
+# ------------------------------------------------------------------ where they lie
+
+SHAPES = {"half": (4,), "large": (200, 100), "pair": (2, 2), "small": (3,)}
+
+
+def several():
+    trees = {name: jnp.ones(shape, "bfloat16" if name == "half" else None) for name, shape in SHAPES.items()}
+    params = paddle.parameters(trees)
+    return params, paddle.optimizer.Adam(0.1, parameters=params)
+
+
+@paddle.loss
+def scaled_sum(p, x):
+    """The gradient of every element is x."""
+    return x * sum(jnp.sum(jnp.asarray(w, "float32")) for w in p.values())
+
+
+def arrays_of(params):
+    """The arrays in which the last gradients lie."""
+    return params["small"].spent.arrays
+
+
+def test_the_next_minimize_writes_into_the_memory_of_gradients_that_nobody_has():
+    params, opt = several()
+    opt.minimize(scaled_sum(params, 1.0))
+    before = arrays_of(params)
+    assert sorted(x.shape for x in before) == [(4,), (7,), (200, 100)]  # small ones of one dtype are joined
+    live = len(jax.live_arrays())
+    for x in range(5):
+        opt.minimize(scaled_sum(params, float(x)))
+        opt.clear_grad(set_to_zero=False)
+    assert all(x.is_deleted() for x in before) and len(jax.live_arrays()) <= live
+    opt.minimize(scaled_sum(params, 7.0))
+    for name, shape in SHAPES.items():
+        np.testing.assert_array_equal(params[name].grad, np.full(shape, 7.0))
+        assert params[name].grad.dtype == params[name].dtype
+
+
+def test_a_gradient_that_somebody_has_stays_as_it_is():
+    params, opt = several()
+    opt.minimize(scaled_sum(params, 1.0))
+    read = {name: p.grad for name, p in params.items()}
+    kept = opt.minimize(scaled_sum(params, 2.0))[1]
+    opt.minimize(scaled_sum(params, 3.0))
+    opt.minimize(scaled_sum(params, 4.0))
+    pairs = opt.minimize(scaled_sum(params, 5.0))[1]
+    copied, again = copy.deepcopy((params, opt))
+    opt.minimize(scaled_sum(params, 6.0))
+    for at, name in enumerate(SHAPES):
+        np.testing.assert_array_equal(read[name], np.full(SHAPES[name], 1.0))
+        for value, found in ((2.0, kept[at]), (5.0, pairs[at]), (5.0, list(pairs)[at])):
+            assert found[0] is params[name]
+            np.testing.assert_array_equal(found[1], np.full(SHAPES[name], value))
+        np.testing.assert_array_equal(copied[name].grad, np.full(SHAPES[name], 5.0))
+    again.minimize(scaled_sum(copied, 6.0))
+    for name in SHAPES:
+        np.testing.assert_array_equal(copied[name].value, params[name].value)
+
+
+def test_the_pairs_are_a_list_to_whoever_asks():
+    params, opt = several()
+    pairs = opt.minimize(scaled_sum(params, 1.0))[1]
+    assert len(pairs) == 4 and [p.name for p, _ in pairs] == list(SHAPES)
+    assert len(pairs + [1]) == len([1] + pairs) == 5 and isinstance(pairs[1:], list)
+    assert [p for p, _ in pickle.loads(pickle.dumps(pairs))][0].name == "half"
+    opt.apply_gradients(pairs)
+
+
+def test_gradients_on_several_devices_or_in_another_dtype_are_right():
+    params, opt = several()
+    opt.minimize(scaled_sum(params, 1.0))
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    large = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    for name, p in params.items():
+        p.store.put(jax.device_put(p.value, large if name == "large" else whole))
+    opt.minimize(scaled_sum(params, 2.0))
+    for p in params.values():
+        p.store.put(jax.device_put(p.value, jax.devices()[1]))
+    opt.minimize(scaled_sum(params, 3.0))
+    opt.minimize(scaled_sum(params, 4.0))
+    assert params["pair"].grad.devices() == {jax.devices()[1]}
+    paddle.amp.decorate(models=list(params.values()), level="O2", dtype="bfloat16")
+    opt.minimize(scaled_sum(params, 5.0))
+    for name, shape in SHAPES.items():
+        np.testing.assert_array_equal(params[name].grad, np.full(shape, 5.0))
+        assert params[name].grad.dtype == jnp.bfloat16

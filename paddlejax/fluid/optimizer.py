@@ -15,7 +15,7 @@ from ..distributed import PipelineOptimizer as PipelineOptimizer
 from ..lifting import Rule
 from ..optimizer.arguments import checked_clip
 from ..optimizer.ledger import CountField, Entries, written
-from ..optimizer.optimizer import SCHEDULE, Optimizer
+from ..optimizer.optimizer import SCHEDULE, Optimizer, Pairs
 from ..optimizer.parameter import Parameter
 from ..optimizer.stepping import OWN
 from ..regularizer import as_regularizer
@@ -73,7 +73,7 @@ class FluidOptimizer(Optimizer):
         parameter_list: Any = None,
         no_grad_set: Any = None,
         grad_clip: Any = OWN,
-    ) -> tuple[list[Any], list[tuple[Any, Any]]]:
+    ) -> tuple[list[Any], Pairs]:
         """As `Optimizer.minimize`; `grad_clip` takes the place of the constructor's for this call."""
         clip = OWN if grad_clip is OWN or grad_clip is None else checked_clip("grad_clip", grad_clip)
         return [], self._minimize(loss, startup_program, parameter_list, no_grad_set, clip)
@@ -85,7 +85,7 @@ class FluidOptimizer(Optimizer):
         parameter_list: Any = None,
         no_grad_set: Any = None,
         callbacks: Any = None,
-    ) -> list[tuple[Any, Any]]:
+    ) -> Pairs:
         """As `Optimizer.backward`."""
         return super().backward(loss, startup_program, parameter_list, no_grad_set, callbacks)
 

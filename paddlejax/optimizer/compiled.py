@@ -13,6 +13,7 @@ from ..trees import as_array
 from .call import Call, value_and_grad
 from .parameter import Parameter
 from .parts import Part
+from .spent import Stowage
 from .store import Store, gathered, spread
 
 
@@ -35,7 +36,12 @@ class CompiledStep:
         self.step = jax.jit(
             self.update, donate_argnums=(0, 1), compiler_options=fast_compile() if many else None
         )
-        self.minimize = jax.jit(self._minimize, static_argnums=(0, 1), donate_argnums=(2, 3))
+        self.minimize = jax.jit(
+            self._minimize,
+            static_argnums=(0, 1, 2),
+            donate_argnums=(3, 4, 5),
+            keep_unused=True,  # the last gradients, which only give their memory
+        )
         self.elsewhere: dict[Any, Any] = {}  # other ways to run `update`, by who made them
         self._constant: tuple[float | None, Any] = None, None
         self._asked: tuple[list[Parameter], tuple[int | None, ...]] = [], ()
@@ -99,13 +105,18 @@ class CompiledStep:
         self,
         call: Call,
         places: tuple[int | None, ...],
+        stowage: Stowage | None,
         values: list[Any],
         state: Any,
+        last: list[Any],
         others: list[Any],
         fixed: list[Any],
         rate: Any,
     ) -> Any:
-        """Run forward, backward and update; `others` are values that the loss reads and no step moves."""
+        """Run forward, backward and update; `others` are values that the loss reads and no step moves.
+
+        The gradients come out as the stowage says, in the memory of `last`.
+        """
         rest = iter(others)
         own = [x for pieces in spread(self.base.layouts, values) for x in pieces]
         trained = [next(rest) if place is None else own[place] for place in places]
@@ -114,7 +125,8 @@ class CompiledStep:
         for place, g in zip(places, grads, strict=True):
             if place is not None:
                 ordered[place] = g
-        return *self.update(values, state, ordered, rate), result, grads
+        left = grads if stowage is None else stowage.stow(grads)
+        return *self.update(values, state, ordered, rate), result, left
 
 
 MANY = 100  # arrays from which on a step takes longer to compile than anyone would wait for

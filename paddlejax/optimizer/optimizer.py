@@ -1,6 +1,6 @@
 """The Paddle-style object: a cell around the functional chain with parameters, gradients, state and rate."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,13 +27,14 @@ from .loss import Loss
 from .loss_function import LossFunction
 from .lr import LambdaDecay, LRScheduler, Rate
 from .parameter import Parameter
+from .spent import pairs
 from .stepping import OWN, Stepping, Steps
 from .transaction import complete
 from .views import Views
 
 SCHEDULE = "LR_Scheduler"
 SHOWN = 3  # names of Parameters in a message
-Pairs = list[tuple[Parameter, jax.Array | None]]
+Pairs = Sequence[tuple[Parameter, jax.Array | None]]
 
 
 class Optimizer(Views, Stepping):
@@ -144,7 +145,7 @@ class Optimizer(Views, Stepping):
         if isinstance(loss, Loss) and self._fuses(loss, wanted):
             self._run_fused(loss, wanted, grad_clip)
             mine = set(loss.parameters)
-            return [(p, p.peek_grad()) for p in self.parameter_list if p in mine and p in wanted]
+            return pairs([p for p in self.parameter_list if p in mine and p in wanted])
         totals, taken = self.drawn(loss, wanted)
         self.apply([totals.get(p) for p in self.parameter_list], grad_clip, taken)
         return [(p, p.peek_grad()) for p in totals]

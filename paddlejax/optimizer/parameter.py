@@ -17,6 +17,7 @@ from ..tracing import READ, check_outside, loss_inside
 from ..trees import flatten, path_name
 from . import models
 from .parameter_options import ParamAttr, ParameterOptions, path_map
+from .spent import Spent
 from .store import Store
 from .tensor_methods import TensorMethods
 
@@ -59,7 +60,7 @@ class Parameter(TensorMethods, ParameterOptions):
     store: Store
     do_model_average: Any
     lazy_grad: Any  # the gradient that the next step takes, or ZEROS
-    spent: Any  # without one the gradient that a `minimize` computed and stepped with
+    spent: Any  # without one what a `minimize` computed and stepped with: a gradient, or a Spent that has it
     is_real: bool
     traits: Any  # what a loss has to know beside stop_gradient: None if it is nothing special
     _shape: Any
@@ -184,6 +185,8 @@ class Parameter(TensorMethods, ParameterOptions):
             self.lazy_grad = self._zeros()
         elif self.spent is ZEROS:
             self.spent = self._zeros()
+        elif type(self.spent) is Spent:
+            self.spent = self.spent.read(self)
         return self.spent if self.lazy_grad is None else self.lazy_grad
 
     def _zeros(self) -> jax.Array:
@@ -241,7 +244,8 @@ class Parameter(TensorMethods, ParameterOptions):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy lies by itself; it has the same array, which from then on neither may donate."""
-        return {**vars(self), "store": Store(self.store.share(), owned=False)}
+        spent = self.spent.read(self) if type(self.spent) is Spent else self.spent
+        return {**vars(self), "store": Store(self.store.share(), owned=False), "spent": spent}
 
     @property
     def shape(self) -> tuple[int, ...]:

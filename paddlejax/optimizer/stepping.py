@@ -18,6 +18,7 @@ from .measured import Measured
 from .parameter import ZEROS, Parameter
 from .parts import Given, Masters, Part, Rules, leave, stay
 from .settings import Settings
+from .spent import Stowed
 from .transaction import run_atomically
 
 OWN: Any = object()  # "the optimizer's own", where None already means something
@@ -48,6 +49,7 @@ class Stepping(Settings, Measured):
 
     layers: tuple[Part, ...] = ()  # what wrappers add to the step that is being made, innermost first
     _note: Callable[[], None] | None = None  # what else is stored with a step, see `noting`
+    _stowed: Stowed | None = None  # where the gradients of a `minimize` go
     passed: bool = False  # whether a step was made since a wrapper set this to False
     parameter_list: list[Parameter]
     _replaces = False  # whether the backward of a `minimize` replaces the gradients that are there
@@ -58,7 +60,7 @@ class Stepping(Settings, Measured):
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or what comes back from a pickle, makes programs of its own."""
         plan = self._plan._replace(seen=-1)  # changes are counted by each process for itself
-        return {**vars(self), "_steps": self._steps.afresh(), "_plan": plan}
+        return {**vars(self), "_steps": self._steps.afresh(), "_plan": plan, "_stowed": None}
 
     def _rate_for_step(self) -> float:
         """Return the rate of the step that is being made."""
@@ -188,15 +190,30 @@ class Stepping(Settings, Measured):
         mine = set(loss.parameters)
         present = tuple([p in mine and p in wanted for p in self.parameter_list])
         loss.follow()
+        stowed = self._stowed
+        if stowed is None or not stowed.fits(loss.parameters):
+            stowed = Stowed(loss.parameters, self._position)
 
         def arguments(compiled: CompiledStep, rate: Any) -> tuple[Any, ...]:
             values, places = compiled.values(), compiled.places(loss.parameters)
             others = [p.peek() for p, place in zip(loss.parameters, places, strict=True) if place is None]
-            return loss.call, places, values, compiled.state(), others, loss.fixed, rate
+            last = stowed.take()
+            return (
+                loss.call,
+                places,
+                stowed.stowage,
+                values,
+                compiled.state(),
+                last,
+                others,
+                loss.fixed,
+                rate,
+            )
 
         def taken(result: Any, grads: list[Any]) -> None:
             loss.settle(result)
-            found = dict(zip(loss.parameters, grads, strict=True))
+            self._stowed = stowed
+            found = dict(zip(loss.parameters, stowed.keep(grads), strict=True))
             self._spend({p: g for p, g in found.items() if p in wanted}, loss, found)
 
         self._run(present, grad_clip, lambda compiled: compiled.minimize, arguments, taken)

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..attributes import changes
+
 
 class Store:
     """The place of one Parameter's value.
@@ -36,6 +38,11 @@ class Store:
         self.owned = owned
         self.buffer: Any = None
         self.part = 0
+
+    @property
+    def holder(self) -> Any:
+        """What has the array in which the value lies: itself, or its buffer."""
+        return self if self.buffer is None else self.buffer
 
     def peek(self) -> jax.Array:
         """Return the array to a reader that does not keep it."""
@@ -62,6 +69,9 @@ class Store:
         """Hold a new array, which nobody else holds; the value leaves the buffer it was in."""
         if self.buffer is not None:
             self.buffer.leave()
+        old = self.holder.array
+        if old is None or old.dtype != array.dtype or not same_place(old, array):
+            changes.count += 1
         self.array, self.owned, self.buffer, self.part = array, True, None, 0
 
     def enter(self, buffer: Any, part: int) -> None:
@@ -74,6 +84,11 @@ class Store:
         """Drop what was read out of this buffer: it is not the value any more."""
         if self.buffer is buffer:
             self.array = None
+
+
+def same_place(a: jax.Array, b: jax.Array) -> bool:
+    """Return whether two arrays lie on the same devices in the same way, and are bound to them alike."""
+    return a.committed == b.committed and a.sharding == b.sharding
 
 
 class Values(NamedTuple):
@@ -92,7 +107,7 @@ class Values(NamedTuple):
         numbers: dict[int, int] = {}
         picks = []
         for s in stores:
-            holder: Any = s if s.buffer is None else s.buffer
+            holder = s.holder
             number = numbers.setdefault(id(holder), len(arrays))
             if number == len(arrays):
                 arrays.append(holder.array)

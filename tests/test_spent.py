@@ -378,7 +378,8 @@ def test_the_pairs_are_a_list_to_whoever_asks():
 
 
 def test_gradients_on_several_devices_or_in_another_dtype_are_right():
-    params, opt = several()
+    params, _ = several()
+    opt = SGD(0.0, params)  # without a state, which would stay on its device
     opt.minimize(scaled_sum(params, 1.0))
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     large = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))

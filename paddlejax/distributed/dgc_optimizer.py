@@ -210,9 +210,8 @@ class DGCMomentumOptimizer(Optimizer):
             return super()._compiled(present, grad_clip)
         programs = self._steps.compiled
         key = layers, self._applied  # `undo` brings older programs back
-        if key not in programs:
-            programs[key] = CompiledStep(Compressed(self), self.parameter_list, layers)
-        return programs[key]
+        known = programs.get(key)
+        return known or programs.put(key, CompiledStep(Compressed(self), self.parameter_list, layers))
 
     def update(
         self, values: list[Any], state: RuleState, grads: list[Any], rate: Any

@@ -1,7 +1,7 @@
 """The compiled programs of one optimizer step."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -36,12 +36,6 @@ class CompiledStep:
         self.step = jax.jit(
             self.update, donate_argnums=(0, 1), compiler_options=fast_compile() if many else None
         )
-        self.minimize = jax.jit(
-            self._minimize,
-            static_argnums=(0, 1, 2),
-            donate_argnums=(3, 4, 5),
-            keep_unused=True,  # the last gradients, which only give their memory
-        )
         self.elsewhere: dict[Any, Any] = {}  # other ways to run `update`, by who made them
         self._constant: tuple[float | None, Any] = None, None
         self._asked: tuple[list[Parameter], tuple[int | None, ...]] = [], ()
@@ -71,10 +65,20 @@ class CompiledStep:
             self._constant = rate, as_array(self.base.rates(rate))
         return self._constant[1]
 
-    def adopt(self, options: Any) -> None:
-        """Step from now on with the factors and numbers of these options, which fit the programs."""
+    def adopt(self, plan: Any) -> None:
+        """Step from now on with the factors and numbers of this plan, which fit the programs."""
         self._constant = None, None
-        self.base.adopt(options)
+        self.base.adopt(plan)
+
+    def minimize(
+        self, call: Call, parameters: list[Parameter], stowage: Stowage | None
+    ) -> Callable[..., Any]:
+        """Return the program of forward, backward and update of a loss over these Parameters."""
+        return jax.jit(
+            functools.partial(self._minimize, call, self.places(parameters), stowage),
+            donate_argnums=(0, 1, 2),
+            keep_unused=True,  # the last gradients, which only give their memory
+        )
 
     def places(self, parameters: list[Parameter]) -> tuple[int | None, ...]:
         """Return where each of them stands among the gradients, None if it does not take part."""

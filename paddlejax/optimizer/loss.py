@@ -12,29 +12,35 @@ from jax.core import Tracer
 from ..tracing import READ, check_outside
 from .call import value_and_grad
 from .parameter import Parameter
+from .recent import Recent
 from .store import Values, Where
 from .transaction import complete
 
 
-class _Habit:
-    """Whether the last loss of a call that was read before its backward did run backward afterwards."""
+class _Known:
+    """The programs of a call, and whether the last loss of it that was read before its backward did run
+    backward afterwards."""
 
     follows = False
 
-
-@functools.lru_cache(1000)
-def _habit_of(call: Any) -> _Habit:
-    """Return the habit of a call; equal calls have one."""
-    return _Habit()
+    def __init__(self, call: Any):
+        self.forward = jax.jit(functools.partial(_forward, call), static_argnums=0)
+        self.backward = jax.jit(functools.partial(_backward, call), static_argnums=0)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+_calls: Recent[Any, _Known] = Recent()
+
+
+def _known_of(call: Any) -> _Known:
+    """Return what is known of a call; equal calls share it."""
+    return _calls.get(call) or _calls.put(call, _Known(call))
+
+
 def _forward(call: Any, where: Where | None, trained: list[jax.Array], fixed: list[Any]) -> Any:
     """Return (loss, aux)."""
     return call(trained if where is None else where.spread(trained), fixed)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _backward(call: Any, where: Where | None, trained: list[jax.Array], fixed: list[Any]) -> Any:
     """Return (loss, aux) and the gradients."""
     return value_and_grad(call, trained if where is None else where.spread(trained), fixed)
@@ -110,7 +116,7 @@ class Loss:
         self.follow()
         if self.ready is not None:
             return self.result, self.ready
-        return self._run(_backward)
+        return self._run(_known_of(self.call).backward)
 
     def check_runs(self) -> None:
         """Raise if there is nothing to differentiate, or nothing is left of it."""
@@ -129,7 +135,7 @@ class Loss:
         """Note that backward follows; reading the next such loss computes its gradients if this one was
         read."""
         if self.result is not None and not self.ran_backward:
-            _habit_of(self.call).follows = True
+            _known_of(self.call).follows = True
 
     def take(self, result: Any, grads: list[Any]) -> None:
         """Keep the value, and these gradients in place of what is there; twice is as good as once."""
@@ -172,7 +178,7 @@ class Loss:
                 f"{self.name}: this loss was built before a step moved its parameters and was not computed "
                 "in time; call the loss function again"
             )
-        return compiled(self.call, self.trained.where, self.trained.arrays, self.fixed)
+        return compiled(self.trained.where, self.trained.arrays, self.fixed)
 
     # ------------------------------------------------------------------ a number
 
@@ -188,12 +194,12 @@ class Loss:
 
     def read(self) -> None:
         """Compute the value, and the gradients too if they will be asked for."""
-        habit = _habit_of(self.call)
-        if habit.follows and self.parameters:
-            result, self.ready = self._run(_backward)
+        known = _known_of(self.call)
+        if known.follows and self.parameters:
+            result, self.ready = self._run(known.backward)
         else:
-            result = self._run(_forward)
-        habit.follows = False  # until backward follows again
+            result = self._run(known.forward)
+        known.follows = False  # until backward follows again
         self.learn(result)
 
     @property

@@ -12,6 +12,7 @@ from ..trees import compute_dtype
 from .call import Call
 from .loss import Loss
 from .parameter import Parameter
+from .recent import Recent
 
 _without_grad = InForce()  # True in a `no_grad` block
 
@@ -22,8 +23,8 @@ class LossFunction:
     def __init__(self, function: Callable[..., Any], has_aux: bool):
         functools.update_wrapper(self, function)
         self.function, self.has_aux = function, has_aux
-        self._sorts: dict[Any, _Sorts] = {}  # by the types of the leaves
-        self._recipes: dict[Any, _Recipe] = {}  # by all that a Call depends on
+        self._sorts: Recent[Any, _Sorts] = Recent()  # by the types of the leaves
+        self._recipes: Recent[Any, _Recipe] = Recent()  # by all that a Call depends on
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
@@ -31,7 +32,7 @@ class LossFunction:
     def __call__(self, *args: Any, **kwargs: Any) -> Loss:
         leaves, tree = jax.tree.flatten((args, kwargs))
         types = tuple(map(type, leaves))
-        sorts = self._sorts.get(types) or self._sorts.setdefault(types, _sorted(leaves))
+        sorts = self._sorts.get(types) or self._sorts.put(types, _sorted(leaves))
         mine = [leaves[i] for i in sorts.parameters]
         static = tuple([leaves[i] for i in sorts.static])
         traits = tuple([p.stop_gradient for p in mine]), tuple([p.traits for p in mine])
@@ -44,10 +45,8 @@ class LossFunction:
             for leaf in static:
                 self._check_static(leaf)
             raise
-        if recipe is None:
-            if len(self._recipes) > 1000:  # one for every value of a static argument
-                self._recipes.clear()
-            recipe = self._recipes[key] = self._recipe(leaves, tree, sorts, frozen)
+        if recipe is None:  # one for every value of a static argument
+            recipe = self._recipes.put(key, self._recipe(leaves, tree, sorts, frozen))
         fixed = [leaves[i] for i in recipe.fixed]
         if frozen or True in traits[0]:
             fixed = [x.peek() if isinstance(x, Parameter) else x for x in fixed]
@@ -87,7 +86,7 @@ class LossFunction:
             ) from None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_sorts": {}, "_recipes": {}}
+        return {**vars(self), "_sorts": Recent(), "_recipes": Recent()}
 
 
 class _Sorts(NamedTuple):

@@ -27,6 +27,7 @@ from .loss import Loss
 from .loss_function import LossFunction
 from .lr import LambdaDecay, LRScheduler, Rate
 from .parameter import Parameter
+from .recent import Recent
 from .spent import pairs
 from .stepping import OWN, Stepping, Steps
 from .transaction import complete
@@ -93,7 +94,7 @@ class Optimizer(Views, Stepping):
                 raise TypeError(f"{self._argument}: {found}; expected sparse=False")
         if not isinstance(masters, bool):
             raise TypeError(f"multi_precision: found {masters!r}, expected True or False")
-        self._steps = Steps([], {} if masters else None).afresh()
+        self._steps, self._clipped = Steps([], {} if masters else None).afresh(), Recent()
         if not isinstance(packed, bool):
             raise TypeError(f"packed: found {packed!r}, expected True or False")
         self._packing: Any = None
@@ -339,7 +340,8 @@ class Optimizer(Views, Stepping):
         yield
         groups = [] if found is None else saved.groups_of(found, self._rules, self.parameter_list)
         self._put_schedule(schedule)
-        self._steps = steps.afresh(groups=groups, masters=masters)
+        self._steps = steps.having(groups=groups, masters=masters)
+        self._let_go()
 
     def _read_schedule(self, entries: Entries) -> Any:
         """The state of the scheduler, or None if it keeps what it has."""

@@ -122,7 +122,7 @@ class Given:
     def arrange(self, groups: Sequence[StepGroup]) -> None:
         """There is nothing to arrange."""
 
-    def adopt(self, options: Any) -> None:
+    def adopt(self, plan: Any) -> None:
         """No options change what is given."""
 
     def state(self) -> Any:
@@ -154,7 +154,6 @@ class Rules:
     def __init__(
         self,
         groups: Sequence[StepGroup],
-        options: Sequence[LeafOptions],
         plan: Plan,
         parameters: Sequence[Parameter],
         measures: bool = False,
@@ -162,7 +161,7 @@ class Rules:
     ):
         self.groups = groups
         # Which Parameters have one factor on the rate counts for packing, not what it is.
-        alike = [o._replace(learning_rate=slot) for o, slot in zip(options, plan.slots, strict=True)]
+        alike = [o._replace(learning_rate=slot) for o, slot in zip(plan.options, plan.slots, strict=True)]
         self._blocks: list[Blocks | None] = [packing and packing.blocks(g, alike, parameters) for g in groups]
         by_group: list[Blocks] = [
             blocks or tuple((i,) for i in g.members) for g, blocks in zip(groups, self._blocks, strict=True)
@@ -185,15 +184,16 @@ class Rules:
         self._spans = [slice(*ends[i : i + 2]) for i in range(len(groups))]
         self._rate_dtypes = [g.start[1].dtype for g in groups]
         self._group = [k for k, blocks in enumerate(by_group) for _ in blocks]  # of every array
-        self.adopt(options)
+        self.adopt(plan)
         self._measures = measures
         update = self._measured() if measures else self._plain()
         self.tx = GradientTransformation(lambda params: self.state(), update)
 
-    def adopt(self, options: Sequence[LeafOptions]) -> None:
-        """Step with the factors and numbers of these options, which fit the program."""
-        self._options = [options[i] for i in self.first]
+    def adopt(self, plan: Plan) -> None:
+        """Step with the factors and numbers of this plan, which fit the program."""
+        self._options = [plan.options[i] for i in self.first]
         self.rates.adopt(self._options)
+        self.plan = plan.number
 
     def arrange(self, groups: Sequence[StepGroup]) -> None:
         """Step these groups, of the same members; bring their state into the form that the program takes."""

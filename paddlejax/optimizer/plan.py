@@ -34,7 +34,7 @@ class Plan(NamedTuple):
     @property
     def key(self) -> Any:
         """What programs are kept by: equal keys, equal programs."""
-        return (self.slots, self.structure if self.live else None, self.mark)
+        return self.slots, self.structure, None if self.live else tuple(self.numbers), self.mark
 
 
 def planned(options: list[LeafOptions]) -> Plan:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..leaves import LeafOptions
 from ..selected_rows import SelectedRows
 from ..step import check_sparse
 from ..trees import is_narrow
@@ -17,12 +16,13 @@ from .loss import Loss
 from .measured import Measured
 from .parameter import ZEROS, Parameter
 from .parts import Given, Masters, Part, Rules, leave, stay
+from .plan import Plan, planned, renewed
+from .recent import Recent
 from .settings import Settings
 from .spent import Stowed
 from .transaction import run_atomically
 
 OWN: Any = object()  # "the optimizer's own", where None already means something
-KEPT = 1000  # programs; whoever needs more of them makes a new one at every step
 
 
 class Steps(NamedTuple):
@@ -32,13 +32,18 @@ class Steps(NamedTuple):
     masters: dict[int, jax.Array] | None  # float32, by position; None if there are to be none
     present: tuple[bool, ...] | None = None  # per Parameter whether the steps reach it now
     active: tuple[StepGroup, ...] = ()  # the groups that are present
-    # By clip and wrappers the programs for those that are present; by these and groups all there are.
-    ready: dict[Any, CompiledStep | None] = {}
-    compiled: dict[Any, CompiledStep] = {}
+    # By wrappers and plan the programs for those that are present; by these and groups all there are.
+    ready: Recent[Any, CompiledStep] = Recent()
+    compiled: Recent[Any, CompiledStep] = Recent()
+    fused: Recent[Any, Callable[..., Any]] = Recent()  # by program and loss: forward and backward are in it
 
     def afresh(self, **changes: Any) -> "Steps":
         """Return these without any program; the next step makes its own."""
-        return Steps(self.groups, self.masters, None, (), {}, {})._replace(**changes)
+        return self.having(compiled=Recent(), fused=Recent(), **changes)
+
+    def having(self, **changes: Any) -> "Steps":
+        """Return these with other groups or masters; the next step finds out which programs they need."""
+        return self._replace(present=None, active=(), ready=Recent(), **changes)
 
 
 class Stepping(Settings, Measured):
@@ -55,12 +60,14 @@ class Stepping(Settings, Measured):
     _replaces = False  # whether the backward of a `minimize` replaces the gradients that are there
     _position: dict[Parameter, int]
     _steps: Steps
+    _clipped: Recent[Any, tuple[object, list[float], Plan]]  # by what is fixed in the clip of a `minimize`
     _packing: Any  # a `packing.Packing`, or None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or what comes back from a pickle, makes programs of its own."""
         plan = self._plan._replace(seen=-1)  # changes are counted by each process for itself
-        return {**vars(self), "_steps": self._steps.afresh(), "_plan": plan, "_stowed": None}
+        fresh = {"_steps": self._steps.afresh(), "_plan": plan, "_stowed": None, "_clipped": Recent()}
+        return {**vars(self), **fresh}
 
     def _rate_for_step(self) -> float:
         """Return the rate of the step that is being made."""
@@ -197,18 +204,7 @@ class Stepping(Settings, Measured):
         def arguments(compiled: CompiledStep, rate: Any) -> tuple[Any, ...]:
             values, places = compiled.values(), compiled.places(loss.parameters)
             others = [p.peek() for p, place in zip(loss.parameters, places, strict=True) if place is None]
-            last = stowed.take()
-            return (
-                loss.call,
-                places,
-                stowed.stowage,
-                values,
-                compiled.state(),
-                last,
-                others,
-                loss.fixed,
-                rate,
-            )
+            return values, compiled.state(), stowed.take(), others, loss.fixed, rate
 
         def taken(result: Any, grads: list[Any]) -> None:
             loss.settle(result)
@@ -216,7 +212,16 @@ class Stepping(Settings, Measured):
             found = dict(zip(loss.parameters, stowed.keep(grads), strict=True))
             self._spend({p: g for p, g in found.items() if p in wanted}, loss, found)
 
-        self._run(present, grad_clip, lambda compiled: compiled.minimize, arguments, taken)
+        def program(compiled: CompiledStep) -> Callable[..., Any]:
+            return self._fused(compiled, loss, stowed.stowage)
+
+        self._run(present, grad_clip, program, arguments, taken)
+
+    def _fused(self, compiled: CompiledStep, loss: Loss, stowage: Any) -> Callable[..., Any]:
+        """Return the program of this loss and the step; one that is equal to another has the same."""
+        key = compiled, loss.call, compiled.places(loss.parameters), stowage
+        known = self._steps.fused.get(key)
+        return known or self._steps.fused.put(key, compiled.minimize(loss.call, loss.parameters, stowage))
 
     def _spend(self, totals: Mapping[Parameter, Any], loss: Any, found: Mapping[Parameter, Any]) -> None:
         """Note that a `minimize` stepped with these totals, and what it found for Parameters of other
@@ -241,37 +246,34 @@ class Stepping(Settings, Measured):
                 return self._compiled_given(present, stay if len(layers) > 1 else leave)
         if present != self._steps.present:
             self._regroup(present)
-        steps, plan = self._steps, self._plan
-        clip = OWN if grad_clip is OWN else (grad_clip, grad_clip.edits)
-        asked = clip, layers, plan.number
-        if asked not in steps.ready:
-            if len(steps.ready) > KEPT:  # one for every change of an option
-                steps.ready.clear()
-            key = (clip, layers, plan.key, *(tuple(g.members) for g in steps.active))
-            options = self._options_under(grad_clip)
-            if steps.active and key not in steps.compiled:
-                if len(steps.compiled) > KEPT:
-                    steps.compiled.clear()
+        steps, plan = self._steps, self._plan_under(grad_clip)
+        if not steps.active:
+            return None
+        asked = layers, plan.number
+        compiled = steps.ready.get(asked)
+        if compiled is None:
+            key = (layers, plan.key, *(tuple(g.members) for g in steps.active))
+            compiled = steps.compiled.get(key)
+            if compiled is None:
                 packing = None if layers else self._packing  # a wrapper's state lies Parameter by Parameter
-                base = Rules(steps.active, options, plan, self.parameter_list, self._measures, packing)
-                steps.compiled[key] = CompiledStep(base, self.parameter_list, self._parts())
-            elif steps.active:
-                steps.compiled[key].adopt(options)
-            steps.ready[asked] = steps.compiled[key] if steps.active else None
-        compiled = steps.ready[asked]
-        if compiled is not None:
-            compiled.base.arrange(steps.active)
+                base = Rules(steps.active, plan, self.parameter_list, self._measures, packing)
+                compiled = steps.compiled.put(key, CompiledStep(base, self.parameter_list, self._parts()))
+            steps.ready.put(asked, compiled)
+        if compiled.base.plan is not plan.number:
+            compiled.adopt(plan)
+        compiled.base.arrange(steps.active)
         return compiled
 
     def _compiled_given(self, present: tuple[bool, ...], update: Any) -> CompiledStep | None:
         """Return the programs of a step that moves these parameters as `update` does, without their rules."""
         positions = [i for i, here in enumerate(present) if here]
         key = update, self._reached(), *positions
-        if positions and key not in self._steps.compiled:
+        compiled = self._steps.compiled.get(key)
+        if positions and compiled is None:
             base = Given(positions, self.parameter_list, update)
             parts = self._parts() if len(self._reached()) > 1 else self._reached()
-            self._steps.compiled[key] = CompiledStep(base, self.parameter_list, parts)
-        return self._steps.compiled.get(key)
+            compiled = self._steps.compiled.put(key, CompiledStep(base, self.parameter_list, parts))
+        return compiled
 
     def _reached(self) -> tuple[Part, ...]:
         """Return the wrappers' parts in this step; what is inside one that waits is not reached."""
@@ -284,25 +286,42 @@ class Stepping(Settings, Measured):
             return self._reached()
         return *self._reached(), Masters(lambda: self._steps.masters or {}, self.parameter_list)
 
-    def _options_under(self, grad_clip: Any) -> list[LeafOptions]:
-        """Return what each parameter gets, with this clip in place of its own."""
+    def _plan_under(self, grad_clip: Any) -> Plan:
+        """Return what each parameter gets, with this clip in place of its own: equal clips have one plan."""
         if grad_clip is OWN:
-            return self._plan.options
+            return self._plan
         if grad_clip.outside():
             raise TypeError(
                 f"minimize's grad_clip: found {type(grad_clip).__name__}, which has _dygraph_clip, expected "
                 "it in the constructor, or one that defines clip(self, grads)"
             )
+        chosen = tuple(map(grad_clip.selects, self.parameter_list))
+        numbers = [getattr(grad_clip, name) for name in grad_clip.adjustable()]
+        known = self._clipped.get((grad_clip.fixed(), chosen))
+        if known is not None and known[:2] == (self._plan.number, numbers):
+            return known[2]
         clip = grad_clip.transformation()
-        pairs = zip(self.parameter_list, self._plan.options, strict=True)
-        return [o._replace(grad_clip=clip if grad_clip.selects(p) else None) for p, o in pairs]
+        pairs = zip(chosen, self._plan.options, strict=True)
+        options = [o._replace(grad_clip=clip if here else None) for here, o in pairs]
+        plan = planned(options)
+        if known is not None:
+            plan = renewed(known[2], self._plan.seen, options, self._packing is not None, made=True)
+        self._clipped.put((grad_clip.fixed(), chosen), (self._plan.number, numbers, plan))
+        return plan
 
     def _regroup(self, present: tuple[bool, ...]) -> None:
         """Make groups, and masters, for a step that reaches other parameters than the last one did."""
         steps = self._steps
         groups = regroup(steps.groups, self._rules, self.parameter_list, present)
         active = tuple(g for g in groups if present[g.members[0]])
-        self._steps = Steps(groups, self._masters_of(present), present, active, {}, steps.compiled)
+        masters = self._masters_of(present)
+        self._steps = steps.having(groups=groups, masters=masters)._replace(present=present, active=active)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Let no program hold a state of before; the one that runs next is given the state of now."""
+        for compiled in self._steps.compiled.values():
+            compiled.base.groups = ()
 
     def _masters_of(self, present: tuple[bool, ...]) -> dict[int, jax.Array] | None:
         """Return the masters, with new ones for parameters that take part for the first time."""
@@ -316,7 +335,7 @@ class Stepping(Settings, Measured):
     @property
     def compiled_steps(self) -> list[CompiledStep]:
         """The programs that this optimizer has made and still knows, oldest first."""
-        return list(self._steps.compiled.values())
+        return self._steps.compiled.values()
 
     @property
     def masters(self) -> dict[Parameter, jax.Array] | None:

@@ -14,6 +14,7 @@ from .ledger import Entries, load
 from .loss import Loss
 from .optimizer import Optimizer, Pairs
 from .parameter import Parameter
+from .recent import Recent
 from .settings import ANEW, HOOKS, SET_LR
 
 INNER = "assign it to the inner_optimizer"
@@ -149,7 +150,7 @@ class RecomputeOptimizer(Wrapper):
     """
 
     _checkpoints: tuple[str, ...]
-    _functions: dict[Callable[..., Any], Callable[..., Any]]
+    _functions: Recent[Callable[..., Any], Callable[..., Any]]
 
     @checked(optimizer=OPTIMIZER)
     def __init__(self, optimizer: Any):
@@ -165,7 +166,7 @@ class RecomputeOptimizer(Wrapper):
     def _set_checkpoints(self, checkpoints: Any) -> None:
         """Names of activations to keep."""
         self._checkpoints = tuple(checkpoints)
-        self._functions = {}
+        self._functions = Recent()
 
     def minimize(
         self, loss: Any, startup_program: None = None, *args: Any, **kwargs: Any
@@ -194,9 +195,8 @@ class RecomputeOptimizer(Wrapper):
         compiled program."""
         if hasattr(function, "recomputes"):
             return function
-        if function not in self._functions:
-            self._functions[function] = _recomputing(function, self._checkpoints)
-        return self._functions[function]
+        known = self._functions.get(function)
+        return known or self._functions.put(function, _recomputing(function, self._checkpoints))
 
 
 def _recomputing(function: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ Beside both:
 - `sparse`        `embedding`, `value_and_grad`: gradients that are `SelectedRows`
 - `checkpoint`    `load`, `save`, `load_optimizer`: Paddle's files; `python -m paddlejax inspect FILE`
 - `distributed`   `dgc_momentum`, `PipelineOptimizer`, `zero1`, `launch`
+- `interop`       `to_optax`, `from_optax`, `from_torch`: states of other libraries; `as_optax`
 - `rules`         the update rules themselves, one tensor each
 """
 
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
         distributed,
         fluid,
         incubate,
+        interop,
         nn,
         optimizer,
         schedules,
@@ -87,7 +89,7 @@ if TYPE_CHECKING:
     from .quasi_newton import lbfgs
 else:
     _LAZY = {
-        "": "amp checkpoint distributed fluid incubate nn optimizer schedules sparse splits static",
+        "": "amp checkpoint distributed fluid incubate interop nn optimizer schedules sparse splits static",
         "accumulate": "accumulate_gradients",
         "average": "exponential_moving_average lookahead model_average",
         "checkpoint": "load save",
@@ -158,6 +160,7 @@ __all__ = [
     "get_learning_rate",
     "identity",
     "incubate",
+    "interop",
     "l1_decay",
     "l2_decay",
     "lamb",

@@ -74,7 +74,7 @@ WITHOUT_EXAMPLE = {
 
 def public():
     for module in map(importlib.import_module, PUBLIC):
-        for name in getattr(module, "__all__", [n for n in vars(module) if n == "as_optax"]):
+        for name in module.__all__:
             thing = getattr(module, name)
             if callable(thing):
                 yield name, thing

@@ -25,8 +25,8 @@ LAYERS = [
     {"accumulate", "info", "paths", "master", "minimizers"},
     {"matrices"},
     {"optimizer"},
-    {"casting", "checkpoint", "distributed", "interop", "cpu_fusion"},
-    {"amp", "nn", "fluid", "incubate", "static"},
+    {"casting", "checkpoint", "distributed", "cpu_fusion"},
+    {"amp", "nn", "fluid", "incubate", "interop", "static"},
     {"__init__"},
     {"__main__"},
 ]

@@ -65,7 +65,7 @@ class State:
         if self._given is not None and (unknown := [n for n in self._shapes if n not in self._given]):
             raise ArgumentError(f"params: found no {', '.join(unknown)}, of which the state has accumulators")
         slots = (leaf for leaf in self.leaves if leaf.kind == "slot")
-        counts = Counter(field.key for leaf in slots for field in self._fields(leaf).values())
+        counts = Counter(field.key for leaf in slots for field in self.fields(leaf).values())
         if twice := sorted(key for key, times in counts.items() if times > 1):
             raise ArgumentError(f"the state: found two rules with {', '.join(twice)}, expected one")
 
@@ -76,7 +76,7 @@ class State:
 
     def arrays(self) -> list[Any]:
         """What a file of this state has, by shape and dtype: what parameters share, once with each."""
-        fields = [field for leaf in self.leaves for field in self._fields(leaf).values()]
+        fields = [field for leaf in self.leaves for field in self.fields(leaf).values()]
         return [jax.ShapeDtypeStruct(f.shape, f.dtype) for f in fields if isinstance(f, ArrayField)]
 
     # ------------------------------------------------------------------ layout
@@ -123,7 +123,7 @@ class State:
         ]
         self.leaves += [Leaf("slot", k, number, (name,), x) for k, name, x in slots]
 
-    def _fields(self, leaf: Leaf, absent: Iterable[str] = ()) -> dict[str, Field]:
+    def fields(self, leaf: Leaf, absent: Iterable[str] = ()) -> dict[str, Field]:
         """What a leaf is in a file, one field for each of its parameters; what is `absent` may be."""
         shape, dtype = jnp.shape(leaf.value), jnp.result_type(leaf.value)
         if leaf.kind == "own":
@@ -165,7 +165,7 @@ class State:
     def _written(self, *kinds: str) -> dict[str, Any]:
         """Return the entries of all leaves of these kinds."""
         leaves = [leaf for leaf in self.leaves if leaf.kind in kinds]
-        return written((field, leaf.value) for leaf in leaves for field in self._fields(leaf).values())
+        return written((field, leaf.value) for leaf in leaves for field in self.fields(leaf).values())
 
     # ------------------------------------------------------------------ from a file
 
@@ -208,14 +208,14 @@ class State:
     def _present(self, reader: Entries) -> set[str]:
         """The parameters of which there is anything in the file."""
         filed = (leaf for leaf in self.leaves if leaf.kind in ("slot", "shared"))
-        return {n for leaf in filed for n, field in self._fields(leaf).items() if reader.has(field.key)}
+        return {n for leaf in filed for n, field in self.fields(leaf).items() if reader.has(field.key)}
 
     def _starts(self) -> dict[str, dict[str, Any]]:
         """Where the powers of every parameter start, as a fresh state has them."""
         starts: dict[str, dict[str, Any]] = {}
         for leaf in self.leaves:
             if leaf.kind == "shared" and leaf.key in POWERS and self._count(leaf.rule) == 0:
-                for field in self._fields(leaf).values():
+                for field in self.fields(leaf).values():
                     starts.setdefault(field.key.removesuffix(f"_{leaf.key}_0"), {})[leaf.key] = leaf.value
         return starts
 
@@ -225,7 +225,7 @@ class State:
 
     def _read(self, leaf: Leaf, entries: Entries, absent: set[str]) -> Any:
         """A leaf's new value: the one that all its parameters have; what is wrong is noted."""
-        values = entries.read_all(self._fields(leaf, absent))
+        values = entries.read_all(self.fields(leaf, absent))
         found = {name: x for name, x in values.items() if x is not None}
         if leaf.kind != "shared" or not found:
             return next(iter(found.values()), None)
@@ -247,7 +247,7 @@ class State:
     def _recovered(self, leaf: Leaf, reader: Entries) -> int | None:
         """How many times a fresh power of beta was multiplied by beta to give what the file has."""
         for power in (x for x in self.leaves if x.kind == "shared" and x.rule == leaf.rule):
-            key = next((f.key for f in self._fields(power).values() if reader.has(f.key)), None)
+            key = next((f.key for f in self.fields(power).values() if reader.has(f.key)), None)
             if power.key in POWERS and key is not None and int(leaf.value) == 0:
                 found, beta = np.asarray(reader.peek(key)).reshape(-1)[:1], np.asarray(power.value)
                 steps = _powers(beta, found.astype(beta.dtype))

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .hyper import checked
-from .wrap import PAIR
+from ..hyper import checked
+from ..wrap import PAIR
 
 if TYPE_CHECKING:
     from optax import GradientTransformationExtraArgs

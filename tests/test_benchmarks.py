@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,18 @@ def test_the_comparison_on_a_gpu_runs_on_cpu_too(tmp_path):
         line = next(line for line in ran.stdout.splitlines() if line.startswith(f"| 6 tiny, adam, {dtype}"))
         optax, paddlejax, torch = (cell.strip() for cell in line.split("|")[2:5])
         assert "%)" in optax and "%)" in paddlejax and torch == ""
+
+
+@pytest.mark.slow
+def test_a_slow_network_is_measured_where_it_can_be_built(tmp_path):
+    options = ["--numbers", "2e4", "--small", "2", "--steps", "2", "--kinds", "dense,dgc"]
+    ran = run("network.py", *options, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    if "skipped: this machine lacks" not in ran.stdout:
+        dense, compressed = (
+            re.search(rf"{kind} +[\d.]+ +[\d.]+ +([\d.]+)", ran.stdout) for kind in ("dense", "dgc")
+        )
+        assert dense and compressed and 0 < float(compressed[1]) < float(dense[1])
 
 
 @pytest.mark.parametrize(

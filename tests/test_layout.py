@@ -17,7 +17,7 @@ LAYERS = [
     {"line_search", "hyper", "pages", "tracing", "elsewhere"},
     {"attributes"},
     {"selected_rows", "schedule", "wrap"},
-    {"trees", "array_types"},
+    {"trees", "array_types", "collectives"},
     {"norms", "step", "rates"},
     {"schedules", "lifting", "sparse", "packing", "orthogonal"},
     {"rules", "transform", "splits"},

@@ -12,6 +12,7 @@ from jax import lax
 
 from ..array_types import ArrayTree, Gradients, LearningRate, Numeric
 from ..clip import clip_by_norm
+from ..collectives import Arrays, waiting
 from ..hyper import checked, require
 from ..leaves import LeafOptions, per_leaf
 from ..lifting import GradientTransformation, lift
@@ -22,7 +23,7 @@ from ..trees import align, at_params, flatten, gradients, is_placeholder, next_c
 from ..wrap import check_params, check_state
 from .compression import DGCMomentum, U, V, levels
 from .dgc_arguments import FUNCTION
-from .exchange import Arrays, Exchange, Sent
+from .exchange import Exchange, Sent
 
 MIN_NUMEL = 16384  # Paddle compresses float32 tensors with at least so many elements
 
@@ -236,17 +237,19 @@ class _DGC:
         self._check_axis([(paths[i], gs[i]) for i in there])
         rate = rate_in_force("dgc_momentum", self.momentum.source.learning_rate, state)
 
-        plain = [i for i in there if vs[i] is None]
-        prepared = _prepared(self.ordinary, params, tree, plain, self._means([gs[i] for i in plain]))
+        plain, compressed = ([i for i in there if (vs[i] is None) is whole] for whole in (True, False))
+        for i in compressed:
+            _check_local(paths[i], gs[i], us[i], vs[i])
+        ride = waiting()
+        all_sent, means = self._exchanged(
+            params, tree, compressed, gs, us, vs, state.count, [*(gs[i] for i in plain), *ride.xs]
+        )
+        ride.arrived = means[len(plain) :]
+        prepared = _prepared(self.ordinary, params, tree, plain, means[: len(plain)])
         before = state._replace(learning_rate=rate, slots={U: tree.unflatten(us)})
         updates, after = self.momentum.update(tree.unflatten(prepared), before, params)
         updates, us = tree.flatten_up_to(updates), tree.flatten_up_to(after.slots[U])
 
-        compressed = [i for i in there if vs[i] is not None]
-        for i in compressed:
-            _check_local(paths[i], gs[i], us[i], vs[i])
-        g, u, v = ([x[i] for i in compressed] for x in (gs, us, vs))
-        all_sent = self._sent(params, tree, compressed, g, u, v, state.count)
         for i, sent in zip(compressed, all_sent, strict=True):
             k = rate * jnp.asarray(self.options(path_name(paths[i])).learning_rate, rate.dtype)
             updates[i] = -k.astype(jnp.float32) * sent.direction
@@ -254,28 +257,37 @@ class _DGC:
         slots = {U: tree.unflatten(us), V: tree.unflatten(vs)}
         return tree.unflatten(updates), before._replace(count=next_count(state.count), slots=slots)
 
-    def _means(self, gs: Arrays) -> Arrays:
-        """Of one worker they are the same; inside shard_map they must also be typed so."""
-        if self.workers > 1:
-            return self.exchange.mean(gs)
-        return [lax.pmean(g, self.axis_name) if _varies(g, self.axis_name) else g for g in gs]
+    def _exchanged(
+        self,
+        params: Any,
+        tree: Any,
+        at: list[int],
+        gs: list[Any],
+        us: list[Any],
+        vs: list[Any],
+        count: jax.Array,
+        others: Arrays,
+    ) -> tuple[list[Sent], Arrays]:
+        """What became of the compressed tensors `at` these places, and the means of others.
 
-    def _sent(
-        self, params: Any, tree: Any, at: list[int], gs: Arrays, us: Arrays, vs: Arrays, count: jax.Array
-    ) -> list[Sent]:
-        """One branch per level around all compressed tensors: what is sent really shrinks with the level."""
+        One branch per level around all: what is sent really shrinks with the level. The others travel in it.
+        """
+        if self.workers == 1:  # inside shard_map they must also be typed as the same on all
+            return [], [lax.pmean(x, self.axis_name) if _varies(x, self.axis_name) else x for x in others]
         if not at:
-            return []
-        gs = [g.astype(jnp.float32) for g in gs]
-        us, vs = ([x[0] for x in xs] for xs in (us, vs))
+            return [], self.exchange.mean([], others)[1]
+        gs = [gs[i].astype(jnp.float32) for i in at]
+        us, vs = ([xs[i][0] for i in at] for xs in (us, vs))
 
-        def dense(gs: Arrays, us: Arrays, vs: Arrays) -> list[Sent]:
+        def dense(gs: Arrays, us: Arrays, vs: Arrays, others: Arrays) -> tuple[list[Sent], Arrays]:
             prepared = _prepared(self.unclipped, params, tree, at, gs)
-            return self.exchange.dense([prepared[i] for i in at], us, vs)
+            return self.exchange.dense([prepared[i] for i in at], us, vs, others)
 
-        def sparse(sparsity: float, gs: Arrays, us: Arrays, vs: Arrays) -> list[Sent]:
+        def sparse(
+            sparsity: float, gs: Arrays, us: Arrays, vs: Arrays, others: Arrays
+        ) -> tuple[list[Sent], Arrays]:
             prepared = _prepared(self.clipped, params, tree, at, gs)
-            return self.exchange.sparse(sparsity, [prepared[i] for i in at], us, vs)
+            return self.exchange.sparse(sparsity, [prepared[i] for i in at], us, vs, others)
 
         branches = [functools.partial(sparse, level.sparsity) for level in self.levels]
         starts = [level.start for level in self.levels]
@@ -284,9 +296,9 @@ class _DGC:
         else:
             branches = [dense, *branches]
         if not starts:
-            return branches[0](gs, us, vs)
+            return branches[0](gs, us, vs, others)
         index = jnp.sum(count >= jnp.asarray(starts, count.dtype), dtype=jnp.int32)
-        return lax.switch(index, branches, gs, us, vs)
+        return lax.switch(index, branches, gs, us, vs, others)
 
     def _check_axis(self, gradients: list[tuple[Any, Any]]) -> None:
         """The axis has the right size, and gradients differ along it; one worker needs no axis."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ..collectives import with_riders
 from ..hyper import ArgumentError, checked
 from ..optimizer.arguments import check_program
 from ..optimizer.compiled import CompiledStep
@@ -226,7 +227,7 @@ class DGCMomentumOptimizer(Optimizer):
         fixed, split = self._split(mesh, loss)
         for p in self.parameter_list:
             if not is_on_mesh(p.peek(), mesh):
-                p.store.put(on_mesh(p.store.take(), mesh, self.axis_name))
+                p.store.put(on_mesh(p.store.take(), mesh, (self.axis_name,)))
         everyone = list(dict.fromkeys([*self.parameter_list, *loss.parameters]))
         trained = {i: p.store.take() for i, p in enumerate(everyone) if p in mine}
         # Frozen ones are not donated: `fixed` has the same arrays.
@@ -259,10 +260,13 @@ class DGCMomentumOptimizer(Optimizer):
             (loss, aux), grads = local_grads(of, axis, has_aux=True)(trained)
             count = len(self.parameter_list)
             values = [{**kept, **trained}[i] for i in range(count)]
-            updates, state = self.update(values, state, [grads.get(i) for i in range(count)], rate)
+            gs = [grads.get(i) for i in range(count)]
+            (updates, state), (loss,) = with_riders(
+                [loss], axis, lambda: self.update(values, state, gs, rate)
+            )
             values = apply_updates(values, updates)
             aux = jax.tree.map(lambda x: jnp.asarray(x)[None], aux)
-            return {i: values[i] for i in trained}, state, (jax.lax.pmean(loss, axis), aux)
+            return {i: values[i] for i in trained}, state, (loss, aux)
 
         specs = state_specs(state, axis)
         parts = [own if s else everywhere for s in static.split]
@@ -288,7 +292,7 @@ class DGCMomentumOptimizer(Optimizer):
                 f"{function}: found no arrays among its arguments, expected the batch, which is split over "
                 "the workers"
             )
-        parts = split_batch(batch, mesh, self.axis_name)
+        parts = split_batch(batch, mesh, (self.axis_name,))
         everywhere = NamedSharding(mesh, PartitionSpec())
         about = zip(names, loss.fixed, split, strict=True)
         return [parts[f"argument {n}"] if s else placed(x, everywhere) for n, x, s in about], split

@@ -1,0 +1,90 @@
+"""What devices tell each other at one time goes as one message: on a slow network each costs its latency."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import get_opaque_trace_state
+
+from .tracing import InForce
+
+Arrays = list[jax.Array]
+# While a step is traced: the axis of the devices of one machine, which hold the same, so that each of them
+# carries a part of what goes to other machines.
+inner_axis = InForce()
+_riding = InForce()
+
+
+def joined(xs: Sequence[jax.Array], message: Callable[[jax.Array], jax.Array]) -> Arrays:
+    """Return the arrays as `message` changes them, laid end to end, all of one dtype in one call.
+
+    `lax.psum` of a list is one instruction too, but XLA hands it to Gloo array by array. An array that is
+    sharded over other axes goes by itself: to join it would be to gather it.
+    """
+    done = list(xs)
+    kinds: dict[Any, list[int]] = {}
+    for i, x in enumerate(xs):
+        cut = any(jax.typeof(x).sharding.spec)
+        kinds.setdefault((x.dtype, i if cut else None), []).append(i)
+    for same in kinds.values():
+        if len(same) == 1:
+            done[same[0]] = message(xs[same[0]])
+            continue
+        buffer, start = message(jnp.concatenate([jnp.reshape(xs[i], -1) for i in same])), 0
+        for i in same:
+            done[i] = jnp.reshape(lax.slice_in_dim(buffer, start, start + xs[i].size), xs[i].shape)
+            start += xs[i].size
+    return done
+
+
+def mean(xs: Sequence[jax.Array], axis_name: Any) -> Arrays:
+    """Return the means over the workers of an axis, typed as the same on all: one all-reduce per dtype."""
+
+    def message(x: jax.Array) -> jax.Array:
+        return across(x, lambda part: lax.pmean(part, axis_name))
+
+    return joined(xs, message)
+
+
+def across(x: jax.Array, collective: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Return what a collective makes of a flat array that all devices of a machine have, sent once.
+
+    Each of the n devices along `inner_axis` sends the n-th part of it, and then they gather the results,
+    which may have other dimensions before the last.
+    """
+    inner = inner_axis.value
+    if inner is None or x.ndim != 1:
+        return collective(x)
+    n = lax.axis_size(inner)
+    parts = jnp.reshape(jnp.pad(x, (0, -x.size % n)), (n, -1))
+    result = collective(lax.dynamic_index_in_dim(parts, lax.axis_index(inner), keepdims=False))
+    whole = lax.all_gather(result, inner, axis=result.ndim - 1, tiled=True, to="invarying")
+    return lax.slice_in_dim(whole, 0, x.size, axis=whole.ndim - 1)
+
+
+@dataclass(eq=False)
+class Ride:
+    """Arrays that travel with the next message of means, if one is sent from the same trace."""
+
+    xs: Arrays
+    trace: Any
+    arrived: Arrays | None = None
+
+
+def with_riders(xs: Arrays, axis_name: Any, update: Callable[[], Any]) -> tuple[Any, Arrays]:
+    """Return what `update` returns, and the means of these arrays, which travel with what it sends."""
+    ride = Ride(xs, get_opaque_trace_state())
+    with _riding.set(ride):
+        result = update()
+    return result, mean(xs, axis_name) if ride.arrived is None else ride.arrived
+
+
+def waiting() -> Ride:
+    """Return the arrays that wait to travel: none in a branch, which they could not leave again."""
+    ride: Ride | None = _riding.value
+    if ride is None or ride.arrived is not None or ride.trace != get_opaque_trace_state():
+        return Ride([], None)
+    return ride

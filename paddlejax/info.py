@@ -1,4 +1,18 @@
-"""What a step did, as values: norms, the clip's factor, trust ratios, the rate in force, skipped steps."""
+"""What a step did, as values: norms, the clip's factor, trust ratios, the rate in force, skipped steps.
+
+`with_info` measures each step: the gradient's norm before the clip, the clip's factor, the norms of update
+and parameters, and the trust ratios of LAMB and LARS. `get_info(state)` returns them as arrays, with the
+rate in force and the skipped steps; it works inside `jit`, `scan` and optax's chain. Objects have
+`set_info()` and `get_info()`. Where it is off, a step is the program that it always was. `python
+examples/monitor.py` plots all of it.
+
+>>> tx = skip_nonfinite(with_info(lamb(0.01), grad_clip=clip_by_global_norm(1.0)))
+>>> params, grads = {"w": jnp.ones((3, 2))}, {"w": jnp.full((3, 2), 2.0)}
+>>> updates, state = tx.update(grads, tx.init(params), params)
+>>> info = get_info(state)
+>>> print(f"{info.gradient_norm:.3f} {info.clip_factor:.3f} {info.trust_ratios['w']:.3f} {info.skipped}")
+4.899 0.204 0.990 0
+"""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple

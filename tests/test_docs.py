@@ -1,4 +1,4 @@
-"""The examples in the docstrings and in the README run."""
+"""The examples in the docstrings and in the README run, and what they name exists."""
 
 import doctest
 import importlib
@@ -13,7 +13,8 @@ import pytest
 
 import paddlejax
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 MODULES = [
     m.name for m in pkgutil.walk_packages(paddlejax.__path__, "paddlejax.") if "__main__" not in m.name
 ]
@@ -24,25 +25,67 @@ def test_the_examples_in_docstrings_run(name):
     module = importlib.import_module(name)
     public = {name: getattr(paddlejax, name) for name in paddlejax.__all__}
     names = {**public, "jax": jax, "jnp": jnp, "np": np, "paddle": paddlejax, "pj": paddlejax}
-    with np.printoptions(precision=4, suppress=True):  # the examples show four digits
+    reader = (
+        ("allow", "standard") if "guide" in name else ("raise", "strict")
+    )  # these show a reader's programs
+    with (
+        np.printoptions(precision=4, suppress=True),  # the examples show four digits
+        jax.numpy_rank_promotion(reader[0]),
+        jax.numpy_dtype_promotion(reader[1]),
+    ):
         failed, _ = doctest.testmod(module, extraglobs={**names, **vars(module)})
     assert failed == 0
 
 
-def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
+BLOCKS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README.read_text(), re.S)
+
+
+@pytest.mark.parametrize("code, prints", BLOCKS, ids=["functions", "objects", "flax"])
+def test_each_program_of_the_readme_runs_alone(code, prints, tmp_path, monkeypatch, capsys):
+    """As copied: with nothing but what it imports, and it prints what stands below it."""
     monkeypatch.chdir(tmp_path)  # it saves files
-    readme = README.read_text()
-    names: dict[str, object] = {}
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as a reader has it
-        for block in re.findall(r"```python\n(.*?)```", readme, re.S):
-            exec(block, names)
-    assert set(names["saved"]) >= {"w_moment1_0", "b_beta1_pow_acc_0", "LR_Scheduler"}
+        exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out == prints
 
 
-def test_the_sessions_of_the_readme_print_what_it_says():
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        failed, tried = doctest.testfile(str(README), module_relative=False)
-    assert failed == 0 and tried >= 18
+def test_the_readme_is_short_and_has_no_other_code():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 250
+    assert text.count("```python") == len(BLOCKS) == 3
+
+
+def guides():
+    """Every text that names commands: README, and the pages of packages and guides."""
+    yield "README.md", README.read_text()
+    for name in MODULES:
+        yield name, importlib.import_module(name).__doc__ or ""
+
+
+def test_every_command_that_is_named_exists():
+    """Scripts and tests are there, and take the options that are named with them."""
+    found = 0
+    for where, text in guides():
+        for script, rest in re.findall(r"(?:python|pytest)\s+([\w/]+\.py)([^`\n]*)", text):
+            if "/" in script:  # else it stands for the reader's own
+                source = (ROOT / script).read_text()
+                for option in re.findall(r"--[\w-]+", rest):
+                    assert f'"{option}"' in source, f"{where}: {script} has no {option}"
+                found += 1
+    assert found > 15
+
+
+def test_every_name_that_the_tables_give_exists():
+    """Of the optimizers in README and in the guides: functions, and classes as dotted names."""
+    for where, text in guides():
+        if where == "README.md" or "guide" in where:
+            for name in re.findall(r"`pj\.([\w.]+)", text):
+                assert getattr(paddlejax, name.split(".")[0]) is not None, f"{where}: {name}"
+            for name in re.findall(r"\| `((?:optimizer|incubate|nn|static|amp)\.[\w.]+)`", text):
+                thing = paddlejax
+                for part in name.split("."):
+                    thing = getattr(thing, part)
+                assert "not here" not in repr(thing), f"{where}: {name}"
 
 
 PUBLIC = """

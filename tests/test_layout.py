@@ -14,7 +14,7 @@ PACKAGE = Path(paddle.__file__).parent
 
 # A module may import modules of its own layer's left, never to the right. Packages count as one.
 LAYERS = [
-    {"line_search", "hyper", "pages", "tracing", "elsewhere"},
+    {"line_search", "hyper", "pages", "tracing", "elsewhere", "guide"},
     {"attributes"},
     {"selected_rows", "schedule", "wrap"},
     {"trees", "array_types", "collectives"},

@@ -11,6 +11,41 @@ takes as it is.
 The second argument of `restore` gives structure, dtypes and sharding; `jax.eval_shape(tx.init, params)` does
 as well, with a sharding in each `jax.ShapeDtypeStruct` to restore onto other devices. Without it the
 NamedTuples come back as dicts and lists, such as `restored["state"]["slots"]["moment1"]`.
+
+## Paddle's files
+
+`save` and `load` write and read `.pdparams` and `.pdopt` of Paddle 3.3.1 and 1.8.5. Loading runs nothing
+that is in a file. A damaged or hostile file is one `CheckpointError`. Saving leaves the old file or the new
+one, never half of one.
+
+>>> import tempfile
+>>> folder = tempfile.mkdtemp()
+>>> model = paddle.parameters({"w": jnp.ones((4, 2)), "b": jnp.zeros(2)})
+>>> opt = paddle.optimizer.Adam(0.1, parameters=model)
+>>> _ = opt.minimize(lambda p: jnp.sum(p["w"] @ p["b"] + p["w"].sum()))
+>>> save(model, f"{folder}/model.pdparams")
+>>> save(opt.state_dict(), f"{folder}/model.pdopt")
+>>> opt.set_state_dict(load(f"{folder}/model.pdopt"))
+
+The same file is read as functions, and written back:
+
+>>> tx = adam(0.1)
+>>> state = load_optimizer(tx.init(values(model)), f"{folder}/model.pdopt")
+>>> save_optimizer(state, f"{folder}/model.pdopt")
+
+## Names
+
+A file of Paddle's may call a parameter `linear_0.w_0` that you call `dense/w`. Then `load_optimizer` and
+`load_parameters` take `names={"linear_0.w_0": "dense/w"}`. Without it the error proposes the map; paste it.
+All that is missing, unexpected or misshapen is reported in one error, and nothing is changed then.
+
+## Other formats
+
+The ending of the file chooses: `.safetensors` and `.npz` carry the same (`pip install
+"paddlejax[formats]"`). On the command line:
+
+    python -m paddlejax inspect model.pdopt
+    python -m paddlejax convert model.pdopt model.safetensors
 """
 
 from .convert import convert

@@ -12,6 +12,7 @@ from typing import Any
 from . import __version__
 from .checkpoint import convert, inspect
 from .checkpoint.convert import FORMATS, known
+from .checkpoint.folders.kinds import is_one
 from .checkpoint.inspect import Report
 
 EXAMPLES = """examples:
@@ -19,6 +20,7 @@ EXAMPLES = """examples:
   python -m paddlejax inspect --json model.pdparams
   python -m paddlejax convert model.pdopt model.safetensors
   python -m paddlejax convert --force model.npz model.pdopt
+  python -m paddlejax convert run/checkpoint-1000 model.pdparams
 
 exit status: 0 done, 1 a file is bad or missing, 2 the command is"""
 COLUMNS = ("name", "slot", "shape", "dtype", "norm", "NaNs")
@@ -37,10 +39,13 @@ def parser() -> argparse.ArgumentParser:
     commands = main.add_subparsers(dest="command", required=True, metavar="inspect|convert")
     endings = ", ".join(FORMATS)
     one = commands.add_parser("inspect", help="list the arrays of a file with shapes, norms and NaN counts")
-    one.add_argument("file", help=f"{endings}; another ending is taken for Paddle's")
+    folders = "a checkpoint's folder, index.json or .metadata"
+    one.add_argument("file", help=f"{endings}; another ending is taken for Paddle's; {folders}")
     one.add_argument("--json", action="store_true", help="print one JSON object")
     two = commands.add_parser("convert", help="write a checkpoint in another format")
-    two.add_argument("file", type=_known, help=endings)
+    two.add_argument(
+        "file", type=lambda path: path if is_one(path) else _known(path), help=f"{endings}; {folders}"
+    )
     two.add_argument("out", type=_known, metavar="OUT", help=f"{endings}; the ending decides the format")
     two.add_argument("--force", action="store_true", help="replace OUT if it exists")
     return main

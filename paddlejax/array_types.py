@@ -4,10 +4,12 @@ The names of chex are known to type checkers only: importing paddlejax must not 
 are Any or jax.Array, so that `typing.get_type_hints` works.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import jax
+import numpy as np
 
 if TYPE_CHECKING:
     from chex import ArrayTree, Numeric, PRNGKey
@@ -35,3 +37,36 @@ class Update(Protocol):
     def __call__(
         self, grads: Gradients, state: Any, params: ArrayTree | None = None, **extra: Any
     ) -> tuple[Any, Any]: ...
+
+
+class Stored:
+    """An array that is still in its files: its shape and dtype are known, `stored[index]` reads a part of it.
+
+    `index` is a slice for each axis, as jax gives them for a part on one device, or `...`. What is read is an
+    array of its own.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        raise NotImplementedError
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        x = self[...]
+        return x if dtype is None else x.astype(dtype, copy=False)
+
+    @property
+    def ndim(self) -> int:
+        """How many axes it has."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes its elements take in memory."""
+        return self.size * np.dtype(self.dtype).itemsize

@@ -316,7 +316,7 @@ def test_a_missing_file_is_an_error_that_names_what_is_near(tmp_path):
         ("model_10", "near it there are model_10.pdopt, model_10.pdparams$"),
         ("other.pdopt", "near it there are model_10.pdopt, model_10.pdparams$"),
         ("nowhere/x.pdopt", "no such file, nor a folder .*nowhere$"),
-        ("", "a folder or a device"),
+        ("", "found .model_10.pdopt.* in the folder, expected a Unified Checkpoint"),
     ]:
         with pytest.raises(CheckpointError, match=near) as e:
             load(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Checkpoints: Paddle's files in and out, `.safetensors` and `.npz`.
+"""Checkpoints: Paddle's files and folders in and out, `.safetensors` and `.npz`.
 
 The functional state needs no wrapper here: it is a tree of arrays and NamedTuples, which orbax-checkpoint
 takes as it is.
@@ -51,6 +51,7 @@ The ending of the file chooses: `.safetensors` and `.npz` carry the same (`pip i
 from .convert import convert
 from .errors import CheckpointError
 from .files import load, read, save
+from .folder_writer import save_checkpoint
 from .formats import load_npz, load_safetensors, save_npz, save_safetensors
 from .inspect import inspect
 from .layout import Checkpoint, Tensor
@@ -71,6 +72,7 @@ __all__ = [
     "parameter_names",
     "read",
     "save",
+    "save_checkpoint",
     "save_npz",
     "save_optimizer",
     "save_parameters",

@@ -1,9 +1,10 @@
-"""Write a file whole or not at all."""
+"""Write a file, or a folder, whole or not at all."""
 
 import errno
 import os
 import re
 import secrets
+import shutil
 import socket
 import stat
 from collections.abc import Iterator
@@ -52,6 +53,40 @@ def replacing(path: str | os.PathLike[str] | BytesIO) -> Iterator[BinaryIO]:
     _sync_folder(target.parent)
 
 
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new folder that gets the name `path` when the block ends, with all its files, or vanishes.
+
+    There must be no such folder yet, or an empty one: two folders cannot change places at once. The files are
+    on the disk before the folder has its name. What a killed process leaves behind is as for `replacing`.
+    """
+    target = Path(os.path.realpath(path))
+    check_free(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
+    temporary = target.parent / f"{_prefix(target)}{os.getpid()}.{secrets.token_hex(8)}.tmp"
+    _writing.add(temporary.name)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        _sync_folder(temporary)
+        check_free(target)
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        _writing.discard(temporary.name)
+    _sync_folder(target.parent)
+
+
+def check_free(path: Path) -> None:
+    """Raise if something is where a new folder is to be."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(errno.EEXIST, "expected no file or folder of this name, found one", str(path))
+
+
 def _written(temporary: Path, target: Path, permissions: int | None) -> Iterator[BinaryIO]:
     """Hand out the temporary file, then give it the name."""
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
@@ -89,7 +124,10 @@ def _sweep(target: Path) -> None:
             found = stale.fullmatch(entry.name)
             if found and entry.name not in _writing and not _lives(int(found[1])):
                 with suppress(OSError):
-                    os.unlink(entry.path)
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                    else:
+                        os.unlink(entry.path)
 
 
 def _lives(pid: int) -> bool:

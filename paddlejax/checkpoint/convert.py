@@ -4,8 +4,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from .errors import PathLike, located
-from .files import read, save, write
+from .files import load, read, save, write
+from .folders.contents import Folder
+from .folders.kinds import found, is_one
 from .formats import (
     MAX_BYTES,
     outline_npz,
@@ -16,7 +21,8 @@ from .formats import (
     write_npz,
     write_safetensors,
 )
-from .layout import Checkpoint
+from .layout import Checkpoint, arranged
+from .names import OURS
 
 FORMATS = {
     ".pdparams": (read, write),
@@ -64,7 +70,9 @@ def convert(source: PathLike, target: PathLike, force: bool = False, *, max_byte
 
     Nothing is lost on the way there and back: values, names, layout, schedulers and all else that is no array
     go along. `target` must not exist unless `force`. Formats: `.pdparams`, `.pdopt`, `.safetensors`, `.npz`.
-    `max_bytes` is what a compressed `.npz` may unpack to, as for `load_npz`.
+    `max_bytes` is what a compressed `.npz` may unpack to, as for `load_npz`. `source` may be the folder of a
+    large training, an `index.json` or a `.metadata`: a `.pdparams` gets its parameters, a `.pdopt` the state
+    of its optimizer under the parameters' structured names, another format all that `load` gives.
 
     >>> import os, tempfile
     >>> folder = tempfile.mkdtemp()
@@ -73,8 +81,22 @@ def convert(source: PathLike, target: PathLike, force: bool = False, *, max_byte
     >>> sorted(os.listdir(folder))
     ['model.npz', 'model.pdparams']
     """
-    known(source)
+    if not is_one(source):
+        known(source)
     into = FORMATS[known(target)][1]
     if Path(target).exists() and not force:
         raise FileExistsError(f"{target}: there is such a file already; force replaces it")
-    into(read_any(source, max_bytes), target)
+    folder = found(source)
+    into(read_any(source, max_bytes) if folder is None else _part(folder, known(target)), target)
+
+
+def _part(folder: Folder, suffix: str) -> Checkpoint:
+    """What a file with this ending gets of a folder."""
+    if suffix == ".pdparams":
+        return arranged({key: np.asarray(x) for key, x in folder.parameters({}).items()})
+    if suffix != ".pdopt":
+        return arranged(load(folder.path, return_numpy=True))
+    entries, extra, _, _ = folder.entries(None, None)
+    extra = {**extra, "names": {key: key for key in folder.get_state().accumulators}}
+    whole = jax.tree.map(lambda x: np.asarray(x) if hasattr(x, "shape") else x, entries)
+    return arranged({**whole, OURS: extra})

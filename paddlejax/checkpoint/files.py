@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..array_types import Stored
 from .atomic import replacing
 from .budget import Budget, room
 from .errors import PathLike, Refused, opened
@@ -37,10 +38,13 @@ OTHERS = {".npz": "load_npz", ".safetensors": "load_safetensors"}
 def load(path: Target, return_numpy: bool = False, keep_name_table: bool = False) -> dict[Any, Any]:
     """What a file of Paddle 3.x or 1.8, or of `save`, holds: a dict, nested as it was saved.
 
-    `path` is the full name, such as "model.pdparams", or a BytesIO. Tensors come as jax arrays, with
-    return_numpy=True as numpy arrays; without it those of 64 bits are numpy arrays too unless jax has x64
-    enabled, so that no digit is lost. bfloat16, of which a file has only the bits, is bfloat16 again. Arrays
-    that Paddle itself would not make tensors of stay as they are. keep_name_table=True
+    `path` is the full name, such as "model.pdparams", or a BytesIO. Of the folder of a large training, see
+    `paddlejax.checkpoint.folders`, it is {"model": {KEY: array}, "optimizer": {KEY: {"moment1_0": array}},
+    "master_weights": {KEY: array}, "LR_Scheduler": {...}}, as far as they are there; of an `index.json`, a
+    `.metadata`, or the folder of `paddle.distributed.save_state_dict`, the arrays that it names. Tensors
+    come as jax arrays, with return_numpy=True as numpy arrays; without it those of 64 bits are numpy arrays
+    too unless jax has x64 enabled, so that no digit is lost. bfloat16, of which a file has only the bits, is
+    bfloat16 again. Arrays that Paddle itself would not make tensors of stay as they are. keep_name_table=True
     keeps the table of tensor names, where there is one, under "StructuredToParameterName@@".
 
     A pickle can run anything; this reader cannot: it knows plain containers, numbers and numeric arrays, and
@@ -54,14 +58,26 @@ def load(path: Target, return_numpy: bool = False, keep_name_table: bool = False
     >>> load(file)
     {'w': Array([1., 1.], dtype=float32), 'epoch': 3}
     """
+    from .folders.kinds import found  # which reads such files as well
+
+    if not isinstance(path, BytesIO) and (folder := found(path)):
+        _check_flags(return_numpy, keep_name_table)
+        made = np.asarray if return_numpy else lambda x: _tensor(np.asarray(x))
+        stored = (Stored, np.ndarray)
+        return replace(folder.get_tree(), lambda x: isinstance(x, stored), lambda _, x: made(x))
     return handed_out(read(path), return_numpy, keep_name_table)
+
+
+def _check_flags(return_numpy: bool, keep_name_table: bool) -> None:
+    """Raise if a flag of `load` is none."""
+    for name, flag in (("return_numpy", return_numpy), ("keep_name_table", keep_name_table)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"load's {name}: found {flag!r}, expected True or False")
 
 
 def handed_out(checkpoint: Checkpoint, return_numpy: bool, keep_name_table: bool) -> dict[Any, Any]:
     """A checkpoint as the plain dict that users get, every array a copy of their own."""
-    for name, flag in (("return_numpy", return_numpy), ("keep_name_table", keep_name_table)):
-        if not isinstance(flag, bool):
-            raise TypeError(f"load's {name}: found {flag!r}, expected True or False")
+    _check_flags(return_numpy, keep_name_table)
     made: dict[int, Any] = {}  # an array that stands in two places is made once
 
     def make(_: Any, x: Any) -> Any:

@@ -15,7 +15,7 @@ from .errors import PathLike, Refused, listed, opened, shown
 from .files import handed_out
 from .layout import Checkpoint, arranged
 from .outline import KEY, filled, outlined
-from .unpickle import DTYPES
+from .pickled import DTYPES
 
 MAX_BYTES = 10**9  # what a compressed file unpacks to, unless the caller says more
 HEADER = 2**14  # bytes of an array that its header is among: NumPy reads none beyond 10,000

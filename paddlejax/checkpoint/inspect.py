@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from ..array_types import Stored
 from . import accumulators
 from .budget import Budget
 from .convert import outline_any
 from .errors import CheckpointError, PathLike, Refused
+from .folders.contents import Folder, on_disk
+from .folders.kinds import found as found_folder
 from .formats import Unread
 from .layout import is_tensor, leaves, place
 
@@ -41,8 +44,9 @@ class Report(NamedTuple):
 def inspect(path: PathLike) -> Report:
     """The arrays of a checkpoint with their norms and NaN counts, and whatever else it holds.
 
-    Reads `.pdparams`, `.pdopt`, `.safetensors` and `.npz`; raises CheckpointError as `load` does. Nothing is
-    unpacked: arrays in a compressed `.npz` have no norm and no count of NaNs. The norm of x is √Σ|x|².
+    Reads `.pdparams`, `.pdopt`, `.safetensors` and `.npz`, and the folder, the `index.json` or the
+    `.metadata` of a large training; raises CheckpointError as `load` does. Nothing is unpacked: arrays in a
+    compressed `.npz` have no norm and no count of NaNs. The norm of x is √Σ|x|².
 
     >>> import os, tempfile
     >>> file = os.path.join(tempfile.mkdtemp(), "adam.pdopt")
@@ -52,6 +56,8 @@ def inspect(path: PathLike) -> Report:
     >>> inspect(file).others
     {'LR_Scheduler/last_epoch': 7}
     """
+    if (folder := found_folder(path)) is not None:
+        return _of_folder(path, folder)
     checkpoint = outline_any(path)
     size = Path(path).stat().st_size
     key = re.compile(rf"(.+?)_({'|'.join(accumulators.names())})_\d+", re.DOTALL)
@@ -75,6 +81,20 @@ def inspect(path: PathLike) -> Report:
         found = "found more entries, or longer names, than its size allows to list"
         raise CheckpointError(f"{path}: {found}; load reads it") from None
     return Report(str(path), size, checkpoint.layout, rows, others)
+
+
+def _of_folder(path: PathLike, folder: Folder) -> Report:
+    """The arrays of a folder by their parameters, one of them in memory at a time."""
+    rows: list[Row] = []
+    others: dict[str, Any] = {}
+    for (part, *keys), x in leaves(folder.get_tree(), lambda x: isinstance(x, Stored | np.ndarray)):
+        if not isinstance(x, Stored | np.ndarray):
+            others[place((part, *keys))] = x
+            continue
+        slots = {"optimizer": re.sub(r"_\d+$", "", str(keys[-1])) if keys else "", "master_weights": part}
+        name = str(keys[0]) if keys else part
+        rows.append(Row(name, slots.get(part, ""), x.shape, str(x.dtype), *_numbers(np.asarray(x))))
+    return Report(str(path), on_disk(folder.path), folder.kind, rows, others)
 
 
 def _row(

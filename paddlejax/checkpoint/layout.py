@@ -12,7 +12,8 @@ from jax.core import Tracer
 from ..optimizer.parameter import Parameter
 from .budget import ATOMS, Budget
 from .errors import Refused, listed, shown
-from .unpickle import DEPTH, DIMENSIONS, DTYPES, LENGTH
+from .pickled import DIMENSIONS, DTYPES, LENGTH
+from .unpickle import DEPTH
 
 NAMES = "StructuredToParameterName@@"
 SLICES = "UnpackBigParamInfor@@"
@@ -199,10 +200,10 @@ def _checked(x: Any, path: tuple[Any, ...]) -> Any:
     if len(path) + isinstance(x, Parameter | jax.Array | np.ndarray) > DEPTH:
         raise ValueError(f"save: {place(path[:3])}/... is nested more than {DEPTH} deep")
     if isinstance(x, Parameter):
-        return Tensor(x.name, _storable(x.value, path))
+        return Tensor(x.name, storable(x.value, path))
     if isinstance(x, jax.Array | np.ndarray):
         name = f"{path[-1]}_fp32_master_0" if path[-2:-1] == ("master_weights",) else _last(path)
-        return Tensor(name, _storable(x, path))
+        return Tensor(name, storable(x, path))
     if isinstance(x, Mapping):
         for key in x:
             if type(key) is str:
@@ -216,7 +217,7 @@ def _checked(x: Any, path: tuple[Any, ...]) -> Any:
     if type(x) is str:
         _check_text(x, path)
     elif isinstance(x, np.generic):
-        _storable(x, path)
+        storable(x, path)
     elif type(x) is int and x.bit_length() > 64:
         raise ValueError(f"save: {place(path)} is an int of {x.bit_length()} bits, expected at most 64")
     elif x is not None and type(x) not in (bool, int, float):
@@ -225,8 +226,8 @@ def _checked(x: Any, path: tuple[Any, ...]) -> Any:
     return x
 
 
-def _storable(x: Any, path: tuple[Any, ...]) -> Any:
-    """The same array, if Paddle's files can hold it."""
+def storable(x: Any, path: tuple[Any, ...], spread: bool = False) -> Any:
+    """The same array, if Paddle's files can hold it; a `spread` one may be so over several processes."""
     if isinstance(x, Tracer):
         raise TypeError(f"save: {place(path)} is traced, as under jax.jit; expected an array with contents")
     if isinstance(x, np.ma.MaskedArray):
@@ -244,7 +245,7 @@ def _storable(x: Any, path: tuple[Any, ...]) -> Any:
         raise TypeError(f"save: {place(path)} has dtype uint16, {expected}")
     if isinstance(x, jax.Array) and x.is_deleted():
         raise ValueError(f"save: {place(path)} was donated or deleted, expected an array with contents")
-    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+    if isinstance(x, jax.Array) and not (spread or x.is_fully_addressable or x.is_fully_replicated):
         gather = "jax.experimental.multihost_utils.process_allgather(tree, tiled=True)"
         raise ValueError(
             f"save: {place(path)} is spread over several processes, expected what {gather} returns"

@@ -1,5 +1,6 @@
 """Optimizer states from Paddle's checkpoints and back, by name."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,9 +15,10 @@ from ..rules import Lamb
 from .convert import read_any, save_any
 from .errors import PathLike
 from .files import handed_out
+from .folders.kinds import found as found_folder
 from .formats import unpacked
 from .layout import NAMES
-from .names import OURS, check_needed, checked_names, chosen, owners, proposal, renamed
+from .names import MASTER, OURS, check_needed, checked_names, chosen, owners, proposal, renamed
 from .states import State
 from .translate import free_powers, place_of, translate_schedule
 
@@ -35,8 +37,8 @@ def load_optimizer(
     `target` is an optimizer object, a wrapper of one or an average of parameters, which takes the state over
     (None is returned), or the state of a transformation, as `tx.init(params)` made it, which stays as it is:
     the new state is returned. `file` is a `.pdopt`, a `.npz` or `.safetensors` of the same, or the dict that
-    `load` made of one, or a part of it. What else has a state, such as a scheduler, takes
-    `paddlejax.load(file)` itself.
+    `load` made of one, or a part of it; or the folder of a large training. What else has a state, such as a
+    scheduler, takes `paddlejax.load(file)` itself.
 
     Names must agree, except for the trailing counter (`_0`, `_1`). `names` says what Paddle's parameters are
     called here, {"linear_0.w_0": "dense/w"}: paths in the tree, or names of Parameters. `parameter_names`
@@ -69,12 +71,22 @@ def load_optimizer(
         raise TypeError(f"strict: found {strict!r:.80}, expected True or False")
     method = "set_state_dict" if hasattr(target, "set_state_dict") else "load_state_dict"
     is_object = _is_object(target, "load_optimizer", f"{method} takes paddlejax.load(file)")
-    if not is_object:
-        state = State(target, params, name)
-        return state.load(*_read(file, lambda: unpacked(state.arrays())), names, strict)
-    _no_functional_arguments(params=params, name=name)
-    entries, extra = _read(file, lambda: unpacked(_arrays(target)))
-    _load_object(target, entries, extra, names, strict)
+    if is_object:
+        _no_functional_arguments(params=params, name=name)
+    state = None if is_object else State(target, params, name, abstract=True)
+    folder = found_folder(file)
+    if folder is not None:
+        loaded = folder.entries(names, _masters(target) if state is None else state.masters())
+        entries, extra, names = loaded.entries, loaded.extra, loaded.names
+        if state is None:  # an object has no arrays of our own
+            entries = {k: v for k, v in entries.items() if not k.startswith(f"{OURS}@")}
+        if loaded.lossy:
+            warnings.warn(f"{folder.path}: {loaded.lossy}", stacklevel=2)
+    else:
+        entries, extra = _read(file, lambda: unpacked(_arrays(target) if state is None else state.arrays()))
+    if state is not None:
+        return state.load(entries, extra, names, strict)
+    return _load_object(target, entries, extra, names, strict)
 
 
 def save_optimizer(
@@ -109,14 +121,7 @@ def save_optimizer(
     [1. 1.]
     """
     given = checked_names(names)
-    if _is_object(source, "save_optimizer", "state_dict() is for paddlejax.save"):
-        _no_functional_arguments(params=params, name=name, schedule=schedule)
-        ours = [p.name for p in source.parameter_list]
-        entries, extra = dict(source.state_dict()), {}
-    else:
-        state = State(source, params, name)
-        ours = state.parameters
-        entries, extra = state.entries(schedule)
+    entries, extra, ours = entries_of("save_optimizer", source, params, name, schedule)
     back = {o: p for p, o in chosen(given, {}, ours).items()}
     unknown = [o for o in back if o not in ours]
     if unknown:
@@ -124,6 +129,18 @@ def save_optimizer(
     if back:
         extra["names"] = {p: o for o, p in back.items()}
     save_any({**renamed(entries, back, ours), **({OURS: extra} if extra else {})}, file, protocol)
+
+
+def entries_of(
+    what: str, source: Any, params: Any, name: str | None, schedule: Any
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """The entries of a state for a file, what goes beside them, and what its parameters are called here."""
+    if _is_object(source, what, "state_dict() is for paddlejax.save"):
+        given = {"params": params, "name": name} if what == "save_optimizer" else {}
+        _no_functional_arguments(**given, schedule=schedule)
+        return dict(source.state_dict()), {}, [p.name for p in source.parameter_list]
+    state = State(source, params, name)
+    return *state.entries(schedule), state.parameters
 
 
 def _is_object(x: Any, what: str, instead: str) -> bool:
@@ -141,6 +158,16 @@ def _no_functional_arguments(**arguments: Any) -> None:
     for argument, value in arguments.items():
         if value is not None:
             raise TypeError(f"{argument}: found {value!r:.80}, expected None, as an object knows it itself")
+
+
+def _masters(target: Any) -> dict[str, bool]:
+    """Of each parameter of an object, whether the object keeps a master of it."""
+    optimizer = innermost(target)
+    owners = optimizer.owners() if isinstance(optimizer, Optimizer) else []
+    named = [p.name for p in target.parameter_list]
+    return dict.fromkeys(named, False) | {
+        name: MASTER in owner for name, owner in zip(named, owners, strict=False)
+    }
 
 
 def _arrays(target: Any) -> list[Any]:

@@ -17,7 +17,8 @@ import numpy as np
 from .budget import Budget
 from .errors import Refused, listed, shown
 from .layout import LAYOUTS, NAMED, Checkpoint, Tensor, is_tensor, leaves, place
-from .unpickle import DEPTH, DTYPES
+from .pickled import DTYPES
+from .unpickle import DEPTH
 
 Arrays = dict[str, np.ndarray]
 KEY = "paddlejax"  # of the outline

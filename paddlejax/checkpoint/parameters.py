@@ -9,11 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..hyper import ArgumentError
-from ..optimizer.ledger import ArrayField, Entries, StateDictError
+from ..optimizer.ledger import Entries, StateDictError
 from ..optimizer.parameter import Parameter
 from ..trees import path_name
 from .convert import outline_any, read_any, save_any
 from .errors import PathLike
+from .folders.contents import Folder
+from .folders.kinds import found as found_folder
+from .folders.placing import Kept, all_placed
 from .formats import unpacked
 from .layout import NAMES, is_tensor
 from .names import OURS, check_needed, checked_names, proposal
@@ -64,7 +67,10 @@ def load_parameters(
 ) -> Any:
     """The parameters of a `.pdparams`: for a tree of arrays a new tree; Parameters in it are set.
 
-    `file` may also be a `.npz` or a `.safetensors` of the same, or the dict that `load` made of one. A
+    `file` may also be a `.npz` or a `.safetensors` of the same, or the dict that `load` made of one, or the
+    folder of a large training: see `paddlejax.checkpoint.folders`. A leaf that is on several devices, or a
+    `jax.ShapeDtypeStruct` with a sharding, gets an array that is laid out as it is; of a folder each process
+    reads only what its own devices hold. A
     parameter is found under its path (`0/weight`, in the file `0.weight`), its Parameter's name, or its
     tensor's name in the file's table (`linear_0.w_0`); `names`, {name in the file, of either kind: path or
     name here}, goes before. Nothing is guessed: what is missing, unexpected, misshapen or of another dtype is
@@ -79,13 +85,17 @@ def load_parameters(
     """
     given = checked_names(names)
     mine = _members(target)
-    arrays, tensors = _contents(file, unpacked(_value(own.leaf) for own in mine))
+    folder = found_folder(file)
+    if folder is None:
+        arrays, tensors = _contents(file, unpacked(_value(own.leaf) for own in mine))
+    else:
+        arrays, tensors = _in_folder(folder, mine, given)
     sources = _matched(mine, arrays, tensors, given)
     met = (own for own, key in zip(mine, sources, strict=True) if key is not None)
     check_needed(given, {*arrays, *tensors.values(), *(word for own in met for word in own.words)})
     entries = Entries(arrays, counters=False)
     values = [
-        entries.read(ArrayField(key or own.name, jnp.shape(own.leaf), jnp.result_type(_value(own.leaf))))
+        entries.read(Kept(key or own.name, jnp.shape(own.leaf), jnp.result_type(_value(own.leaf))))
         for own, key in zip(mine, sources, strict=True)
     ]
 
@@ -96,7 +106,7 @@ def load_parameters(
 
     entries.close(hint, {key: f" (tensor {name})" for key, name in tensors.items() if name != key})
     new = []
-    for own, value in zip(mine, values, strict=True):
+    for own, value in zip(mine, all_placed([_value(own.leaf) for own in mine], values), strict=True):
         if isinstance(own.leaf, Parameter):
             own.leaf.set_value(value)
         new.append(own.leaf if isinstance(own.leaf, Parameter) else value)
@@ -120,13 +130,30 @@ def save_parameters(
     [1. 1.]
     """
     mine = _members(source)
+    back = _back(mine, names)
+    tensors = {own.key: back.get(own.path, own.name) for own in mine}
+    save_any({**{own.key: _value(own.leaf) for own in mine}, NAMES: tensors}, file, protocol)
+
+
+def keyed(source: Any, names: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arrays of a tree by their names in a file, and that name for each path and name of ours."""
+    mine = _members(source)
+    back = _back(mine, names)
+    keys = {word: back.get(own.path, own.key) for own in mine for word in own.words}
+    arrays = {keys[own.path]: _value(own.leaf) for own in mine}
+    if len(arrays) < len(mine):
+        raise ValueError(f"names: found {len(mine)} parameters with {len(arrays)} names, expected as many")
+    return arrays, keys
+
+
+def _back(mine: list[_Own], names: Any) -> dict[str, str]:
+    """The map {path: name in the file}, of the map the other way round, which may say path, key or name."""
     back = {ours: theirs for theirs, ours in checked_names(names).items()}
-    known = {word for own in mine for word in own.words}
+    known = {word: own.path for own in mine for word in reversed(own.words)}
     if unknown := [ours for ours in back if ours not in known]:
         found, expected = ", ".join(unknown), ", ".join(own.path for own in mine)
         raise ValueError(f"names: found {found}, expected some of {expected}")
-    tensors = {own.key: back.get(own.path, back.get(own.key, back.get(own.name, own.name))) for own in mine}
-    save_any({**{own.key: _value(own.leaf) for own in mine}, NAMES: tensors}, file, protocol)
+    return {known[ours]: theirs for ours, theirs in back.items()}
 
 
 def _members(tree: Any) -> list[_Own]:
@@ -160,6 +187,17 @@ def _contents(file: PathLike | Mapping[Any, Any], most: int) -> tuple[dict[str, 
     tree = {k: v for k, v in read_any(file, most).tree.items() if k != OURS}
     names = {k: v.name if is_tensor(v) else k for k, v in tree.items()}
     return {k: v.array if is_tensor(v) else v for k, v in tree.items()}, names
+
+
+def _in_folder(
+    folder: Folder, mine: list[_Own], given: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arrays of a folder by KEY, and the tensor name of each where the folder tells it."""
+    dtypes = {word: jnp.result_type(_value(own.leaf)) for own in mine for word in own.words}
+    wanted = dtypes | {theirs: dtypes[ours] for theirs, ours in given.items() if ours in dtypes}
+    arrays = folder.parameters(wanted)
+    tensors = {key: name for name, key in folder.statics().items()}
+    return arrays, {key: tensors.get(key, key) for key in arrays}
 
 
 def _matched(

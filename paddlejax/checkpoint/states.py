@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import NamedSharding
 from jax.tree_util import GetAttrKey, tree_flatten_with_path
 
 from ..hyper import ArgumentError
@@ -19,6 +18,7 @@ from ..optimizer.ledger import ArrayField, Entries, Field, NumberField, SharedFi
 from ..rates import RuleState
 from ..trees import path_name
 from .accumulators import full_shape
+from .folders.placing import Kept, all_placed
 from .names import MASTER, OURS, check_needed, chosen, owners, proposal, renamed
 from .translate import free_powers, place_of
 
@@ -40,7 +40,7 @@ class Leaf(NamedTuple):
 class State:
     """A functional state laid out by name."""
 
-    def __init__(self, state: Any, params: Any = None, name: str | None = None):
+    def __init__(self, state: Any, params: Any = None, name: str | None = None, abstract: bool = False):
         self.structure = jax.tree.structure(state)
         self.leaves: list[Leaf] = []
         self._given = None if params is None else _given(params)
@@ -58,7 +58,8 @@ class State:
                 f"the state: found {found} without a rule's state in it, expected tx.init(params)"
             )
         for leaf in self.leaves:
-            if isinstance(leaf.value, Tracer) or not isinstance(leaf.value, ARRAYS):
+            kinds = (*ARRAYS, jax.ShapeDtypeStruct) if abstract else ARRAYS
+            if isinstance(leaf.value, Tracer) or not isinstance(leaf.value, kinds):
                 place = " of ".join((leaf.key or leaf.kind, *leaf.members[: leaf.kind != "number"]))
                 found = f"{place} is a {type(leaf.value).__name__}"
                 raise TypeError(f"the state: {found}, expected an array with contents, outside of jax.jit")
@@ -73,6 +74,10 @@ class State:
     def parameters(self) -> list[str]:
         """The names of the parameters: those of the given parameters, else of the leaves of the state."""
         return list(self._given or self._shapes)
+
+    def masters(self) -> dict[str, bool]:
+        """Of each parameter, whether this state has a master of it."""
+        return {name: name in self._narrow for name in self.parameters}
 
     def arrays(self) -> list[Any]:
         """What a file of this state has, by shape and dtype: what parameters share, once with each."""
@@ -127,16 +132,16 @@ class State:
         """What a leaf is in a file, one field for each of its parameters; what is `absent` may be."""
         shape, dtype = jnp.shape(leaf.value), jnp.result_type(leaf.value)
         if leaf.kind == "own":
-            return {"": _Leaf(f"{OURS}@{leaf.key}", shape, dtype)}
+            return {"": Kept(f"{OURS}@{leaf.key}", shape, dtype)}
         if leaf.kind == "number":
             return {"": _number(leaf.key, dtype)}
         fields: dict[str, Field] = {}
         for name in leaf.members:
             key = f"{name}{MASTER if name in self._narrow else ''}{self._name}_{leaf.key}_0"
             if leaf.kind == "master":
-                field = _Leaf(name, shape, np.float32)
+                field = Kept(name, shape, np.float32)
             elif leaf.kind == "slot":
-                field = _Leaf(key, shape, dtype)
+                field = Kept(key, shape, dtype)
             else:
                 own = self._shape(name) if leaf.full else (1,)
                 field = SharedField.of(key, leaf.value, own, self._dtypes.get(name, dtype))
@@ -194,8 +199,9 @@ class State:
             "number": reader.part(OURS),
         }
         absent = set() if strict else set(ours) - self._present(reader)
+        rate = _last_rate(entries)
         new = [
-            self._told(leaf, reader, place)
+            self._told(leaf, reader, place, rate)
             if own is None and leaf.kind in ("own", "number")
             else self._read(leaf, parts.get(leaf.kind, reader), absent)
             for leaf in self.leaves
@@ -203,7 +209,7 @@ class State:
         parts["number"].drop(*parts["number"].rest)  # of a state that had more around it
         reader.close(lambda: proposal(theirs, ours))
         values = [leaf.value for leaf in self.leaves]
-        return self.structure.unflatten(map(_like, values, new))
+        return self.structure.unflatten(all_placed(values, new))
 
     def _present(self, reader: Entries) -> set[str]:
         """The parameters of which there is anything in the file."""
@@ -220,8 +226,9 @@ class State:
         return starts
 
     def _count(self, rule: int) -> int:
-        """Return the count of updates of the RuleState with this number."""
-        return next(int(leaf.value) for leaf in self.leaves if leaf.key == f"{rule}/count")
+        """Return the count of updates of the RuleState with this number; -1 of an abstract one."""
+        value = next(leaf.value for leaf in self.leaves if leaf.key == f"{rule}/count")
+        return -1 if isinstance(value, jax.ShapeDtypeStruct) else int(value)
 
     def _read(self, leaf: Leaf, entries: Entries, absent: set[str]) -> Any:
         """A leaf's new value: the one that all its parameters have; what is wrong is noted."""
@@ -238,17 +245,27 @@ class State:
             )
         return widest
 
-    def _told(self, leaf: Leaf, reader: Entries, place: int | None) -> int | None:
-        """The count, as far as Paddle's file tells it; nothing of what else has no place there."""
-        if not leaf.key.endswith("/count") or leaf.rule < 0:
-            return None
-        return place if place is not None else self._recovered(leaf, reader)
+    def _told(self, leaf: Leaf, reader: Entries, place: int | None, rate: float | None) -> Any:
+        """The count, as far as Paddle's file tells it; nothing of what else has no place there.
+
+        Of an abstract leaf, which has no value of its own, the file must tell: the rate is its scheduler's.
+        """
+        abstract, found = isinstance(leaf.value, jax.ShapeDtypeStruct), None
+        if leaf.key.endswith("/count") and leaf.rule >= 0:
+            found = place if place is not None else self._recovered(leaf, reader)
+        elif abstract and leaf.key.endswith("/learning_rate") and leaf.rule >= 0:
+            found = rate
+        if abstract and found is None:
+            expected = "expected a number in the template, as tx.init makes it, not a ShapeDtypeStruct"
+            reader.problems.append(f"not in the file: {leaf.key}; {expected}")
+        return found
 
     def _recovered(self, leaf: Leaf, reader: Entries) -> int | None:
         """How many times a fresh power of beta was multiplied by beta to give what the file has."""
         for power in (x for x in self.leaves if x.kind == "shared" and x.rule == leaf.rule):
             key = next((f.key for f in self.fields(power).values() if reader.has(f.key)), None)
-            if power.key in POWERS and key is not None and int(leaf.value) == 0:
+            known = not isinstance(power.value, jax.ShapeDtypeStruct)
+            if power.key in POWERS and key is not None and known and self._count(leaf.rule) == 0:
                 found, beta = np.asarray(reader.peek(key)).reshape(-1)[:1], np.asarray(power.value)
                 steps = _powers(beta, found.astype(beta.dtype))
                 if steps is not None:
@@ -280,13 +297,6 @@ def _is_count(value: Any, place: int) -> bool:
     return isinstance(value, int) and value == place
 
 
-class _Leaf(ArrayField):
-    """An array of a functional state, which no step takes away behind its owner's back: no copy is saved."""
-
-    def write(self, value: Any) -> Any:
-        return value
-
-
 class _Number(NumberField):
     """A scalar of a functional state, which only `save_optimizer` writes."""
 
@@ -310,10 +320,8 @@ def _named(tree: Any) -> list[tuple[str, Any]]:
     return named
 
 
-def _like(leaf: Any, value: Any) -> Any:
-    """The value in the dtype, and on the mesh, of the leaf it replaces; the leaf if there is none."""
-    if value is None:
-        return leaf
-    array = jnp.array(value, jnp.result_type(leaf))
-    sharded = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
-    return jax.device_put(array, leaf.sharding) if sharded else array
+def _last_rate(entries: Mapping[Any, Any]) -> Any:
+    """The rate that a file's scheduler had last, if it has one."""
+    scheduler = entries.get("LR_Scheduler")
+    rate = scheduler.get("last_lr") if isinstance(scheduler, Mapping) else None
+    return rate if isinstance(rate, float) else None

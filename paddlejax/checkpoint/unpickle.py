@@ -3,26 +3,24 @@
 Paddle's files are pickles, and a pickle is a program: loading one runs whatever its author wrote. This is the
 machine of the standard library with most of its instructions taken out. Each global that a file may name is a
 function of a table below, so no code but ours is ever called. What it allocates is bounded by the size of the
-file: `_Bounded` refuses to read more than is left, arrays are compared with the bytes they claim, and what
+file: `Bounded` refuses to read more than is left, arrays are compared with the bytes they claim, and what
 else is made or named again is charged to a `Budget`, every time. What a file decides is never compared,
 copied, hashed or printed before its type is known: a list that costs a few bytes to name again may be long or
 deep.
 """
 
-import math
 import pickle
 import sys
 from collections.abc import Callable
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, TypeVar
 
 import numpy as np
 
-from .budget import ARRAY, ATOMS, COLLIDING, POINTER, Budget
+from .budget import ATOMS, COLLIDING, POINTER, Budget
 from .errors import Refused, shown
+from .pickled import PickledArray, PickledDtype, contents
 
 DEPTH = 100  # of nested containers
-DIMENSIONS, LENGTH = 32, 2**48  # of an array: at most so many, each below that
-DTYPES = tuple("b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16".split())
 INSTRUCTIONS = (
     "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE "
     "SHORT_BINUNICODE BINUNICODE8 BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_DICT "
@@ -41,54 +39,7 @@ TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
 NDARRAY = object()  # stands for numpy.ndarray, the first argument of _reconstruct
 
 
-class _Dtype:
-    """An element type, complete once BUILD has told its byte order."""
-
-    __slots__ = ("dtype",)
-
-    def __init__(self, code: Any, align: Any, copy: Any):
-        if type(code) is not str or code not in DTYPES:
-            raise Refused(f"an array's dtype is {shown(code)}, expected one of {', '.join(DTYPES)}")
-        self.dtype = np.dtype(code)
-
-    def build(self, state: Any) -> None:
-        """Take over the state of a pickled dtype: its byte order. Refuse any other form."""
-        if not _fits(state, int, str) or state[1] not in ("<", ">", "|", "=") or state[2:5] != (None,) * 3:
-            raise Refused("an array's dtype has fields or an unknown byte order")
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _Array:
-    """An array, complete once BUILD has given its contents."""
-
-    __slots__ = ("before", "machine", "value")
-
-    def __init__(self, machine: "_Machine"):
-        self.machine, self.before = machine, (machine.memo.puts, machine.budget.left)
-        self.value: np.ndarray | None = None
-
-    def build(self, state: Any) -> None:
-        """Take over the state of a pickled array: shape, dtype and bytes, which must agree; refuse any other
-        form."""
-        if self.value is not None or not _fits(state, int, tuple, _Dtype) or len(state) != 5:
-            raise Refused("an array is not built as NumPy builds it")
-        _, shape, dtype, fortran, data = state
-        if len(shape) > DIMENSIONS or not all(type(n) is int and 0 <= n < LENGTH for n in shape):
-            raise Refused("an array's shape is not one")
-        dtype, data = dtype.dtype, _bytes(data)
-        if len(data) != math.prod(shape) * dtype.itemsize:
-            needed = f"needs {math.prod(shape) * dtype.itemsize} bytes"
-            raise Refused(f"an array of shape {shape} and dtype {dtype} {needed}, found {len(data)}")
-        self.machine.claim(len(data))
-        puts, left = self.before
-        if type(fortran) is bool and puts == self.machine.memo.puts:
-            self.machine.budget.left = left  # what it was made of is gone now: nothing else could keep it
-        self.machine.budget.charge(ARRAY)
-        value = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran is True else "C")
-        self.value = value.astype(dtype.newbyteorder("="), copy=False)
-
-
-class _Bounded:
+class Bounded:
     """A file of which the machine can read what is left, and no more."""
 
     def __init__(self, file: BinaryIO, size: int):
@@ -103,6 +54,15 @@ class _Bounded:
         if len(data) != n:
             raise Refused("it shrank while it was read")
         return data
+
+    def skip(self, n: int) -> int:
+        """Pass over n bytes, and return where in the file they begin."""
+        if not 0 <= n <= self.left:
+            raise Refused(f"it is cut short: {n} more bytes wanted, {self.left} left of {self.size}")
+        at = self.file.tell()
+        self.file.seek(n, 1)
+        self.left -= n
+        return at
 
     def readline(self) -> bytes:
         """Return a line, half of the name of a global."""
@@ -165,20 +125,21 @@ def _charging_text(instruction: Callable[[Any], None]) -> Callable[[Any], None]:
     return run
 
 
-class _Machine(pickle._Unpickler):  # type: ignore[name-defined]
+class Machine(pickle._Unpickler):  # type: ignore[name-defined]
     """The machine of the standard library, which calls, builds and sets only what is written here."""
 
     stack: list[Any]  # these are the standard machine's, which the type checker does not see
     metastack: list[list[Any]]  # the stacks below each mark
     pop_mark: Callable[[], list[Any]]
     _unframer: Any
+    result: Any
 
     dispatch: ClassVar = _Table(
         (code, pickle._Unpickler.dispatch[code])  # type: ignore[attr-defined]
         for code in (getattr(pickle, name)[0] for name in INSTRUCTIONS)
     )
 
-    def __init__(self, file: _Bounded, budget: Budget):
+    def __init__(self, file: Bounded, budget: Budget):
         super().__init__(file, encoding="latin1")
         self.file, self.budget, self.claimed, self.visited = file, budget, 0, 0
         self.memo = _Memo(budget)
@@ -186,7 +147,7 @@ class _Machine(pickle._Unpickler):  # type: ignore[name-defined]
             **{(f"numpy.{core}.multiarray", "_reconstruct"): self.array for core in ("core", "_core")},
             **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
             ("numpy", "ndarray"): NDARRAY,
-            ("numpy", "dtype"): _Dtype,
+            ("numpy", "dtype"): PickledDtype,
             ("_codecs", "encode"): self.encode,
             ("builtins", "tuple"): _tuple,
             ("__builtin__", "tuple"): _tuple,
@@ -208,11 +169,11 @@ class _Machine(pickle._Unpickler):  # type: ignore[name-defined]
     # What REDUCE may call, here and below, takes a fixed number of arguments: a long list of them, which a
     # file can name again and again, is refused the first time.
 
-    def array(self, kind: Any, shape: Any, code: Any) -> _Array:
+    def array(self, kind: Any, shape: Any, code: Any) -> PickledArray:
         """numpy's _reconstruct: return an array without contents."""
         if kind is not NDARRAY:
             raise Refused("it makes an array of another class")
-        return _Array(self)
+        return PickledArray(self)
 
     def encode(self, text: Any, encoding: Any) -> bytes:
         """_codecs.encode, with which protocol 2 writes bytes."""
@@ -253,7 +214,7 @@ class _Machine(pickle._Unpickler):  # type: ignore[name-defined]
     def load_build(self) -> None:
         """BUILD: give an array or a dtype its state."""
         state = self.stack.pop()
-        if not isinstance(self.stack[-1], _Array | _Dtype):
+        if not isinstance(self.stack[-1], PickledArray | PickledDtype):
             raise Refused(f"it gives a state to a {type(self.stack[-1]).__name__}")
         self.stack[-1].build(state)
 
@@ -280,8 +241,12 @@ class _Machine(pickle._Unpickler):  # type: ignore[name-defined]
             elif type(key) is int and abs(key) < 2**63:
                 self.budget.charge(len(target) // COLLIDING)
             else:
-                raise Refused(f"a key of a dict is of type {type(key).__name__}, expected str or int")
+                key = self.other_key(key)
             target[key] = items[i + 1]
+
+    def other_key(self, key: Any) -> str:
+        """Return what stands for a key that is neither str nor int: a checkpoint has none."""
+        raise Refused(f"a key of a dict is of type {type(key).__name__}, expected str or int")
 
     def text(self, text: str) -> str:
         """Return a text that the file names; refuse half a character, which Python lets pass."""
@@ -310,35 +275,35 @@ class _Machine(pickle._Unpickler):  # type: ignore[name-defined]
         if type(value) in (list, tuple):
             self.budget.charge_container(value)
             return type(value)([v if type(v) in ATOMS else self.plain(v, depth + 1) for v in value])
-        if isinstance(value, _Array) and value.value is not None:
+        if isinstance(value, PickledArray) and value.value is not None:
             self.budget.charge(150)  # a Tensor may name it
             return value.value
         if type(value) is str:
             return self.text(value)
         if type(value) in ATOMS or isinstance(value, np.generic):
             return value
-        kind = type(value).__name__.lstrip("_").lower()
+        kind = type(value).__name__.removeprefix("Pickled").lower()
         raise Refused(f"it holds an object of type {kind}, which no checkpoint does")
 
 
 _OWN = ("stack_global", "mark", "tuple", "appends", "build", "setitem", "setitems", "long1")
-_Machine.dispatch.update({getattr(pickle, n.upper())[0]: getattr(_Machine, f"load_{n}") for n in _OWN})
-_Machine.dispatch.update(
+Machine.dispatch.update({getattr(pickle, n.upper())[0]: getattr(Machine, f"load_{n}") for n in _OWN})
+Machine.dispatch.update(
     {
-        code: _charging(cost, _Machine.dispatch[code])
+        code: _charging(cost, Machine.dispatch[code])
         for code, cost in ((getattr(pickle, name)[0], cost) for name, cost in COSTS.items())
     }
 )
-_Machine.dispatch.update(
-    {code: _charging_text(_Machine.dispatch[code]) for code in (getattr(pickle, name)[0] for name in TEXTS)}
+Machine.dispatch.update(
+    {code: _charging_text(Machine.dispatch[code]) for code in (getattr(pickle, name)[0] for name in TEXTS)}
 )
 
 
 def _scalar(dtype: Any, data: Any) -> Any:
     """numpy's scalar: return one number of this dtype."""
-    if not isinstance(dtype, _Dtype):
+    if not isinstance(dtype, PickledDtype):
         raise Refused("it makes a number of what is no dtype")
-    if len(data := _bytes(data)) != dtype.dtype.itemsize:
+    if len(data := contents(data)) != dtype.dtype.itemsize:
         raise Refused(f"a number of dtype {dtype.dtype} needs other than {len(data)} bytes")
     return np.frombuffer(data, dtype.dtype).astype(dtype.dtype.newbyteorder("="))[0]
 
@@ -355,34 +320,29 @@ def _ordered_dict() -> dict[Any, Any]:
     return {}
 
 
-def _fits(values: Any, *kinds: type) -> bool:
-    """Whether this is a tuple that begins with exactly these types."""
-    return type(values) is tuple and tuple(map(type, values[: len(kinds)])) == kinds
-
-
-def _bytes(data: Any) -> bytes:
-    """Return an array's contents as bytes; Python 2 wrote them as a string."""
-    if type(data) is str:
-        return data.encode("latin1")
-    if type(data) is not bytes:
-        raise Refused(f"the contents of an array are a {type(data).__name__}")
-    return data
-
-
 def unpickle(file: BinaryIO, size: int, budget: Budget) -> Any:
     """Return the object in a file of this size; its arrays are read-only views of what was read.
 
     Raises Refused, or any other Exception that hostile bytes provoke; the caller words it.
     """
+    machine = run(file, size, budget, Machine)
+    return machine.plain(machine.result)
+
+
+M = TypeVar("M", bound=Machine)
+
+
+def run(file: BinaryIO, size: int, budget: Budget, kind: Callable[[Bounded, Budget], M]) -> M:
+    """Let a machine read a file of this size to its end; its `result` is what the file made."""
     if size == 0:
         raise Refused("it is empty")
     start = file.read(2)
     if start[:1] != b"\x80" or start[1:] not in (b"\x02", b"\x03", b"\x04"):
         raise Refused(f"it is no pickle of protocol 2 to 4: it begins with {start!r}")
     file.seek(-len(start), 1)  # a BytesIO may begin anywhere
-    machine = _Machine(_Bounded(file, size), budget)
-    value = machine.load()
+    machine = kind(Bounded(file, size), budget)
+    machine.result = machine.load()
     frame = machine._unframer.current_frame
     if machine.stack or machine.metastack or machine.file.left or frame and frame.read(1):
         raise Refused("it is incomplete, or something follows its end")
-    return machine.plain(value)
+    return machine

@@ -46,6 +46,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..array_types import Stored
 from ..tracing import check_outside
 
 K = TypeVar("K", bound=Hashable)
@@ -108,11 +109,12 @@ class ArrayField(Field):
     def read(self, value: Any, name: str) -> Any:
         """Return a copy of the array in this field's shape; a scalar passes for shape (1,)."""
         self._check(value, name)
+        value = np.asarray(value) if isinstance(value, Stored) else value
         return jnp.array(value if value.shape == self.shape else value.reshape(self.shape))
 
     def _check(self, value: Any, name: str) -> None:
         """Raise a Misfit if this is no array of the field's shape and dtype."""
-        if not isinstance(value, jax.Array | np.ndarray):
+        if not isinstance(value, jax.Array | np.ndarray | Stored):
             raise Misfit(f"not an array: {name} is {type(value).__name__}")
         if value.shape != self.shape and not (self.shape == (1,) and value.shape == ()):
             raise Misfit(f"misshapen: {name} has shape {value.shape}, expected {self.shape}")
@@ -148,6 +150,7 @@ class SharedField(ArrayField):
     def read(self, value: Any, name: str) -> np.ndarray | None:
         """Return the scalar that fills the array; None if the array is empty and the field has no `start`."""
         self._check(value, name)
+        value = np.asarray(value) if isinstance(value, Stored) else value
         if not value.size:
             return None if self.start is None else np.asarray(self.start, self.dtype)
         first = value.reshape(-1)[0]

@@ -20,6 +20,7 @@ Beside both:
 - `distributed`   `dgc_momentum`, `PipelineOptimizer`, `zero1`, `launch`
 - `interop`       `to_optax`, `from_optax`, `from_torch`: states of other libraries; `as_optax`
 - `rules`         the update rules themselves, one tensor each
+- `guide`         guides: all optimizers, coming from Paddle, optax and torch, differences, costs
 """
 
 import importlib
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
         checkpoint,
         distributed,
         fluid,
+        guide,
         incubate,
         interop,
         nn,
@@ -89,7 +91,9 @@ if TYPE_CHECKING:
     from .quasi_newton import lbfgs
 else:
     _LAZY = {
-        "": "amp checkpoint distributed fluid incubate interop nn optimizer schedules sparse splits static",
+        "": (
+            "amp checkpoint distributed fluid guide incubate interop nn optimizer schedules sparse splits static"
+        ),
         "accumulate": "accumulate_gradients",
         "average": "exponential_moving_average lookahead model_average",
         "checkpoint": "load save",
@@ -158,6 +162,7 @@ __all__ = [
     "ftrl",
     "get_info",
     "get_learning_rate",
+    "guide",
     "identity",
     "incubate",
     "interop",

@@ -1,11 +1,11 @@
-"""The wheel holds the package and nothing else, and works away from the repository."""
+"""The wheel holds the package and nothing else, and works away from the repository; so does the sdist."""
 
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -38,33 +38,42 @@ def run(*command, cwd):
     return ran.stdout
 
 
-def has_setuptools():
-    """As new as pyproject.toml wants it."""
-    try:
-        return int(metadata.version("setuptools").split(".")[0]) >= 77
-    except metadata.PackageNotFoundError:
-        return False
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """Built from a copy, so that nothing is left behind in the repository."""
+    tmp = tmp_path_factory.mktemp("sdist")
+    skip = shutil.ignore_patterns(".git", "*.egg-info", "build", "dist", "__pycache__", ".*_cache", "golden")
+    shutil.copytree(ROOT, tmp / "source", ignore=skip)
+    start = "from hatchling.build import build_sdist; build_sdist('..')"
+    run(sys.executable, "-c", start, cwd=tmp / "source")
+    (built,) = tmp.glob("*.tar.gz")
+    return built
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Built from a copy, so that nothing is left behind in the repository."""
+def wheel(sdist, tmp_path_factory):
+    """Built from what the source distribution holds."""
     tmp = tmp_path_factory.mktemp("wheel")
-    skip = shutil.ignore_patterns(".git", "*.egg-info", "build", "dist", "__pycache__", ".*_cache", "golden")
-    shutil.copytree(ROOT, tmp / "source", ignore=skip)
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp)]
-    if has_setuptools():  # then without the network
-        pip.append("--no-build-isolation")
-    run(*pip, str(tmp / "source"), cwd=tmp)
+    run(*pip, "--no-build-isolation", str(sdist), cwd=tmp)
     (built,) = tmp.glob("*.whl")
     return built
+
+
+def test_the_source_distribution_holds_package_and_examples_and_no_test(sdist):
+    names = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+    python = {name for name in names if name.endswith(".py")}
+    folders = (ROOT / "paddlejax", ROOT / "examples")
+    assert python == {str(p.relative_to(ROOT)) for folder in folders for p in folder.rglob("*.py")}
+    data = {str(p.relative_to(ROOT)) for p in (ROOT / "examples" / "data").rglob("*.*")}
+    assert names >= data | {"LICENSE", "README.md", "pyproject.toml", "paddlejax/py.typed"}
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "paddlejax").rglob("*.py")}
     info = f"paddlejax-{paddlejax.__version__}.dist-info"
-    extra = {f"{info}/{n}" for n in ("METADATA", "RECORD", "WHEEL", "top_level.txt", "licenses/LICENSE")}
+    extra = {f"{info}/{n}" for n in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE")}
     assert names == modules | {"paddlejax/py.typed"} | extra
 
 

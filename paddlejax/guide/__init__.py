@@ -8,8 +8,26 @@
 - `paddlejax.guide.equality`: how equal the numbers are, and how that is tested
 - `paddlejax.guide.costs`: what a step costs, and how to make it cheaper
 - `paddlejax.guide.gallery`: the pictures of the examples
+- `paddlejax.guide.changes`: what changed from version to version
 
-Guides to one package stand in that package: who owns an array and what an interrupt leaves in
-`paddlejax.optimizer`, files in `paddlejax.checkpoint`, several devices in `paddlejax.distributed`,
-embeddings in `paddlejax.sparse`, what a step did in `paddlejax.info`.
+Guides to one package stand in that package:
+
+- `paddlejax.optimizer`: who owns an array, when it is donated, and what an interrupt leaves
+- `paddlejax.checkpoint`: files of Paddle's, safetensors, npz, orbax
+- `paddlejax.distributed`: several devices and processes
+- `paddlejax.sparse`: embeddings of which a batch reads few rows
+- `paddlejax.info`: what a step did
 """
+
+from . import changes, coming_from, costs, differences, equality, functions, gallery, optimizers
+
+__all__ = [
+    "changes",
+    "coming_from",
+    "costs",
+    "differences",
+    "equality",
+    "functions",
+    "gallery",
+    "optimizers",
+]

@@ -238,6 +238,10 @@ class Lifted(GradientTransformation):
         """Return another pair like this one, made of this rule, which was checked before."""
         return Lifted(*replace(self.source, rule=rule).pair())
 
+    def each(self) -> "Lifted":
+        """Return the pair for a state that has a list, an entry per leaf, of each shared scalar."""
+        return Lifted(*replace(self.source, each=True).pair())
+
     def __repr__(self) -> str:
         return f"lift({self.source.rule}, {self.source.learning_rate})"
 
@@ -274,6 +278,7 @@ class _Lift:
     rule: Rule
     learning_rate: Any
     leaf: Callable[[str], tuple[Any, float]]
+    each: bool = False  # whether every leaf has shared scalars of its own: in the state a list of each
 
     def pair(self):
         """Return (init, update)."""
@@ -333,14 +338,12 @@ class _Lift:
             return grads, state
         rate = rate_in_force(type(self.rule).__name__, self.learning_rate, state)
         about = [self.leaf(path_name(path)) for path in paths]
-        factors = {_key(factor): factor for _, factor in about}
-        ks = {key: advance(self.rule, rate, state.shared, factor) for key, factor in factors.items()}
-        shared = next(iter(ks.values()))[1]
+        ks, shared = self._advanced(rate, state.shared, gs, [factor for _, factor in about])
         updates, given = list(gs), {}
         for i, (g, p) in enumerate(zip(gs, leaves, strict=True)):
             if g is None:
                 continue
-            leaf, factor = about[i]
+            leaf, _ = about[i]
             compute_dtype(paths[i], p)  # says what is wrong, and where
             slots = {name: column[i] for name, column in columns.items()}
             for name, slot in slots.items():
@@ -348,7 +351,7 @@ class _Lift:
                 if jnp.shape(slot) != expected:
                     shapes = f"{name} has shape {jnp.shape(slot)}, expected {expected}"
                     raise ValueError(f"at {path_name(paths[i])}: {shapes}")
-            given[i] = self.rule.at(leaf), g, p, ks[_key(factor)][0], slots
+            given[i] = self.rule.at(leaf), g, p, ks[i], slots
         for i, (update, slots) in stepped(given).items():
             updates[i] = update
             for name, slot in slots.items():
@@ -357,6 +360,23 @@ class _Lift:
         return tree.unflatten(updates), state._replace(
             count=next_count(state.count), learning_rate=rate, shared=shared, slots=slots
         )
+
+    def _advanced(
+        self, rate: jax.Array, shared: dict[str, Any], gs: list[Any], factors: list[Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Return what `step` gets as k for every leaf, and the shared scalars of the next step."""
+        if self.each and shared:
+            columns, ks = {name: list(column) for name, column in shared.items()}, []
+            for i, (g, factor) in enumerate(zip(gs, factors, strict=True)):
+                own = {name: column[i] for name, column in columns.items()}
+                k, new = (None, own) if g is None else advance(self.rule, rate, own, factor)
+                ks.append(k)
+                for name, column in columns.items():
+                    column[i] = new[name]
+            return ks, columns
+        known = {_key(factor): factor for factor in factors}
+        done = {key: advance(self.rule, rate, shared, factor) for key, factor in known.items()}
+        return [done[_key(factor)][0] for factor in factors], next(iter(done.values()))[1]
 
     def _rows(self, path: Any, g: SelectedRows, p: Any) -> Any:
         """Return the gradient as the rule takes it: rows, an array, or None where no row is listed."""
@@ -378,7 +398,8 @@ class _Lift:
         if set(state.slots) != set(self.rule.slots) or set(state.shared) != set(self.rule.shared()):
             found, expected = sorted([*state.slots, *state.shared]), [*self.rule.slots, *self.rule.shared()]
             raise ValueError(f"the state is not one of {name}: found {found}, expected {sorted(expected)}")
-        for scalar, value in {"learning_rate": state.learning_rate, **state.shared}.items():
+        scalars = {} if self.each else state.shared
+        for scalar, value in {"learning_rate": state.learning_rate, **scalars}.items():
             if jnp.shape(value) != ():
                 raise ValueError(f"the state's {scalar} has shape {jnp.shape(value)}, expected ()")
 

@@ -8,6 +8,8 @@ from cases import CASES
 from regression import X, Y, mse, tree
 
 import paddlejax as paddle
+from paddlejax import nn, regularizer
+from paddlejax.optimizer import flagged
 
 
 def adam_by_hand(grads, rate=0.1):
@@ -57,3 +59,118 @@ def test_frozen_parameters_rest_and_may_wake():
     params["b"].stop_gradient = False
     opt.minimize(mse(params, X, Y))
     np.testing.assert_allclose(np.abs(params["b"].numpy()), [0.1, 0.1], rtol=1e-4)  # its first step
+
+
+SHAPES = [(4,), (3, 2), ()]
+
+
+@paddle.loss
+def along(params, grads):
+    return sum(jnp.sum(p * g) for p, g in zip(params, grads, strict=True))
+
+
+def in_groups(params):
+    clip = nn.ClipGradByGlobalNorm(0.5)
+    first = {"params": params[:2], "learning_rate": 0.5, "beta1": 0.8}
+    return paddle.optimizer.Adam(0.1, parameters=[first, {"params": params[2:]}], grad_clip=clip)
+
+
+def decayed(params):
+    decay, clip = regularizer.L1Decay(0.01), nn.ClipGradByGlobalNorm(0.5)
+    return paddle.optimizer.Adam(
+        0.1, parameters=params, weight_decay=decay, grad_clip=clip, multi_precision=True
+    )
+
+
+SUBSETS = {
+    "step": (in_groups, jnp.float32, False),
+    "minimize": (decayed, jnp.bfloat16, True),
+    "lookahead": (
+        lambda params: paddle.incubate.LookAhead(paddle.optimizer.NAdam(0.1, parameters=params), 0.5, 3),
+        jnp.float32,
+        False,
+    ),
+}
+
+
+def trained(make, dtype, minimizes):
+    """Parameters and optimizer after steps that reach each Parameter or not, and what each step left."""
+    rng, seen = np.random.default_rng(7), []
+    params = [paddle.Parameter(rng.normal(size=s).astype(dtype), f"p{i}") for i, s in enumerate(SHAPES)]
+    opt = make(params)
+    for _ in range(6):
+        grads = [jnp.asarray(rng.normal(size=p.shape), p.dtype) for p in params]
+        here = [*(rng.random(2) < 0.5), True]
+        if minimizes:
+            opt.minimize(along(params, grads), parameters=[p for p, h in zip(params, here, strict=True) if h])
+        else:
+            for p, g, h in zip(params, grads, here, strict=True):
+                p.grad = g if h else None
+            opt.step()
+        seen.append((here, [p.numpy() for p in params], opt.state_dict()))
+    return opt, seen
+
+
+@pytest.mark.parametrize("make, dtype, minimizes", SUBSETS.values(), ids=SUBSETS)
+def test_many_subsets_share_a_program(make, dtype, minimizes, monkeypatch):
+    """It computes what those of the subsets do, and leaves the others as they are, to the bit."""
+    monkeypatch.setattr(flagged, "FEW", 1)
+    opt, seen = trained(make, dtype, minimizes)
+    programs = getattr(opt, "inner_optimizer", opt).compiled_steps
+    assert [isinstance(program, flagged.FlaggedStep) for program in programs] == [False, True]
+    monkeypatch.setattr(flagged, "FEW", 1000)
+    _, each = trained(make, dtype, minimizes)
+    for (_, values, state), (_, expected, want) in zip(seen, each, strict=True):
+        chex.assert_trees_all_close(values, expected, rtol=2e-6, atol=1e-7)
+        assert list(state) == list(want)
+        chex.assert_trees_all_close(state, want, rtol=2e-6, atol=1e-7)
+        chex.assert_trees_all_equal_dtypes(state, want)
+    for (_, before, old), (here, after, new) in zip(seen, seen[1:], strict=False):
+        for i in (i for i, h in enumerate(here) if not h):
+            np.testing.assert_array_equal(before[i], after[i])
+            kept = [k for k in old if k.startswith(f"p{i}_") and "slow" not in k]
+            assert all(np.array_equal(old[k], new[k]) for k in kept)
+    fresh = make([paddle.Parameter(v, f"p{i}") for i, v in enumerate(seen[-1][1])])
+    fresh.set_state_dict(seen[-1][2])
+    chex.assert_trees_all_equal(fresh.state_dict(), seen[-1][2])
+
+
+def test_one_subset_for_long_has_a_program_of_its_own_again(monkeypatch):
+    monkeypatch.setattr(flagged, "FEW", 1)
+    monkeypatch.setattr(flagged, "LONG", 4)
+    params = [paddle.Parameter(jnp.ones(2), name) for name in "ab"]
+    opt = paddle.optimizer.Adam(0.1, parameters=params)
+    for step in range(7):
+        params[0].grad, params[1].grad = jnp.ones(2), jnp.ones(2) if step != 1 else None
+        opt.step()
+        assert len(opt.compiled_steps) == [1, 2, 2, 2, 2, 3, 3][step]  # the second is that of all subsets
+    assert [g.members for g in opt._steps.groups] == [[0], [1]]  # one step apart
+    for p, steps in zip(params, (7, 6), strict=True):
+        np.testing.assert_allclose(p.numpy()[0], adam_by_hand([1.0] * steps), rtol=1e-5)
+
+
+def test_equal_clips_share_a_program():
+    """Where only their numbers differ too: from the second number on these are data."""
+    params = [paddle.Parameter(jnp.zeros(2), name) for name in "ab"]
+    opt = paddle.fluid.optimizer.SGD(1.0, parameter_list=params)
+    loss, moved = paddle.loss(lambda a, b: 3 * jnp.sum(a) + 4 * jnp.sum(b)), []
+    for norm in (1.0, 1.0, 2.0, 3.0, 3.0):
+        before = params[0].numpy()
+        opt.minimize(loss(*params), grad_clip=paddle.fluid.clip.GradientClipByGlobalNorm(norm))
+        moved.append(float((before - params[0].numpy())[0]))
+    np.testing.assert_allclose(moved, np.array([1.0, 1, 2, 3, 3]) * 3 / 50**0.5, rtol=1e-5)
+    assert len(opt.compiled_steps) == 2
+    params[1].need_clip = False
+    before = params[1].numpy()
+    opt.minimize(loss(*params), grad_clip=paddle.fluid.clip.GradientClipByGlobalNorm(1.0))
+    np.testing.assert_allclose(before - params[1].numpy(), 4.0)
+
+
+def test_a_state_that_is_set_keeps_the_programs():
+    params = paddle.parameters(tree())
+    opt = paddle.optimizer.Adam(0.1, parameters=params)
+    for _ in range(3):
+        opt.minimize(mse(params, X, Y))
+        opt.set_state_dict(opt.state_dict())
+    opt.minimize(mse(params, X, Y))
+    assert [program._cache_size() for program in opt._steps.fused.values()] == [1]

@@ -203,7 +203,9 @@ class DGCMomentumOptimizer(Optimizer):
         """Never: backward runs first, and then the step."""
         return False  # one worker: backward, then apply
 
-    def _compiled(self, present: tuple[bool, ...], grad_clip: Any) -> CompiledStep | None:
+    def _compiled(
+        self, present: tuple[bool, ...], grad_clip: Any, flags: bool = False
+    ) -> CompiledStep | None:
         self._renew()
         layers = self.layers
         reached = any(present) or any(part.joins(i) for part in layers for i in range(len(present)))

@@ -43,6 +43,12 @@ class StepGroup:
             slots = {name: self._by_member(slot) for name, slot in slots.items()}
         return RuleState(*self.start, shared, slots)
 
+    fresh: frozenset[int] = frozenset()  # members whose state stands for none
+
+    def scalars(self) -> list[dict[str, Any]]:
+        """Return the shared scalars of every member."""
+        return [self.stored[0]] * len(self.members)
+
     def under(self, rule: Lifted) -> "StepGroup":
         """Return a group with this state, stepped from now on by another rule with the same accumulators."""
         other = copy.copy(self)

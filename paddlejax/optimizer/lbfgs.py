@@ -141,7 +141,9 @@ class LBFGS(Optimizer):
         """Not there: one gradient is not enough."""
         return self.minimize()
 
-    def _compiled(self, present: tuple[bool, ...], grad_clip: Any) -> CompiledStep | None:
+    def _compiled(
+        self, present: tuple[bool, ...], grad_clip: Any, flags: bool = False
+    ) -> CompiledStep | None:
         """Return a program that adds moves to the parameters: the search itself runs outside of it."""
         return self._compiled_given(present, stay)
 

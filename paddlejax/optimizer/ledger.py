@@ -145,7 +145,8 @@ class SharedField(ArrayField):
         """Return the scalar as an array that is full of it."""
         if self.dtype == np.int64:
             return np.asarray(value, np.int64).reshape(1)
-        return jnp.full(self.shape, value, self.dtype)
+        # jnp.full of a scalar may be that scalar itself, which the next step donates.
+        return jnp.full(self.shape, value, self.dtype) if self.shape else jnp.array(value, self.dtype)
 
     def read(self, value: Any, name: str) -> np.ndarray | None:
         """Return the scalar that fills the array; None if the array is empty and the field has no `start`."""

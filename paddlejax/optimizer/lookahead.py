@@ -22,6 +22,8 @@ from .wrappers import OPTIMIZER, Wrapper, innermost
 class _Lookahead(Part):
     """`lookahead` in the step of an object: the number of steps, and slow weights by position."""
 
+    by_position = True
+
     def __init__(self, optimizer: Any, alpha: float, k: int, slow_start: str):
         self._optimizer, self.alpha, self.k, self._slow_start = optimizer, alpha, k, slow_start
         self.count: Any = np.zeros((), np.int32)

@@ -22,6 +22,7 @@ from .arguments import (
     selected,
 )
 from .call import gradients_of
+from .flagged import Subsets
 from .ledger import DictField, Entries, load, undone_on_error, written
 from .loss import Loss
 from .loss_function import LossFunction
@@ -95,6 +96,7 @@ class Optimizer(Views, Stepping):
         if not isinstance(masters, bool):
             raise TypeError(f"multi_precision: found {masters!r}, expected True or False")
         self._steps, self._clipped = Steps([], {} if masters else None).afresh(), Recent()
+        self._subsets = Subsets()
         if not isinstance(packed, bool):
             raise TypeError(f"packed: found {packed!r}, expected True or False")
         self._packing: Any = None

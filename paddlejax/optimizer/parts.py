@@ -24,7 +24,7 @@ import numpy as np
 
 from ..info import Info, InfoState, Measures, with_info
 from ..leaves import LeafOptions, PathState, per_leaf
-from ..lifting import GradientTransformation
+from ..lifting import GradientTransformation, Lifted
 from ..master import MasterState, with_master_weights
 from ..rates import RuleState
 from ..trees import compute_dtype, is_narrow
@@ -36,6 +36,8 @@ from .plan import Plan, Rates, put_together
 class Part:
     """A functional wrapper in the step of an optimizer object; see the module."""
 
+    # Whether every list in its state has an entry per Parameter, for which a step may keep the old one.
+    by_position = False
     gathers = False  # whether what is inside is stepped with other gradients than those of the call
 
     @property
@@ -77,6 +79,8 @@ class Part:
 
 class Masters(Part):
     """`with_master_weights` in an object: float32 masters of narrow Parameters, by position."""
+
+    by_position = True
 
     def __init__(self, masters: Callable[[], dict[int, jax.Array]], parameters: Sequence[Parameter]):
         self.masters = masters  # returns the dict that is in force
@@ -181,7 +185,7 @@ class Rules:
         dtype = _rate_dtype(self.order, parameters)
         self.rates = Rates([plan.slots[i] for i in self.first], plan.live, dtype, measures)
         ends = np.cumsum([0, *map(len, by_group)]).tolist()
-        self._spans = [slice(*ends[i : i + 2]) for i in range(len(groups))]
+        self.spans = [slice(*ends[i : i + 2]) for i in range(len(groups))]
         self._rate_dtypes = [g.start[1].dtype for g in groups]
         self._group = [k for k, blocks in enumerate(by_group) for _ in blocks]  # of every array
         self.adopt(plan)
@@ -198,7 +202,7 @@ class Rules:
     def arrange(self, groups: Sequence[StepGroup]) -> None:
         """Step these groups, of the same members; bring their state into the form that the program takes."""
         self.groups = groups
-        for g, blocks, span in zip(groups, self._blocks, self._spans, strict=True):
+        for g, blocks, span in zip(groups, self._blocks, self.spans, strict=True):
             if g.blocks is not blocks:
                 g.arrange(blocks, self.layouts[span])
 
@@ -253,7 +257,7 @@ class Rules:
         options = put_together(self._options, numbers) if numbers else self._options
         # Groups may share a rule, but not its state: each gets a rule object of its own.
         first = {k: o.rule for k, o in reversed([*zip(self._group, options, strict=True)])}
-        rules = {k: rule.having(rule.source.rule) for k, rule in first.items()}
+        rules = {k: self._own(rule) for k, rule in first.items()}
         alike = all(rate is own[0] for rate in own)
         rows = zip(options, self._group, own, strict=True)
         return (
@@ -262,6 +266,10 @@ class Rules:
             [o._replace(rule=rules[k], learning_rate=1.0 if alike else rate) for o, k, rate in rows],
         )
 
+    def _own(self, rule: Lifted) -> Lifted:
+        """Return this rule once more."""
+        return rule.having(rule.source.rule)
+
     def _rule_states(self, stored: list[Any], rates: list[Any]) -> tuple[RuleState, ...]:
         """Return the state of each group's rule: slots in a list over all leaves, None at those of others.
 
@@ -269,17 +277,20 @@ class Rules:
         """
         rate = rates[0] if all(rate is rates[0] for rate in rates) else 1.0
         states = []
-        for (shared, slots), span, dtype in zip(stored, self._spans, self._rate_dtypes, strict=True):
-            before, after = [None] * span.start, [None] * (len(self.stores) - span.stop)
-            slots = {name: [*before, *slot, *after] for name, slot in slots.items()}
+        for (shared, slots), span, dtype in zip(stored, self.spans, self._rate_dtypes, strict=True):
+            slots = {name: self._over_all(slot, span) for name, slot in slots.items()}
             states.append(RuleState(jnp.zeros((), jnp.int32), jnp.asarray(rate, dtype), shared, slots))
         return tuple(states)
+
+    def _over_all(self, column: list[Any], span: slice) -> list[Any]:
+        """Return a column of these arrays as one of all arrays, None at the others."""
+        return [*[None] * span.start, *column, *[None] * (len(self.stores) - span.stop)]
 
     def _stored(self, state: PathState) -> list[Any]:
         """Return (shared, slots) per group out of the state of `per_leaf`: the opposite of `_rule_states`."""
         return [
             (s.shared, {name: slot[span] for name, slot in s.slots.items()})
-            for s, span in zip(state.rule, self._spans, strict=True)
+            for s, span in zip(state.rule, self.spans, strict=True)
         ]
 
 

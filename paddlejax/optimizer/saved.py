@@ -44,10 +44,12 @@ def rows_of(
     for name in (*(k for s in states for k in s.slots), *(k for s in states for k in s.shared)):
         rows.setdefault(name, {})
     for group, state in zip(groups, states, strict=True):
-        for j, i in enumerate(group.members):
+        for j, (i, shared) in enumerate(zip(group.members, group.scalars(), strict=True)):
+            if i in group.fresh:
+                continue
             slots = {k: slot[j] for k, slot in state.slots.items()}
-            fields = fields_of(group.rule.source.rule, parameters[i], owners[i], slots, state.shared)
-            for k, value in (slots | state.shared).items():
+            fields = fields_of(group.rule.source.rule, parameters[i], owners[i], slots, shared)
+            for k, value in (slots | shared).items():
                 rows[k][i] = fields[k], value
     return rows
 

@@ -16,6 +16,7 @@ from ..trees import compute_dtype, is_narrow
 from .arguments import Group, checked_clip, checked_pairs, read_group
 from .parameter import Parameter
 from .plan import Plan, planned, renewed
+from .recent import Recent
 
 # Paddle's names of hyperparameters, where they are not those of the rule with an underscore.
 ALIASES = {
@@ -87,6 +88,7 @@ class Settings(Attributes):
     _clips_outside: bool  # whether a clip has to be called before the step
     _in_groups: bool
     _plan: Plan
+    _clipped: Recent[Any, tuple[object, list[float], Plan]]  # by what is fixed in the clip of a `minimize`
     _packing: Any
     _steps: Any
     parameter_list: list[Parameter]
@@ -135,6 +137,27 @@ class Settings(Attributes):
                 self._plan, seen, options, self._packing is not None, bool(self._steps.compiled)
             )
         return self._plan
+
+    def _plan_with(self, grad_clip: Any) -> Plan:
+        """Return what each parameter gets, with this clip in place of its own: equal clips have one plan."""
+        if grad_clip.outside():
+            raise TypeError(
+                f"minimize's grad_clip: found {type(grad_clip).__name__}, which has _dygraph_clip, expected "
+                "it in the constructor, or one that defines clip(self, grads)"
+            )
+        chosen = tuple(map(grad_clip.selects, self.parameter_list))
+        numbers = [getattr(grad_clip, name) for name in grad_clip.adjustable()]
+        known = self._clipped.get((grad_clip.fixed(), chosen))
+        if known is not None and known[:2] == (self._plan.number, numbers):
+            return known[2]
+        clip = grad_clip.transformation()
+        pairs = zip(chosen, self._plan.options, strict=True)
+        options = [o._replace(grad_clip=clip if here else None) for here, o in pairs]
+        plan = planned(options)
+        if known is not None:
+            plan = renewed(known[2], self._plan.seen, options, self._packing is not None, made=True)
+        self._clipped.put((grad_clip.fixed(), chosen), (self._plan.number, numbers, plan))
+        return plan
 
     def _check_options(self, options: list[LeafOptions]) -> None:
         """Raise if the optimizer cannot do this; a subclass says what."""
@@ -274,7 +297,7 @@ class Settings(Attributes):
         if steps.groups and _state_of(old) != _state_of(new):
             reason = f"it decides which accumulators there are, and the first step was made; {ANEW}"
             raise AttributeError(f"{type(self).__name__}.{name} cannot be assigned: {reason}")
-        steps = steps._replace(present=None, active=(), groups=[g.under(new) for g in steps.groups])
+        steps = steps.having(groups=[g.under(new) for g in steps.groups])
         self._change(_base=new, _groups=[g._replace(rule=new) for g in self._groups], _steps=steps)
 
 

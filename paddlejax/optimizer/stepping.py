@@ -1,5 +1,6 @@
 """How an optimizer object steps: which programs it makes, and how one is run as a whole or not at all."""
 
+import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -11,12 +12,13 @@ from ..selected_rows import SelectedRows
 from ..step import check_sparse
 from ..trees import is_narrow
 from .compiled import CompiledStep
+from .flagged import FlaggedRules, FlaggedStep, Subsets, apart, takes_flags, together
 from .group import StepGroup, regroup
 from .loss import Loss
 from .measured import Measured
 from .parameter import ZEROS, Parameter
 from .parts import Given, Masters, Part, Rules, leave, stay
-from .plan import Plan, planned, renewed
+from .plan import Plan
 from .recent import Recent
 from .settings import Settings
 from .spent import Stowed
@@ -32,6 +34,7 @@ class Steps(NamedTuple):
     masters: dict[int, jax.Array] | None  # float32, by position; None if there are to be none
     present: tuple[bool, ...] | None = None  # per Parameter whether the steps reach it now
     active: tuple[StepGroup, ...] = ()  # the groups that are present
+    flagged: tuple[bool, ...] = ()  # per Parameter whether it is in these, if a step is told who is present
     # By wrappers and plan the programs for those that are present; by these and groups all there are.
     ready: Recent[Any, CompiledStep] = Recent()
     compiled: Recent[Any, CompiledStep] = Recent()
@@ -43,7 +46,7 @@ class Steps(NamedTuple):
 
     def having(self, **changes: Any) -> "Steps":
         """Return these with other groups or masters; the next step finds out which programs they need."""
-        return self._replace(present=None, active=(), ready=Recent(), **changes)
+        return self._replace(present=None, active=(), flagged=(), ready=Recent(), **changes)
 
 
 class Stepping(Settings, Measured):
@@ -60,7 +63,7 @@ class Stepping(Settings, Measured):
     _replaces = False  # whether the backward of a `minimize` replaces the gradients that are there
     _position: dict[Parameter, int]
     _steps: Steps
-    _clipped: Recent[Any, tuple[object, list[float], Plan]]  # by what is fixed in the clip of a `minimize`
+    _subsets: Subsets
     _packing: Any  # a `packing.Packing`, or None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -96,8 +99,14 @@ class Stepping(Settings, Measured):
             self._check_outside()
             grads = self._clipped_outside(grads)
         present = tuple([g is not None for g in grads])
+        flags = program_of is None  # another program may run where the arrays are, on several devices
         self._run(
-            present, grad_clip, program_of, lambda compiled, rate: compiled.arguments(grads, rate), taken
+            present,
+            grad_clip,
+            program_of,
+            lambda compiled, rate: compiled.arguments(grads, rate),
+            taken,
+            flags,
         )
 
     def _run(
@@ -107,10 +116,12 @@ class Stepping(Settings, Measured):
         program_of: Callable[[CompiledStep], Any] | None,
         arguments_of: Callable[[CompiledStep, Any], tuple[Any, ...]],
         taken: Callable[..., None] | None = None,
+        flags: bool = False,
     ) -> None:
         """Run a program of the step that reaches these parameters, and store what it returns; or neither.
 
-        It returns (values, state), and what else it computed is given to `taken`, which only assigns.
+        It returns (values, state), and what else it computed is given to `taken`, which only assigns. `flags`
+        says whether the program may have other Parameters in it too.
         """
         self.passed = True
         self._settled()
@@ -121,7 +132,7 @@ class Stepping(Settings, Measured):
 
         def prepare() -> Any:
             nonlocal compiled
-            compiled = self._compiled(present, grad_clip)
+            compiled = self._compiled(present, grad_clip, flags)
             if compiled is None:
                 return None
             given = compiled.rate(rate, type(self._learning_rate) is float)
@@ -215,7 +226,9 @@ class Stepping(Settings, Measured):
         def program(compiled: CompiledStep) -> Callable[..., Any]:
             return self._fused(compiled, loss, stowed.stowage)
 
-        self._run(present, grad_clip, program, arguments, taken)
+        # The rows of a table are stepped wherever they are listed.
+        flags = all([here or not p.sparse for p, here in zip(self.parameter_list, present, strict=True)])
+        self._run(present, grad_clip, program, arguments, taken, flags)
 
     def _fused(self, compiled: CompiledStep, loss: Loss, stowage: Any) -> Callable[..., Any]:
         """Return the program of this loss and the step; one that is equal to another has the same."""
@@ -236,17 +249,27 @@ class Stepping(Settings, Measured):
             for p, g in loss.left.items():
                 p.spent = g
 
-    def _compiled(self, present: tuple[bool, ...], grad_clip: Any) -> CompiledStep | None:
-        """Return the programs for the parameters that take part in this step; None if there are none."""
+    def _compiled(
+        self, present: tuple[bool, ...], grad_clip: Any, flags: bool = False
+    ) -> CompiledStep | None:
+        """Return the programs for the parameters that take part in this step; None if there are none.
+
+        With `flags` others may be in them too, which the step does not reach.
+        """
         layers = self._reached() if self.layers else ()
         if layers:
             joins = [any([part.joins(i) for part in layers]) for i in range(len(present))]
             present = tuple([here or joined for here, joined in zip(present, joins, strict=True)])
             if layers[0].waits:
                 return self._compiled_given(present, stay if len(layers) > 1 else leave)
+        plan = self._plan if grad_clip is OWN else self._plan_with(grad_clip)
+        if any(present) and self._subsets.are_many(present) and flags:
+            compiled = self._flagged(present, plan, layers)
+            if compiled is not None:
+                return compiled
         if present != self._steps.present:
             self._regroup(present)
-        steps, plan = self._steps, self._plan_under(grad_clip)
+        steps = self._steps
         if not steps.active:
             return None
         asked = layers, plan.number
@@ -262,6 +285,41 @@ class Stepping(Settings, Measured):
         if compiled.base.plan is not plan.number:
             compiled.adopt(plan)
         compiled.base.arrange(steps.active)
+        return compiled
+
+    def _flagged(
+        self, present: tuple[bool, ...], plan: Plan, layers: tuple[Part, ...]
+    ) -> CompiledStep | None:
+        """Return the programs that have all parameters and are told who takes part; None if there can be
+        none."""
+        steps, parameters = self._steps, self.parameter_list
+        if not steps.flagged or any(map(operator.gt, present, steps.flagged)):
+            fits = self._packing is None and not self._measures
+            groups = together(steps.groups, self._rules, parameters, present) if fits else None
+            if groups is None:
+                return None
+            members = {i for g in groups for i in g.members}
+            flagged = tuple([i in members for i in range(len(present))])
+            self._steps = steps.having(groups=groups)._replace(active=tuple(groups), flagged=flagged)
+            self._let_go()
+        masters = self._masters_of(present)
+        if masters is not None and len(masters) > len(self._steps.masters or {}):
+            self._steps = self._steps._replace(masters=masters)
+        steps = self._steps
+        compiled = steps.ready.get((layers, plan.number))
+        if compiled is None:
+            if not takes_flags(plan.options, layers):
+                return None
+            key = (layers, plan.key, FlaggedStep, *(tuple(g.members) for g in steps.active))
+            compiled = steps.compiled.get(key)
+            if compiled is None:
+                base = FlaggedRules(steps.active, plan, parameters)
+                compiled = steps.compiled.put(key, FlaggedStep(base, parameters, self._parts()))
+            steps.ready.put((layers, plan.number), compiled)
+        if compiled.base.plan is not plan.number:
+            compiled.adopt(plan)
+        compiled.base.arrange(steps.active)
+        compiled.reach(present, parameters)  # type: ignore[attr-defined]
         return compiled
 
     def _compiled_given(self, present: tuple[bool, ...], update: Any) -> CompiledStep | None:
@@ -286,33 +344,10 @@ class Stepping(Settings, Measured):
             return self._reached()
         return *self._reached(), Masters(lambda: self._steps.masters or {}, self.parameter_list)
 
-    def _plan_under(self, grad_clip: Any) -> Plan:
-        """Return what each parameter gets, with this clip in place of its own: equal clips have one plan."""
-        if grad_clip is OWN:
-            return self._plan
-        if grad_clip.outside():
-            raise TypeError(
-                f"minimize's grad_clip: found {type(grad_clip).__name__}, which has _dygraph_clip, expected "
-                "it in the constructor, or one that defines clip(self, grads)"
-            )
-        chosen = tuple(map(grad_clip.selects, self.parameter_list))
-        numbers = [getattr(grad_clip, name) for name in grad_clip.adjustable()]
-        known = self._clipped.get((grad_clip.fixed(), chosen))
-        if known is not None and known[:2] == (self._plan.number, numbers):
-            return known[2]
-        clip = grad_clip.transformation()
-        pairs = zip(chosen, self._plan.options, strict=True)
-        options = [o._replace(grad_clip=clip if here else None) for here, o in pairs]
-        plan = planned(options)
-        if known is not None:
-            plan = renewed(known[2], self._plan.seen, options, self._packing is not None, made=True)
-        self._clipped.put((grad_clip.fixed(), chosen), (self._plan.number, numbers, plan))
-        return plan
-
     def _regroup(self, present: tuple[bool, ...]) -> None:
         """Make groups, and masters, for a step that reaches other parameters than the last one did."""
         steps = self._steps
-        groups = regroup(steps.groups, self._rules, self.parameter_list, present)
+        groups = regroup(apart(steps.groups), self._rules, self.parameter_list, present)
         active = tuple(g for g in groups if present[g.members[0]])
         masters = self._masters_of(present)
         self._steps = steps.having(groups=groups, masters=masters)._replace(present=present, active=active)

@@ -92,7 +92,8 @@ if TYPE_CHECKING:
 else:
     _LAZY = {
         "": (
-            "amp checkpoint distributed fluid guide incubate interop nn optimizer schedules sparse splits static"
+            "amp checkpoint distributed fluid guide incubate interop nn optimizer schedules sparse splits "
+            "static"
         ),
         "accumulate": "accumulate_gradients",
         "average": "exponential_moving_average lookahead model_average",

@@ -69,13 +69,30 @@ def test_a_header_that_lies(tmp_path, contents, words):
 
 @pytest.mark.parametrize(
     "name",
-    ["../outside.safetensors", "/etc/passwd", "a/b", "a\\b", "C:x", "", ".", "..", "a\0b", "a\nb", 3, None, [], "x" * 300],
+    [
+        "../outside.safetensors",
+        "/etc/passwd",
+        "a/b",
+        "a\\b",
+        "C:x",
+        "",
+        ".",
+        "..",
+        "a\0b",
+        "a\nb",
+        3,
+        None,
+        [],
+        "x" * 300,
+    ],
 )
 def test_an_index_names_files_of_its_folder_only(folder, name):
     index = json.loads((folder / INDEX).read_text())
     index["weight_map"]["encoder.weight"] = name
     (folder / INDEX).write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=f"{INDEX}: .*'encoder.weight' is in .*, expected the bare name"):
+    with pytest.raises(
+        CheckpointError, match=f"{INDEX}: .*'encoder.weight' is in .*, expected the bare name"
+    ):
         load(folder)
 
 
@@ -113,7 +130,9 @@ def test_shards_that_disagree_with_their_index(folder):
     (folder / SHARD).write_bytes(shard(arrays, bytes(96)))
     more = folder / "model-00002-of-00002.safetensors"
     found = header(more)
-    grown = {k: {"dtype": "U16", "shape": list(x.shape), "data_offsets": [0, 0]} for k, x in found.arrays.items()}
+    grown = {
+        k: {"dtype": "U16", "shape": list(x.shape), "data_offsets": [0, 0]} for k, x in found.arrays.items()
+    }
     at, data = 0, b""
     for key, x in found.arrays.items():
         grown[key]["data_offsets"] = [at, at := at + x.nbytes]
@@ -278,7 +297,9 @@ def test_ranks_that_cannot_be_joined(tmp_path):
     cut = copied("cut")
     state = {"linear_0.w_0_moment1_0": np.zeros(16, np.float32)}
     save(state, cut / "optimizer.shard00.pdopt")
-    with pytest.raises(CheckpointError, match=r"shape \(16,\), the parameter \(6, 5\): .*split_param, or stage 2"):
+    with pytest.raises(
+        CheckpointError, match=r"shape \(16,\), the parameter \(6, 5\): .*split_param, or stage 2"
+    ):
         load(cut)
     twice = copied("twice")
     save({"linear_1.b_0_moment1_0": np.zeros(3, np.float32)}, twice / "optimizer.shard00.pdopt")

@@ -3,8 +3,9 @@
     PYTHON continue_folder.py CASE_DIR FOLDER OUT.npz
 
 CASE_DIR holds manifest.json and replay.npz of a recorded case. The folder is loaded by the library's own
-functions; OUT.npz receives loaded/param/<key>, loaded/acc/<name>, loaded/master/<name>. In float32 the recorded
-gradients of steps 11 to 20 follow, and param/<key>, acc/<name>; the CPU has no optimizers for bfloat16.
+functions; OUT.npz receives loaded/param/<key>, loaded/acc/<name>, loaded/master/<name>. In float32 the
+recorded gradients of steps 11 to 20 follow, and param/<key>, acc/<name>; the CPU has no optimizers for
+bfloat16.
 """
 
 import json

@@ -17,6 +17,7 @@ from ..optimizer.lr import Rate
 from ..optimizer.optimizer import Optimizer, Pairs
 from ..optimizer.parameter import Parameter
 from ..optimizer.transaction import run_atomically
+from ..optimizer.whole import in_one
 from ..rates import RuleState, set_learning_rate
 from ..regularizer import as_regularizer
 from ..tracing import check_outside
@@ -131,7 +132,7 @@ class DGCMomentumOptimizer(Optimizer):
             clips=ByPosition(clipped),
             warns=warns,
         )
-        self._compiled_step = jax.jit(self._step, static_argnums=0, donate_argnums=(1, 2))
+        self._compiled_step = jax.jit(in_one(self._step), static_argnums=0, donate_argnums=(1, 2))
         self._steps = self._steps.afresh()
         self._applied = self._plan.number
 

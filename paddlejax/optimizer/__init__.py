@@ -78,6 +78,35 @@ KeyboardInterrupt at any place. An error of the running program is not covered: 
 One call into C runs the program and keeps its result. So an interrupt cannot come between the two. A second
 interrupt, while the first is being handled, is not provided for.
 
+JAX builds the result of a program inside that call, and for a NamedTuple or a registered class it runs
+Python code there. So programs that donate are `in_one`: their result is made in C, and `opened` afterwards.
+The first run of a program goes through Python code of JAX: an interrupt there, after XLA has run, can still
+lose the arguments.
+
+Which programs are kept
+-----------------------
+
+Programs live in tables of at most 64 entries (`recent.KEPT`), from which what was not used for longest goes:
+per optimizer the programs of steps, those with a loss in them, and the plans of the clips that `minimize` was
+given; for all losses their forward and backward; per loss function and per RecomputeOptimizer what was made
+of its calls. What has gone is compiled anew.
+
+    a new rate, factor, batch      no new program
+    an option that is a number     one more, in which numbers are data
+    a clip for one `minimize`      none if there was an equal one; one more if only its number differs
+    set_state_dict                 none
+    a new static argument, loss    one
+    another subset of Parameters   one each for the first 4 (`flagged.FEW`), then one for all there may be
+
+This one, a FlaggedStep, has all trainable Parameters, scalars of each, and flags as data. It computes all and
+keeps what the flags say; rounding may differ by an ulp where XLA fuses otherwise. After 100 steps in a row
+that reach the same (`flagged.LONG`) these get a program of their own again. There is none for packed buffers,
+gradient merge, measured steps, a pipeline, a clip of the user's own, Parameters of float32 and float64 in one
+optimizer, and a loss that leaves out a sparse table: these keep a program per subset, in the table.
+
+Two optimizers share no program: it has the Parameters in it, which the rule's exclusions are asked about, and
+would keep their arrays alive.
+
 When a Loss is current
 ----------------------
 

@@ -24,6 +24,7 @@ from .ledger import ArrayField, CountField, Entries, Field, load, written
 from .parameter import Parameter
 from .settings import HOOKS
 from .transaction import complete, run_atomically
+from .whole import in_one
 
 ANEW = "it is fixed; make a new average, and give it state_dict()"
 
@@ -120,6 +121,7 @@ class ParameterAverage(Attributes):
 
 
 @functools.partial(jax.jit, donate_argnums=1)
+@in_one
 def _decayed(values: list[Any], state: MovingAverageState, decay: Any, steps: Any) -> MovingAverageState:
     return exponential_moving_average(decay, steps).update(values, state)
 
@@ -130,6 +132,7 @@ def _decayed_value(state: MovingAverageState) -> list[jax.Array]:
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=1)
+@in_one
 def _windowed(
     values: list[list[Any]], states: list[ModelAverageState], rate: Any, shortest: int, longest: int
 ) -> list[ModelAverageState]:

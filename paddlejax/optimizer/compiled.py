@@ -15,6 +15,7 @@ from .parameter import Parameter
 from .parts import Part
 from .spent import Stowage
 from .store import Store, gathered, spread
+from .whole import in_one
 
 
 class CompiledStep:
@@ -34,7 +35,7 @@ class CompiledStep:
         self._place = {parameters[i]: at for at, i in enumerate(self.order)}
         many = base.arrays > MANY and base.elements < SMALL * len(self.order)
         self.step = jax.jit(
-            self.update, donate_argnums=(0, 1), compiler_options=fast_compile() if many else None
+            in_one(self.update), donate_argnums=(0, 1), compiler_options=fast_compile() if many else None
         )
         self.elsewhere: dict[Any, Any] = {}  # other ways to run `update`, by who made them
         self._constant: tuple[float | None, Any] = None, None
@@ -75,7 +76,7 @@ class CompiledStep:
     ) -> Callable[..., Any]:
         """Return the program of forward, backward and update of a loss over these Parameters."""
         return jax.jit(
-            functools.partial(self._minimize, call, self.places(parameters), stowage),
+            in_one(functools.partial(self._minimize, call, self.places(parameters), stowage)),
             donate_argnums=(0, 1, 2),
             keep_unused=True,  # the last gradients, which only give their memory
         )

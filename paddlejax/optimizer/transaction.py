@@ -5,6 +5,7 @@ from itertools import starmap
 from typing import Any
 
 from ..tracing import check_outside
+from .whole import opened
 
 
 def complete(store: Callable[[], None]) -> None:
@@ -28,10 +29,11 @@ def run_atomically(
 ) -> bool:
     """Run a program that donates its arguments and store its result; or neither, whatever is raised.
 
-    `prepare` returns (program, arguments), or None if there is nothing to run. The return value says whether
-    a program ran. Once it has run, its arguments are gone. One call into C runs it and keeps the result, so
-    an interrupt finds either the arguments or the result. It may come inside `store`, which is then called
-    once more: so `store` only assigns, and to call it twice gives what once gives. `undo` is called where
+    `prepare` returns (program, arguments), or None if there is nothing to run. The program is a compiled one
+    of a function that is `in_one`, or plain Python that donates nothing. The return value says whether a
+    program ran. Once it has run, its arguments are gone. One call into C runs it and keeps the result, so an
+    interrupt finds either the arguments or the result. It may come inside `store`, which is then called once
+    more: so `store` only assigns, and to call it twice gives what once gives. `undo` is called where
     something is raised and the program did not run.
     """
     check_outside("a step or an update of an object")
@@ -41,8 +43,8 @@ def run_atomically(
         if made is None:
             return False
         results.extend(starmap(made[0], [made[1]]))
-        store(results[0])
+        store(opened(results[0]))
     except BaseException:
-        store(results[0]) if results else undo()
+        store(opened(results[0])) if results else undo()
         raise
     return True

@@ -7,6 +7,7 @@ an object that is made without Python code, and whoever ran it puts them togethe
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -16,16 +17,18 @@ from .recent import KEPT
 
 
 class _Whole(functools.partial):
-    """Leaves, and what puts them together: calling it does. It is made in C."""
+    """Leaves, and what puts them together: calling it does."""
 
 
 @functools.lru_cache(KEPT)
 def _joining(structure: Any) -> Callable[[Any], Any]:
     """Return what puts leaves together; JAX compares it, so a structure has one."""
-    return lambda leaves: jax.tree.unflatten(structure, leaves)  # a partial of a partial would be one
+    # JAX may take a result apart and build it again, which puts the leaves into one more tuple.
+    return lambda nested: jax.tree.unflatten(structure, jax.tree.leaves(nested))
 
 
-jax.tree_util.register_pytree_node(_Whole, lambda whole: (whole.args[0], whole.func), _Whole)  # type: ignore[arg-type]
+# Both are made in C.
+jax.tree_util.register_pytree_node(_Whole, operator.attrgetter("args", "func"), _Whole)  # type: ignore[arg-type]
 
 
 def in_one(function: Callable[..., Any]) -> Callable[..., Any]:

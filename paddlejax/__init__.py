@@ -8,6 +8,7 @@ Functions, as in optax: `sgd`, `momentum`, `adam`, `adamw`, `lamb`, `muon`, ... 
 Objects, as in Paddle: `Parameter`, `parameters`, `loss` and
 
 - `optimizer`     2.x: SGD, Momentum, Adam, AdamW, Lamb, LBFGS, ..., and `optimizer.lr`, its schedulers
+- `optim`         the same with torch's arguments, and `optim.lr_scheduler`
 - `fluid`         1.x: `fluid.optimizer`, `fluid.clip`, `fluid.regularizer`, `fluid.dygraph`
 - `incubate`, `static`, `amp`, `nn`, `regularizer`     wrappers, averages, GradScaler, clips, decays
 
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
         incubate,
         interop,
         nn,
+        optim,
         optimizer,
         schedules,
         sparse,
@@ -92,8 +94,8 @@ if TYPE_CHECKING:
 else:
     _LAZY = {
         "": (
-            "amp checkpoint distributed fluid guide incubate interop nn optimizer schedules sparse splits "
-            "static"
+            "amp checkpoint distributed fluid guide incubate interop nn optim optimizer schedules sparse "
+            "splits static"
         ),
         "accumulate": "accumulate_gradients",
         "average": "exponential_moving_average lookahead model_average",
@@ -183,6 +185,7 @@ __all__ = [
     "nadam",
     "nn",
     "no_grad",
+    "optim",
     "optimizer",
     "pack",
     "parameters",

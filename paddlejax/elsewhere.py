@@ -99,9 +99,9 @@ WAYS = {
         distributed.send distributed.set_mesh distributed.shard_layer distributed.shard_optimizer
         distributed.shard_scaler distributed.shard_tensor distributed.spawn distributed.split
         distributed.utils. distributed.communication. distributed.collective.
-        distributed.save_group_sharded_model distributed.to_static incubate.DistributedFusedLamb
-        incubate.optimizer.DistributedFusedLamb incubate.distributed. incubate.fleet. fluid.incubate.
-        fluid.transpiler. fluid.DistributeTranspiler fluid.DistributeTranspilerConfig fluid.fleet.
+        distributed.save_group_sharded_model distributed.to_static
+        incubate.distributed. incubate.fleet. fluid.incubate. fluid.transpiler.
+        fluid.DistributeTranspiler fluid.DistributeTranspilerConfig fluid.fleet.
         fluid.dygraph.DataParallel fluid.dygraph.ParallelEnv fluid.dygraph.prepare_context
         fluid.dygraph.parallel.""",
     "leave it out: JAX takes the accelerator that it finds, and jax.default_device(...) says another": """

@@ -352,6 +352,8 @@ def of_annotation(annotation: Any, default: Any) -> tuple[Check, ...]:
     None is missing, unless it is the default.
     """
     kind, *bounds = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    if kind == float | None:
+        return (optional(NUMBER, *(bounds or [FINITE])),)
     ranges = [replace(bound, kind="an int") if kind is int else bound for bound in bounds]
     if kind is float and not ranges:
         ranges = [FINITE]

@@ -33,6 +33,7 @@ class LeafOptions(NamedTuple):
     grad_clip: Any = None  # a transformation, or None for no clip
     frozen: bool = False
     leaf: Any = None  # what the rule's own exclusions are asked about, by default the path
+    maximize: bool = False  # step along the gradient; a decay still pulls to zero, as in torch
 
 
 class PathState(NamedTuple):
@@ -57,6 +58,7 @@ class PerLeaf(GradientTransformation):
     ) -> list[Any]:
         """Return the factor on the rate that a step chose for each leaf, None where there is none."""
         options: list[Any] = [self.choose(path) for path in paths]
+        grads = _turned(grads, options)
         for (t, members), s in zip(_stage("grad_clip", options), before.grad_clip, strict=True):
             grads = _changed(t, members, s, grads, params)
         for (t, members), s in zip(_stage("weight_decay", options), before.weight_decay, strict=True):
@@ -115,7 +117,7 @@ class _PerLeaf:
         check_state("by_path", state, PathState)
         paths, leaves, tree, options = self._resolve(params)
         given = align(tree, paths, grads, "gradients")
-        gs = gradients(tree, paths, leaves, grads, rows=True)
+        gs = _turned(gradients(tree, paths, leaves, grads, rows=True), options)
         # -0.0 is the one number that leaves every other as it is, -0.0 included.
         still = {
             i: _stillness(g, leaves[i])
@@ -140,6 +142,16 @@ class _PerLeaf:
                 new_states.append(s)
             states.append(tuple(new_states))
         return tree.unflatten([still.get(i, g) for i, g in enumerate(gs)]), PathState(*states)
+
+
+def _turned(grads: list[Any], options: Sequence[Any]) -> list[Any]:
+    """Return the gradients, with the other sign where the loss is to grow."""
+    if not any(o is not None and o.maximize for o in options):
+        return grads
+    return [
+        g if g is None or not o.maximize else g.with_values(-g.values) if isinstance(g, SelectedRows) else -g
+        for g, o in zip(grads, options, strict=True)
+    ]
 
 
 def _stillness(g: Any, p: Any) -> Any:

@@ -94,6 +94,7 @@ PUBLIC = """
     paddlejax.splits paddlejax.optimizer.muon paddlejax.incubate.optimizer.functional
     paddlejax.checkpoint paddlejax.rules paddlejax.distributed paddlejax.fluid
     paddlejax.fluid.wrappers paddlejax.fluid.layers paddlejax.fluid.dygraph paddlejax.interop
+    paddlejax.optim paddlejax.optim.lr_scheduler
 """.split()
 WITHOUT_EXAMPLE = {
     "CheckpointError": "an exception",

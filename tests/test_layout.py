@@ -26,7 +26,7 @@ LAYERS = [
     {"matrices"},
     {"optimizer"},
     {"casting", "checkpoint", "distributed", "cpu_fusion"},
-    {"amp", "nn", "fluid", "incubate", "interop", "static"},
+    {"amp", "nn", "fluid", "incubate", "interop", "optim", "static"},
     {"__init__"},
     {"__main__"},
 ]

@@ -182,10 +182,10 @@ class DGCMomentumOptimizer(Optimizer):
         self._check_alone("backward")
         return super().backward(loss, startup_program, parameter_list, no_grad_set, callbacks)
 
-    def step(self) -> None:
+    def step(self, closure: Any = None) -> Any:
         """As `Optimizer.step`, on one worker."""
         self._check_alone("step")
-        super().step()
+        return super().step(closure)
 
     def apply_gradients(self, params_grads: Iterable[tuple[Parameter, Any]]) -> list[Any]:
         """As `Optimizer.apply_gradients`, on one worker."""

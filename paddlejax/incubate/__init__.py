@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 from ..elsewhere import names_of
 from . import optimizer
-from .optimizer import LookAhead, ModelAverage
+from .optimizer import DistributedFusedLamb, LookAhead, ModelAverage
 
-__all__ = ["LookAhead", "ModelAverage", "optimizer"]
+__all__ = ["DistributedFusedLamb", "LookAhead", "ModelAverage", "optimizer"]
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__)

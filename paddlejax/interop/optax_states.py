@@ -11,6 +11,7 @@ from jax.tree_util import GetAttrKey, tree_flatten_with_path, tree_map_with_path
 from ..accumulate import AccumulateState
 from ..array_types import ArrayTree
 from ..checkpoint.names import checked_names
+from ..checkpoint.states import POWERS
 from ..hyper import optional, verify
 from ..optimizer.ledger import ArrayField, Entries, Misfit
 from ..optimizer.optimizer import Optimizer
@@ -86,6 +87,8 @@ def to_optax(state: ArrayTree, opt_state: ArrayTree) -> Any:
     arrays: dict[str, Any] = {}
     heavy_ball: set[str] = set()  # RMSProp's
     for rule in rules:
+        if rule.shared.keys() - {*POWERS}:
+            raise TypeError("state: found a dampening or an lr_decay, which optax has not")
         if "moment2_max" in rule.slots:
             raise TypeError(f"state: found amsgrad's moment2_max; for optax.amsgrad {REFUSED[AMSGRAD]}")
         for slot, tree in rule.slots.items():

@@ -22,6 +22,8 @@ KINDS = [
     ({"velocity"}, set()),
     ({"momentum", "mean_square", "mean_grad"}, set()),
     ({"moment"}, set()),
+    ({"velocity"}, {"begun"}),  # with a dampening
+    ({"moment"}, {"steps"}),  # with lr_decay
     (set(), set()),
 ]
 AFRESH = ("momentum", "mean_grad")  # of RMSProp: others keep them only where they are used
@@ -65,7 +67,7 @@ class Place(NamedTuple):
     parameter: str
     shape: tuple[int, ...]
     dtype: Any
-    start: Any  # of a power: the beta; None for a slot
+    start: Any  # what a scalar began with, of a power the beta; None for a slot
 
 
 def parameters_of(target: Any) -> list[str]:
@@ -83,9 +85,12 @@ def filled(target: Any, moved: Moved, strict: bool) -> Any:
     known = {name for by_name in moved.slots.values() for name in by_name}
     for place in _places(target):
         if place.start is not None:
-            if place.parameter in moved.counts:
-                power = float(place.start) ** (moved.counts[place.parameter] + 1)
-                entries[place.key] = np.full(place.shape, power, place.dtype)
+            count = moved.counts.get(place.parameter)
+            value: Any = {"begun": int(place.parameter in known), "steps": count}.get(place.accumulator)
+            if place.accumulator in POWERS and count is not None:
+                value = float(place.start) ** (count + 1)
+            if value is not None:
+                entries[place.key] = np.full(place.shape, value, place.dtype)
             continue
         found = left.pop((place.accumulator, place.parameter), None)
         if found is not None:
@@ -105,12 +110,13 @@ def _places(target: Any) -> Iterator[Place]:
             for name in rule.slots:
                 yield Place(f"{owner}_{name}_0", name, p.name, p.shape, dtype, None)
             for name, beta in rule.shared().items():
-                yield Place(f"{owner}_{name}_0", name, p.name, (1,), dtype, beta)
+                own = np.int64 if isinstance(beta, int) else dtype
+                yield Place(f"{owner}_{name}_0", name, p.name, (1,), own, beta)
         return
     stepped = max(int(rule.count) for rule in rules_of(target, "state"))
     state = State(target)
     for leaf in state.leaves:
-        if leaf.kind == "shared" and stepped:
+        if leaf.key in POWERS and stepped:
             found = f"found one after {stepped} updates"
             raise ValueError(f"state: {found}, expected tx.init(params), whose powers of beta tell the betas")
         if leaf.kind in ("slot", "shared"):

@@ -30,6 +30,7 @@ class Group(NamedTuple):
     decay: WeightDecayRegularizer | None
     clip: ClipGradBase | None
     edits: list[tuple[int, int]]  # how often each Parameter's rate and regularizer had been assigned
+    maximize: bool = False
 
     def options(self, decay: WeightDecayRegularizer | None) -> Iterator[LeafOptions]:
         """What each parameter gets: what was assigned to it after the group was made, else the group's word,
@@ -45,6 +46,7 @@ class Group(NamedTuple):
                 None if regularizer is None else regularizer.transformation(),
                 clipping if clip is not None and clip.selects(p) else None,
                 leaf=p,
+                maximize=self.maximize,
             )
 
 

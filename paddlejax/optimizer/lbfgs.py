@@ -79,6 +79,10 @@ class LBFGS(Optimizer):
 
     def _check_options(self, options: list[LeafOptions]) -> None:
         """Raise if a part of the parameters has options of its own."""
+        if any(own.maximize for own in options):
+            raise NotImplementedError(
+                "maximize: found True, expected False: return -loss from LBFGS's closure"
+            )
         for p, own in zip(self.parameter_list, options, strict=True):
             extras = {"weight decay": own.weight_decay, "gradient clip": own.grad_clip}
             wrong = [f"a {what}" for what, given in extras.items() if given is not None]

@@ -131,6 +131,11 @@ def no_grad(function: Callable[..., Any] | None = None) -> Any:
     return block if function is None else block(function)
 
 
+def with_gradients() -> Any:
+    """A block in which losses have gradients, also within a `no_grad` block."""
+    return _without_grad.set(None)
+
+
 def loss(function: Callable[..., Any] | None = None, *, has_aux: bool = False) -> Any:
     """Decorate a function of parameters and data that returns a scalar; a call then builds a `Loss`, and runs
     nothing.

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from ..hyper import FACTOR, MAGNITUDE, ArgumentError, number, scalar, verify, with_scalars
+from ..hyper import FACTOR, MAGNITUDE, ArgumentError, number, require, scalar, verify, with_scalars
 from ..lifting import Rule, check, check_rounded_of
 from ..paths import describe_leaves
 from ..regularizer import as_regularizer
@@ -25,7 +25,7 @@ from .call import gradients_of
 from .flagged import Subsets
 from .ledger import DictField, Entries, load, undone_on_error, written
 from .loss import Loss
-from .loss_function import LossFunction
+from .loss_function import LossFunction, with_gradients
 from .lr import LambdaDecay, LRScheduler, Rate
 from .parameter import Parameter
 from .recent import Recent
@@ -118,9 +118,24 @@ class Optimizer(Views, Stepping):
         frozen = {p.name: options[p.name]._replace(frozen=p.stop_gradient) for p in self.parameter_list}
         return describe_leaves({p.name: p.peek() for p in self.parameter_list}, frozen.__getitem__)
 
-    def step(self) -> None:
-        """Update every parameter that has a gradient, from its `.grad`."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient, from its `.grad`.
+
+        A `closure` is called first, in a `no_grad` block too with gradients: it clears them, computes the
+        loss, calls its `backward()` and returns the loss, which `step` returns.
+        """
+        result = None if closure is None else self._closed(closure)
         self.apply([None if p.stop_gradient else p.lazy_grad for p in self.parameter_list])
+        return result
+
+    @staticmethod
+    def _closed(closure: Any) -> Any:
+        """Return what the closure returns."""
+        require(
+            callable(closure), "step's closure", closure, "a function without arguments, or None", TypeError
+        )
+        with with_gradients():
+            return closure()
 
     def minimize(
         self, loss: Any, startup_program: None = None, parameters: Any = None, no_grad_set: Any = None

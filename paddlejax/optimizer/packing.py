@@ -100,4 +100,4 @@ def _fits(p: Parameter, rule: Rule, o: LeafOptions) -> bool:
 def _kind(p: Parameter, rule: Rule, o: LeafOptions) -> Any:
     """Parameters of which all this is equal are stepped alike."""
     device = (p.peek().device, p.peek().committed)
-    return p.dtype, device, o.learning_rate, id(o.weight_decay), id(o.grad_clip), likeness(rule)
+    return p.dtype, device, o.maximize, o.learning_rate, id(o.weight_decay), id(o.grad_clip), likeness(rule)

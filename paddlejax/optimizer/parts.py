@@ -239,7 +239,7 @@ class Rules:
 
         def update(grads: Any, state: Any, params: Any = None, *, rate: Any) -> tuple[Any, Any]:
             plain, rates, options = self._given(rate)
-            clip = _per_leaf(options, rule=None, weight_decay=None)
+            clip = _per_leaf(options, rule=None, weight_decay=None, maximize=False)
             clips = any(o.grad_clip is not None for o in options)
             both = with_info(_per_leaf(options, grad_clip=None), grad_clip=clip if clips else None)
             inner = _per_leaf(options, rule=None, grad_clip=None).init(params)

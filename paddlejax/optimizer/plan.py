@@ -79,7 +79,9 @@ def taken_apart(options: Sequence[LeafOptions]) -> tuple[Any, list[float]]:
         kind, own = _kind(part)
         kinds.append((kind, len(own)))
         numbers += own
-    members = [tuple(places.get(id(x)) for x in (o.rule, o.weight_decay, o.grad_clip)) for o in options]
+    members = [
+        (o.maximize, *(places.get(id(x)) for x in (o.rule, o.weight_decay, o.grad_clip))) for o in options
+    ]
     return (tuple(kinds), tuple(members)), numbers
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from ..attributes import Attributes, changes
 from ..clip import ClipGradBase
-from ..hyper import scalar
+from ..hyper import FLAG, scalar, verify
 from ..leaves import LeafOptions
 from ..lifting import Lifted, check_rounded_of, lift
 from ..regularizer import WeightDecayRegularizer, as_regularizer
@@ -208,6 +208,17 @@ class Settings(Attributes):
         self._refuse_groups("_grad_clip")
         groups = [group._replace(clip=clip) for group in self._groups]
         self._change(_clip_of_all=clip, _groups=groups, _clips_outside=_any_outside(groups))
+
+    @property
+    def maximize(self) -> bool:
+        """Whether a step goes along the gradients, so that the loss grows; a decay still pulls to zero."""
+        return any(group.maximize for group in self._groups)
+
+    @maximize.setter
+    def maximize(self, on: Any) -> None:
+        """Turn every group around."""
+        verify(FLAG, "maximize", on)
+        self._change(_groups=[group._replace(maximize=on) for group in self._groups])
 
     @property
     def _multi_precision(self) -> bool:

@@ -1,10 +1,11 @@
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax.numpy as jnp
 
-from ..hyper import NonNegative
+from ..hyper import MAGNITUDE, NonNegative
 from ..lifting import Rule, lifted, rule
 from ..norms import root
+from ..trees import next_count
 
 
 @rule
@@ -12,10 +13,11 @@ class Adagrad(Rule):
     """Divide the gradient by the root of the sum of its squares so far.
 
         m ← m + g²                  moment, from initial_accumulator_value
-        p ← p - η g / (√m + ε)
+        p ← p - η g / (√m + ε)      or, with lr_decay, η / (1 + n lr_decay) for η, after n steps
 
     ε is outside the root, as in torch (default 1e-10 there); optax.adagrad has it inside, starts m at 0.1 and
-    sets the update to zero where m is zero.
+    sets the update to zero where m is zero. lr_decay is torch's; beside a schedule both act. Its state is n,
+    steps () int32, which None, the default, has not.
 
     >>> tx = adagrad(0.1)
     >>> p = jnp.array([1.0, -1.0])
@@ -28,10 +30,24 @@ class Adagrad(Rule):
 
     slots: ClassVar = ("moment",)
     reads_params: ClassVar = False
+    data: ClassVar = ("lr_decay",)
     sparse: ClassVar = "rows"
 
     epsilon: NonNegative = 1e-6
     initial_accumulator_value: NonNegative = 0.0
+    lr_decay: Annotated[float | None, MAGNITUDE] = None
+
+    def shared(self):
+        """With `lr_decay`: how many steps were made."""
+        return {} if self.lr_decay is None else {"steps": 0}
+
+    def advance(self, learning_rate, shared):
+        """With `lr_decay` the rate falls with every step."""
+        if self.lr_decay is None:
+            return learning_rate, shared
+        steps = shared["steps"]
+        fallen = learning_rate / (1 + steps.astype(learning_rate.dtype) * self.lr_decay)
+        return fallen, {"steps": next_count(steps)}
 
     def init(self, p):
         """The moment starts at `initial_accumulator_value`, not at zero."""

@@ -41,6 +41,37 @@ CASES = {
     "rprop": ("Rprop", {"lr": 0.01}),
 }
 
+RATES = {
+    "LambdaLR": {},
+    "MultiplicativeLR": {},
+    "StepLR": {"step_size": 3},
+    "MultiStepLR": {"milestones": [2, 5], "gamma": 0.5},
+    "ConstantLR": {},
+    "LinearLR": {"total_iters": 4},
+    "ExponentialLR": {"gamma": 0.9},
+    "CosineAnnealingLR": {"T_max": 8, "eta_min": 0.01},
+    "CosineAnnealingWarmRestarts": {"T_0": 3, "T_mult": 2},
+    "ReduceLROnPlateau": {"factor": 0.5, "patience": 1, "eps": 1e-6},
+    "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 3, "mode": "exp_range", "gamma": 0.9},
+    "OneCycleLR": {"max_lr": 0.5, "epochs": 3, "steps_per_epoch": 4},
+}
+LAMBDAS = {"LambdaLR": lambda epoch: 0.9**epoch, "MultiplicativeLR": lambda epoch: 0.8}
+METRICS = [3.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+
+
+def rates(name, arguments):
+    """The rate at the start and after each of ten epochs."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.4, momentum=0.9)
+    more = {"lr_lambda": LAMBDAS[name]} if name in LAMBDAS else {}
+    if name in ("CyclicLR", "OneCycleLR"):
+        more["cycle_momentum"] = False
+    scheduler = getattr(torch.optim.lr_scheduler, name)(optimizer, **arguments, **more)
+    yield optimizer.param_groups[0]["lr"]
+    for metric in METRICS:
+        optimizer.step()
+        scheduler.step(*([metric] if name == "ReduceLROnPlateau" else []))
+        yield optimizer.param_groups[0]["lr"]
+
 
 def main(out):
     rng = np.random.default_rng(18)
@@ -62,7 +93,10 @@ def main(out):
                 for n, p in params.items():
                     p.grad = torch.tensor(grads[step][n])
                 optimizer.step()
-    arrays["cases"] = np.array(json.dumps({"torch": torch.__version__, "cases": CASES}))
+    for name, more in RATES.items():
+        arrays[f"rates/{name}"] = np.array(list(rates(name, more)))
+    about = {"torch": torch.__version__, "cases": CASES, "rates": RATES, "metrics": METRICS}
+    arrays["cases"] = np.array(json.dumps(about))
     np.savez_compressed(out, **arrays)
 
 

@@ -13,10 +13,12 @@ from ...optimizer.optimizer import Optimizer
 from ...optimizer.wrappers import RecomputeOptimizer
 from ...regularizer import as_regularizer
 from . import functional
+from .distributed_fused_lamb import DistributedFusedLamb
 
 __all__ = [
     "LBFGS",
     "DGCMomentumOptimizer",
+    "DistributedFusedLamb",
     "GradientMergeOptimizer",
     "LarsMomentumOptimizer",
     "LookAhead",

@@ -31,6 +31,7 @@ from . import elsewhere, regularizer, rules
 from .clip import clip_by_global_norm, clip_by_norm, clip_by_value
 from .cpu_fusion import enable_cpu_fusion
 from .lifting import GradientTransformation, Rule, lift, rule
+from .pages import publish
 from .rates import RuleState, get_learning_rate, set_learning_rate
 from .regularizer import l1_decay, l2_decay
 from .rules import (
@@ -120,6 +121,7 @@ else:
             return elsewhere.found(__name__, name)
         module = importlib.import_module(f".{_HOME[name] or name}", __name__)
         found = globals()[name] = getattr(module, name) if _HOME[name] else module
+        publish(globals(), [name])
         return found
 
 
@@ -207,3 +209,5 @@ __all__ = [
     "with_info",
     "with_master_weights",
 ]
+
+publish(globals())

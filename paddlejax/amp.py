@@ -21,6 +21,7 @@ from .optimizer.parameter import ZEROS, Parameter
 from .optimizer.scaled import FIELDS, Progress, ScaledLoss, is_scaled, noted
 from .optimizer.transaction import complete
 from .optimizer.wrappers import innermost
+from .pages import publish
 from .tracing import check_outside
 
 __all__ = [
@@ -427,3 +428,5 @@ __path__: list[str] = []  # Paddle has modules below this one, see elsewhere.py
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__)
+
+publish(globals())

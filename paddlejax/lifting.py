@@ -26,8 +26,9 @@ import jax
 import jax.numpy as jnp
 
 from .array_types import ArrayTree, Gradients, Init, LearningRate, Update
-from .hyper import RATE, Declaration, Interval, check_rounded, of_annotation, refuse_bad, verify
-from .rates import PAGE, RuleState, rate_at, rate_in_force, state_type
+from .hyper import RATE, Declaration, Interval, check_rounded, of_annotation, readable, refuse_bad, verify
+from .pages import by_hand
+from .rates import RuleState, rate_at, rate_in_force, state_type
 from .selected_rows import SelectedRows, dense
 from .step import advance, check_sparse, in_wide, stepped
 from .trees import (
@@ -433,9 +434,10 @@ def lifted(cls: Callable[P, Rule], learning_rate: Any = inspect.Parameter.empty)
         return lift(cls(**bound.arguments), rate)  # type: ignore[call-arg]
 
     rate = inspect.Parameter("learning_rate", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=learning_rate)
-    signature = inspect.Signature([rate, *inspect.signature(cls).parameters.values()])
+    arguments = [rate, *inspect.signature(cls).parameters.values()]
+    signature = readable(inspect.Signature(arguments, return_annotation=Lifted))
     make.__signature__ = signature  # type: ignore[attr-defined]
-    words, found, example = (cls.__doc__ or "").partition("    >>> ")
-    make.__doc__, make.__name__ = f"{words}{PAGE}{found}{example}", name
+    make.__doc__, make.__name__ = by_hand(cls), name
+    make.described_by = cls  # type: ignore[attr-defined]
     make.__module__, make.__qualname__ = cls.__module__, name  # where pickle finds it
     return make  # type: ignore[return-value]

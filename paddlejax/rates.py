@@ -16,14 +16,6 @@ from .array_types import ArrayTree, Numeric
 from .hyper import MAGNITUDE, number, verify
 from .trees import as_array, beside
 
-# What the page of every rule says about its rate, above the example.
-PAGE = """\
-    η is learning_rate. A Python or numpy number lives in the state: a state keeps the rate that it was made
-    with, whatever number another call gives, until `set_learning_rate` replaces it. A schedule, count ->
-    rate, and a jax array, traced or not, act at every update.
-
-"""
-
 
 class RuleState(NamedTuple):
     """The state of a lifted rule; the names in `shared` and `slots` are Paddle's accumulator names."""

@@ -11,6 +11,7 @@ from .array_types import Numeric
 from .attributes import Adjustable
 from .hyper import DECAY, checked, number_text, scalar, verify
 from .lifting import GradientTransformation
+from .pages import publish
 from .selected_rows import SelectedRows
 from .transform import named, stateless
 
@@ -140,3 +141,6 @@ def l2_decay(coeff: Numeric) -> GradientTransformation:
     [1.2 1. ]
     """
     return L2Decay(coeff).transformation()
+
+
+publish(globals())

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .hyper import Check, Interval, Must, checked, function_of, instance, one_of, optional, unless
+from .pages import publish
 from .schedule import (
     DOUBLES,
     RATE,
@@ -589,3 +590,6 @@ class _Plateau:
         metric = jnp.reshape(jnp.asarray(metric, state.best.dtype), ())
         *moved, last_epoch = state
         return PlateauState(*self.rule.step(metric, last_epoch > 0, *moved), next_count(last_epoch))
+
+
+publish(globals())

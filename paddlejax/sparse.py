@@ -39,6 +39,7 @@ from jax.extend.core import get_opaque_trace_state
 
 from .array_types import ArrayTree
 from .hyper import ArgumentError
+from .pages import publish
 from .selected_rows import SelectedRows, as_rows, check_rows
 from .trees import compute_dtype, flatten, matches, path_name, varying_axes
 
@@ -242,3 +243,6 @@ def _gathered(table: Any, ids: list[jax.Array], grads: list[jax.Array]) -> Selec
     rows = [jnp.zeros(0, jnp.int32), *(i.reshape(-1).astype(jnp.int32) for i in ids)]
     values = [jnp.zeros((0, *rest), table.dtype), *(g.reshape(-1, *rest) for g in grads)]
     return SelectedRows(jnp.concatenate(rows), jnp.concatenate(values), table.shape[0])
+
+
+publish(globals())

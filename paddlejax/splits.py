@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from .hyper import COUNT, FLAG, Must, checked, each, optional
 from .orthogonal import Ortho, SplitFunction
+from .pages import publish
 
 
 @dataclass(frozen=True)
@@ -266,3 +267,5 @@ def axes(
 
 
 __all__ = ["axes", "experts", "gate_up", "per_head", "qkv_contiguous", "qkv_head", "qkv_roles", "qkv_sep"]
+
+publish(globals())

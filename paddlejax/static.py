@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from .elsewhere import names_of
 from .optimizer.averages import ExponentialMovingAverage
+from .pages import publish
 
 __all__ = ["ExponentialMovingAverage"]
 
@@ -11,3 +12,5 @@ __path__: list[str] = []  # Paddle has modules below this one, see elsewhere.py
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__)
+
+publish(globals())

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import paddlejax
+from paddlejax import glossary
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -137,3 +139,63 @@ def test_every_public_name_has_a_page_with_an_example():
     assert len(named) > 120
     bare = {n for n, thing in named.items() if ">>>" not in (thing.__doc__ or "")}
     assert bare == set(WITHOUT_EXAMPLE)
+
+
+def functions():
+    """Each public function and class once, but exceptions and what is made for the user."""
+    for name, thing in dict(public()).items():
+        if name not in ("CheckpointError", "FluidOptimizer"):
+            yield name, thing
+
+
+@pytest.fixture(scope="module")
+def pages():
+    return {name: (thing, inspect.getdoc(thing)) for name, thing in functions()}
+
+
+def arguments_of(doc):
+    """The entries of the section Args, {name: words}."""
+    section = re.search(r"^Args:\n((?:    .*\n?)+)", doc, re.M)
+    return dict(re.findall(r"^    (\w+): ((?:.|\n {8})*)", section[1], re.M)) if section else {}
+
+
+def test_every_page_begins_with_a_sentence(pages):
+    for name, (_, doc) in pages.items():
+        assert doc.split("\n\n")[0].rstrip()[-1] in ".:", name
+
+
+def test_every_argument_is_said(pages):
+    """In the table of the glossary, or in the words of the page; with its range and default."""
+    missing = []
+    for name, (thing, doc) in pages.items():
+        said = arguments_of(doc)
+        for p in inspect.signature(thing).parameters.values():
+            if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                continue
+            elsewhere = re.sub(r"^Args:\n(?:    .*\n?)+", "", doc, flags=re.M)
+            in_prose = re.search(rf"\b{p.name}\b", elsewhere)
+            if p.name not in said or glossary.meaning(name, p.name) is None and not in_prose:
+                missing.append(f"{name}({p.name})")
+            elif isinstance(p.default, int | float | str):
+                assert re.search(r"[Dd]efault:\s", said[p.name]), (name, p.name)
+    assert not missing
+
+
+RULES = [n for n in paddlejax.__all__ if hasattr(getattr(paddlejax, n), "described_by")] + ["rprop", "muon"]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_page_of_a_rule_is_whole(name):
+    """Formula with every symbol said, arguments, returns, raises, example, namesakes, source."""
+    function = getattr(paddlejax, name)
+    doc = function.__doc__
+    for section in ("Args:", "Returns:", "Raises:", "Example:"):
+        assert f"\n{section}\n" in doc, section
+    assert re.search("optax|torch|no paper", doc), "namesakes"
+    assert re.search(r"kernel|arXiv|doi", doc.partition(">>> ")[2]), "source"
+    assert "Annotated" not in str(inspect.signature(function))
+    formula = re.search(r"(?:^    [^ ].*\n|^     .*\n|^\n(?=    ))+", doc, re.M)[0]
+    said = " ".join(arguments_of(doc).values())
+    left = set(re.findall(r"([^\W\d_][₀-₉∞̂']?)(?:\[i\])? (?:←|=)", doc)) | set("pg")
+    for symbol in set(re.findall(r"(?<![\w.])[α-ωΑ-Ω][₀-₉∞]?", formula)) - set("Σ"):
+        assert symbol in left or symbol in said or re.search(rf"{symbol}(?:\(| [=~])|= {symbol}", doc), symbol

@@ -14,8 +14,8 @@ PACKAGE = Path(paddle.__file__).parent
 
 # A module may import modules of its own layer's left, never to the right. Packages count as one.
 LAYERS = [
-    {"line_search", "hyper", "pages", "tracing", "elsewhere", "guide"},
-    {"attributes"},
+    {"line_search", "hyper", "tracing", "elsewhere", "glossary", "guide"},
+    {"attributes", "pages"},
     {"selected_rows", "schedule", "wrap"},
     {"trees", "array_types", "collectives"},
     {"norms", "step", "rates"},

@@ -48,6 +48,7 @@ The ending of the file chooses: `.safetensors` and `.npz` carry the same (`pip i
     python -m paddlejax convert model.pdopt model.safetensors
 """
 
+from ..pages import publish
 from .convert import convert
 from .errors import CheckpointError
 from .files import load, read, save
@@ -78,3 +79,5 @@ __all__ = [
     "save_parameters",
     "save_safetensors",
 ]
+
+publish(globals())

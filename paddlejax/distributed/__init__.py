@@ -98,6 +98,7 @@ these are counts, not times.
 from typing import TYPE_CHECKING
 
 from ..elsewhere import names_of
+from ..pages import publish
 from .data_parallel import local_grads, make_step, redistribute, state_specs
 from .dgc import dgc_momentum
 from .dgc_optimizer import DGCMomentumOptimizer
@@ -122,3 +123,5 @@ __all__ = [
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__)
+
+publish(globals())

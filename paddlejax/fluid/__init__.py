@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from ..elsewhere import names_of
 from ..optimizer.parameter import ParamAttr
+from ..pages import publish
 from . import checkpoint, clip, dygraph, layers, optimizer, regularizer
 from .checkpoint import load_dygraph, save_dygraph
 from .clip import GradientClipByGlobalNorm, GradientClipByNorm, GradientClipByValue
@@ -28,3 +29,5 @@ __all__ = [
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__)
+
+publish(globals())

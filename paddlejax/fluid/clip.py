@@ -8,6 +8,7 @@ from .. import clip, pages
 from ..array_types import Numeric
 from ..elsewhere import names_of
 from ..hyper import checked, function_of, optional
+from ..pages import publish
 
 GradientClipBase = clip.ClipGradBase
 PREDICATE = optional(function_of("the parameter"))
@@ -73,3 +74,5 @@ class GradientClipByGlobalNorm(clip.ClipGradByGlobalNorm):
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__)
+
+publish(globals())

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..elsewhere import names_of
 from ..hyper import Must, checked
+from ..pages import publish
 from .dygraph import learning_rate_scheduler as classes
 
 __all__ = [
@@ -120,3 +121,5 @@ __path__: list[str] = []  # Paddle has modules below this one, see elsewhere.py
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__)
+
+publish(globals())

@@ -18,6 +18,7 @@ from ..optimizer.ledger import CountField, Entries, written
 from ..optimizer.optimizer import SCHEDULE, Optimizer, Pairs
 from ..optimizer.parameter import Parameter
 from ..optimizer.stepping import OWN
+from ..pages import publish
 from ..regularizer import as_regularizer
 from .dygraph import LearningRateDecay, LearningRateEpochDecay
 from .positional import Order, by_name, orders_of, positional
@@ -305,3 +306,5 @@ DpsgdOptimizer = Dpsgd = _define(
     common="parameter_list",
     keywords="per_element key packed",
 )
+
+publish(globals())

@@ -3,6 +3,7 @@
 from typing import Any
 
 from .. import pages, regularizer
+from ..pages import publish
 
 
 @pages.of(regularizer.l1_decay)
@@ -37,3 +38,5 @@ class L2Decay(regularizer.L2Decay):
 
 L1DecayRegularizer, L2DecayRegularizer = L1Decay, L2Decay
 WeightDecayRegularizer = regularizer.WeightDecayRegularizer
+
+publish(globals())

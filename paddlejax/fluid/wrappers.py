@@ -8,6 +8,7 @@ from ..optimizer import averages, lookahead
 from ..optimizer.gradient_merge import GradientMergeOptimizer
 from ..optimizer.parameter import Parameter
 from ..optimizer.wrappers import RecomputeOptimizer
+from ..pages import publish
 
 __all__ = [
     "ExponentialMovingAverage",
@@ -99,3 +100,5 @@ class LookaheadOptimizer(lookahead.LookAhead):
 
 # Every name of 1.x has "Optimizer" behind it too.
 ExponentialMovingAverageOptimizer, ModelAverageOptimizer = ExponentialMovingAverage, ModelAverage
+
+publish(globals())

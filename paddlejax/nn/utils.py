@@ -12,6 +12,7 @@ from ..elsewhere import names_of
 from ..hyper import NUMBER, ArgumentError, Interval, Must, checked, require
 from ..norms import norm_of_all
 from ..optimizer.parameter import Parameter
+from ..pages import publish
 from ..selected_rows import SelectedRows
 from ..trees import compute_dtype
 
@@ -177,3 +178,5 @@ __path__: list[str] = []  # Paddle has modules below this one, see elsewhere.py
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__)
+
+publish(globals())

@@ -145,6 +145,7 @@ raises. Its value would become a constant of the program, and what is stored wou
 from typing import TYPE_CHECKING
 
 from ..elsewhere import names_of
+from ..pages import publish
 from . import lr
 from .classes import (
     ASGD,
@@ -187,3 +188,5 @@ __all__ = [
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__)
+
+publish(globals())

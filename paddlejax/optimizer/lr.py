@@ -16,7 +16,7 @@ import numpy as np
 from .. import schedules
 from ..array_types import Numeric
 from ..hyper import Must, checked, instance, require
-from ..pages import page
+from ..pages import page, publish
 from ..schedule import BASE_RATE
 from .ledger import AttributeField, DictField, Entries, Field, load, written
 
@@ -669,3 +669,6 @@ def _metric(x: Any):
         known = isinstance(x, (int, float)) or type(x) is np.float32
         require(known, "metrics", x, "a float, or an array or loss of one element", TypeError)
     return x
+
+
+publish(globals())

@@ -1,5 +1,6 @@
 """One file per update rule: the rule's class and its functional form."""
 
+from ..pages import publish
 from .adadelta import Adadelta, adadelta
 from .adagrad import Adagrad, adagrad
 from .adam import Adam, adam
@@ -25,3 +26,5 @@ __all__ = [
     "adam", "adamax", "adamw", "asgd", "decayed_adagrad", "dpsgd", "ftrl", "lamb", "lars_momentum",
     "momentum", "nadam", "radam", "rmsprop", "rprop", "sgd",
 ]  # fmt: skip
+
+publish(globals())

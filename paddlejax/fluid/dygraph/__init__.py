@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ...elsewhere import names_of
+from ...pages import publish
 from ..checkpoint import load_dygraph, save_dygraph
 from . import base, learning_rate_scheduler
 from .base import enable_dygraph, enable_imperative, enabled, guard, no_grad, to_variable
@@ -52,3 +53,5 @@ __all__ = [
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__)
+
+publish(globals())

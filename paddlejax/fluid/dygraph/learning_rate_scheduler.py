@@ -11,6 +11,7 @@ import numpy as np
 from ... import pages, schedules
 from ...hyper import checked, function_of, instance, require
 from ...optimizer.ledger import Entries, Field, load, written
+from ...pages import publish
 from ...schedule import BASE_RATE, RATE, RISES, RISING
 from ...schedules import BELOW_ONE, FINITE, MODES, NOT_ZERO
 
@@ -440,3 +441,6 @@ class ReduceLROnPlateau(LearningRateDecay):
 
     def _state_keys(self):
         self.keys = ["cooldown_counter", "best_loss", "num_bad_epochs", "epoch_num", "learning_rate"]
+
+
+publish(globals())

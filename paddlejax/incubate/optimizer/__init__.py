@@ -11,6 +11,7 @@ from ...optimizer.lbfgs import LBFGS
 from ...optimizer.lookahead import LookAhead
 from ...optimizer.optimizer import Optimizer
 from ...optimizer.wrappers import RecomputeOptimizer
+from ...pages import publish
 from ...regularizer import as_regularizer
 from . import functional
 from .distributed_fused_lamb import DistributedFusedLamb
@@ -76,3 +77,5 @@ class LarsMomentumOptimizer(Optimizer):
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__)
+
+publish(globals())

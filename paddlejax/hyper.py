@@ -205,6 +205,28 @@ def refuse_bad(owner: str, declared: Mapping[str, Declaration], arguments: Argum
         verify(declaration, prefix + name, arguments[name], arguments)
 
 
+def refuse_unknown(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Refuse keyword arguments that a function or class does not have; the error lists those that it has."""
+    made = function.__init__ if isinstance(function, type) else function
+    parameters = inspect.signature(made).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    known = [name for name in parameters if name != "self"]
+    for name in given:
+        if name not in known:
+            found = f"{function.__name__}(): got an unexpected keyword argument {name!r}"
+            raise TypeError(f"{found}; its arguments are {', '.join(known)}")
+
+
+class Named:
+    """A class whose constructor lists its arguments where one is given that it does not have."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            refuse_unknown(cls, kwargs)
+        return super().__new__(cls)
+
+
 def checked(**declared: Declaration) -> Callable[[F], F]:
     """Declare what the arguments of a function or constructor may be; a bad one is refused at the call.
 
@@ -222,9 +244,12 @@ def checked(**declared: Declaration) -> Callable[[F], F]:
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         required = {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
         method = positional[:1] == ["self"]
+        known = None if any(p.kind is p.VAR_KEYWORD for p in parameters) else {p.name for p in parameters}
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
+            if known is not None and not kwargs.keys() <= known:
+                refuse_unknown(type(args[0]) if method else function, kwargs)
             arguments = {**defaults, **dict(zip(positional, args, strict=False)), **kwargs}
             if required <= arguments.keys():  # else the call itself says what is missing
                 refuse_bad(type(args[0]).__name__ if method else function.__name__, declared, arguments)

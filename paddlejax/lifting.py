@@ -26,7 +26,17 @@ import jax
 import jax.numpy as jnp
 
 from .array_types import ArrayTree, Gradients, Init, LearningRate, Update
-from .hyper import RATE, Declaration, Interval, check_rounded, of_annotation, readable, refuse_bad, verify
+from .hyper import (
+    RATE,
+    Declaration,
+    Interval,
+    check_rounded,
+    of_annotation,
+    readable,
+    refuse,
+    refuse_bad,
+    verify,
+)
 from .pages import by_hand
 from .rates import RuleState, rate_at, rate_in_force, state_type
 from .selected_rows import SelectedRows, dense
@@ -223,6 +233,9 @@ def lift(
     check(rule)
     name = f"{type(rule).__module__}.{type(rule).__qualname__}"
     LIFTED.setdefault(accumulators(rule), {})[name] = rule.full_shape
+    if hasattr(learning_rate, "last_lr"):  # a scheduler object, which counts by itself
+        expected = "a number, or a schedule count -> rate such as schedules.step_decay(0.1, 30)"
+        refuse(f"{type(rule).__name__}'s learning_rate", learning_rate, expected, TypeError)
     verify(RATE, f"{type(rule).__name__}'s learning_rate", learning_rate)
     return Lifted(*_Lift(rule, learning_rate, leaf).pair())
 

@@ -41,7 +41,7 @@ from .array_types import ArrayTree
 from .hyper import ArgumentError
 from .pages import publish
 from .selected_rows import SelectedRows, as_rows, check_rows
-from .trees import compute_dtype, flatten, matches, path_name, varying_axes
+from .trees import compute_dtype, flatten, is_array, matches, path_name, varying_axes
 
 __all__ = ["SelectedRows", "embedding", "value_and_grad"]
 
@@ -59,7 +59,8 @@ def embedding(table: Any, ids: Any, padding_idx: int | None = None) -> jax.Array
     """
     if isinstance(table, Table):
         return table.look_up(ids, padding_idx)
-    return _read(jnp.asarray(table), _places(table, ids, padding_idx))
+    places = _places(table, ids, padding_idx)
+    return _read(jnp.asarray(table), places)
 
 
 def _read(table: jax.Array, places: jax.Array) -> jax.Array:
@@ -69,6 +70,9 @@ def _read(table: jax.Array, places: jax.Array) -> jax.Array:
 
 def _places(table: Any, ids: Any, padding_idx: int | None) -> jax.Array:
     """The ids with everything that is padding at the row behind the last."""
+    if not is_array(table) and not hasattr(table, "__jax_array__"):
+        found = f"found {type(table).__name__}, expected an array of shape (height, ...)"
+        raise TypeError(f"embedding's table: {found}, or a Parameter")
     if jnp.ndim(table) < 1:
         raise ArgumentError(f"embedding's table: found shape {jnp.shape(table)}, expected (height, ...)")
     height = jnp.shape(table)[0]

@@ -4,6 +4,7 @@ A value that is read there becomes a constant of the program, and the program go
 step. A value that is stored there is a tracer, of which nothing is left when the trace ends.
 """
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,3 +61,17 @@ def check_outside(what: str, instead: str = STEP) -> None:
             f"{what}: found a call inside jax.jit, grad, vmap, scan or another transformation of JAX, "
             f"expected one outside; {instead}"
         )
+
+
+# Functions of JAX that refuse whatever has __jax_array__, and ask for it only to do so, in words about JAX.
+ABSTRACT = ("shaped_abstractify", "_shaped_abstractify_slow", "get_aval", "typeof", "canonicalize_value")
+
+
+def refuse_abstract(found: str, value: str) -> None:
+    """Say how to give JAX an array, where one of its functions is about to refuse an object of ours.
+
+    A ValueError, as JAX raises: it takes a TypeError for its own, and puts other words in its place.
+    """
+    if sys._getframe(2).f_code.co_name in ABSTRACT:
+        way = f"give it {value}, or call the function inside a @paddlejax.loss"
+        raise ValueError(f"found {found} as an argument of a function of JAX, expected an array: {way}")

@@ -145,7 +145,8 @@ def check_array(path: Any, p: Any) -> Any:
     """Return the dtype of a parameter; an error that names the leaf if it is no array at all."""
     if not is_array(p):
         found = f"found a parameter of type {type(p).__name__}, expected an array"
-        raise TypeError(f"at {path_name(path)}: {found}; {PARTITION}")
+        of_model = hasattr(p, "init") and hasattr(p, "apply")
+        raise TypeError(f"at {path_name(path)}: {found}; {INITIALIZE if of_model else PARTITION}")
     return dtype_of(p)
 
 
@@ -159,6 +160,10 @@ def compute_dtype(path: Any, p: Any) -> Any:
     return wide
 
 
+INITIALIZE = (
+    "of a flax or haiku model give the parameters that its init returns: "
+    'model.init(key, x)["params"] in flax, model.init(key, x) in haiku'
+)
 PARTITION = (
     "train the floating arrays of a model only, as eqx.partition(model, eqx.is_inexact_array) or "
     "nnx.state(model, nnx.Param) give them"

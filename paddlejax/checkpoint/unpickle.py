@@ -320,6 +320,10 @@ def _ordered_dict() -> dict[Any, Any]:
     return {}
 
 
+TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, 2)  # with which older files of torch.save begin
+OF_TORCH = "write the tensors there by safetensors.torch.save_file, and load that .safetensors file here"
+
+
 def unpickle(file: BinaryIO, size: int, budget: Budget) -> Any:
     """Return the object in a file of this size; its arrays are read-only views of what was read.
 
@@ -336,9 +340,15 @@ def run(file: BinaryIO, size: int, budget: Budget, kind: Callable[[Bounded, Budg
     """Let a machine read a file of this size to its end; its `result` is what the file made."""
     if size == 0:
         raise Refused("it is empty")
-    start = file.read(2)
-    if start[:1] != b"\x80" or start[1:] not in (b"\x02", b"\x03", b"\x04"):
-        raise Refused(f"it is no pickle of protocol 2 to 4: it begins with {start!r}")
+    start = file.read(len(TORCH))
+    if start == TORCH:
+        raise Refused(f"it is a file of torch.save: {OF_TORCH}")
+    if start[:4] == b"PK\x03\x04":
+        raise Refused(
+            f"it is a zip archive. If torch.save made it, {OF_TORCH}; if numpy did, its name ends in .npz"
+        )
+    if start[:1] != b"\x80" or start[1:2] not in (b"\x02", b"\x03", b"\x04"):
+        raise Refused(f"it is no pickle of protocol 2 to 4: it begins with {start[:2]!r}")
     file.seek(-len(start), 1)  # a BytesIO may begin anywhere
     machine = kind(Bounded(file, size), budget)
     machine.result = machine.load()

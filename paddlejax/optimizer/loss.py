@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from ..tracing import READ, check_outside
+from ..tracing import READ, check_outside, refuse_abstract
 from .call import value_and_grad
 from .parameter import Parameter
 from .recent import Recent
@@ -235,6 +235,11 @@ class Loss:
     def numpy(self) -> np.ndarray:
         """Return the loss as a NumPy array; it is computed now if it was not."""
         return np.array(self.value)
+
+    @property
+    def __jax_array__(self) -> Any:
+        refuse_abstract("a Loss", "loss.value")
+        raise AttributeError("__jax_array__")  # elsewhere JAX takes __array__
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.value, dtype)

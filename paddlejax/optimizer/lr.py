@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import schedules
 from ..array_types import Numeric
-from ..hyper import Must, checked, instance, require
+from ..hyper import Must, Named, checked, instance, require
 from ..pages import page, publish
 from ..schedule import BASE_RATE
 from .ledger import AttributeField, DictField, Entries, Field, load, written
@@ -38,7 +38,7 @@ def _whole(step: Callable[..., None]) -> Callable[..., None]:
     return stepping
 
 
-class LRScheduler:
+class LRScheduler(Named):
     """The base of all schedulers; a subclass defines `get_lr` and may save more by overriding `state_keys`.
 
     >>> class Halving(LRScheduler):

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from ..hyper import FACTOR, MAGNITUDE, ArgumentError, number, require, scalar, verify, with_scalars
+from ..hyper import FACTOR, MAGNITUDE, ArgumentError, Named, number, require, scalar, verify, with_scalars
 from ..lifting import Rule, check, check_rounded_of
 from ..paths import describe_leaves
 from ..regularizer import as_regularizer
@@ -39,7 +39,7 @@ SHOWN = 3  # names of Parameters in a message
 Pairs = Sequence[tuple[Parameter, jax.Array | None]]
 
 
-class Optimizer(Views, Stepping):
+class Optimizer(Views, Stepping, Named):
     """Base of all optimizers, with Paddle's `minimize`, `step`, `clear_grad`, `set_lr`, `state_dict`.
 
     `parameters` is a list of Parameters, a list of group dicts (`params`, and what differs there:

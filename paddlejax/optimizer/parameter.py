@@ -13,7 +13,7 @@ import numpy as np
 from ..hyper import FACTOR, verify
 from ..regularizer import as_regularizer
 from ..selected_rows import SelectedRows
-from ..tracing import READ, check_outside, loss_inside
+from ..tracing import READ, check_outside, loss_inside, refuse_abstract
 from ..trees import flatten, path_name
 from . import models
 from .parameter_options import ParamAttr, ParameterOptions, path_map
@@ -284,8 +284,10 @@ class Parameter(TensorMethods, ParameterOptions):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self._read(), dtype)
 
-    def __jax_array__(self) -> jax.Array:
-        return self.value
+    @property
+    def __jax_array__(self) -> Any:
+        refuse_abstract(f"Parameter {self.name}", f"{self.name}.value")
+        return lambda: self.value
 
     def __getitem__(self, index: Any) -> jax.Array:
         return self.value[index]

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from train_digits import digits, shuffled
+from tqdm import tqdm
+from train_digits import digits, shuffled, whole_epochs
 
 import paddlejax as pj
 
@@ -39,7 +40,7 @@ def cross_entropy(model, x, y):
     return -jnp.mean(jnp.take_along_axis(log_p, y[:, None], axis=1))
 
 
-def train(tx, dtype, epochs):
+def train(tx, dtype, epochs, name=""):
     (x, y), (x_test, y_test) = digits(0)
     arrays, rest = eqx.partition(Classifier(jax.random.key(0)), eqx.is_inexact_array)
     model = eqx.combine(jax.tree.map(lambda a: a.astype(dtype), arrays), rest)
@@ -54,7 +55,8 @@ def train(tx, dtype, epochs):
         return eqx.combine(pj.apply_updates(trained, updates), rest), state, loss
 
     losses = []
-    for batch in shuffled(x, y, epochs, 32, seed=0):
+    steps = epochs * (len(x) // 32)
+    for batch in tqdm(shuffled(x, y, epochs, 32, seed=0), name, steps, leave=False, unit="step"):
         model, state, loss = step(model, state, *batch)
         losses.append(float(loss))
     scores = jax.vmap(model)(jnp.asarray(x_test, dtype))
@@ -81,11 +83,12 @@ def main(arguments=None):
     }
     figure, panel = plt.subplots(figsize=(8, 4.6), layout="constrained")
     for name, (tx, dtype, colour) in runs.items():
-        losses, reached = train(tx, dtype, options.epochs)
+        losses, reached = train(tx, dtype, options.epochs, name)
         print(f"{name:<30} last loss {losses[-20:].mean():.4f}, test accuracy {reached:.4f}")
         means = losses.reshape(options.epochs, -1).mean(axis=1)
         panel.plot(np.arange(1, options.epochs + 1), means, color=colour, marker=".", label=name)
     panel.set(yscale="log", title="training loss, mean of each epoch", xlabel="epoch")
+    whole_epochs(panel)
     panel.grid(color="#dddddd", linewidth=0.6)
     panel.legend(frameon=False)
     figure.savefig(options.out, dpi=120)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from flax import nnx
-from train_digits import digits, shuffled
+from tqdm import tqdm
+from train_digits import digits, shuffled, whole_epochs
 
 import paddlejax as pj
 
@@ -59,7 +60,7 @@ def train(epochs):
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     (rule_state,) = optimizer.opt_state.rule  # one entry per distinct rule in the table
     losses, accuracies, rates = [], [], []
-    for epoch in range(epochs):
+    for epoch in tqdm(range(epochs), unit="epoch", leave=False):
         if epoch == 2 * epochs // 3:
             rule_state.learning_rate[...] /= 10  # arrays of the state are flax Variables here
         losses += [train_step(model, optimizer, x, y) for x, y in shuffled(*training, 1, 32, seed=epoch)]
@@ -91,6 +92,7 @@ def main(arguments=None):
     right.set(title="test accuracy", xlabel="epoch")
     for panel in (left, right):
         panel.axvline(2 * options.epochs // 3 + 0.5, color="#D55E00", linestyle="--", label="rate / 10")
+        whole_epochs(panel)
         panel.grid(color="#dddddd", linewidth=0.6)
     right.legend(frameon=False)
     figure.savefig(options.out, dpi=120)

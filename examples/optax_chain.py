@@ -13,7 +13,8 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from train_digits import accuracy, cross_entropy, digits, initial, shuffled
+from tqdm import tqdm
+from train_digits import accuracy, cross_entropy, digits, initial, shuffled, whole_epochs
 
 import paddlejax as pj
 
@@ -50,7 +51,7 @@ def recipes(steps):
     }
 
 
-def train(tx, epochs):
+def train(tx, epochs, name=""):
     training, testing = digits(0)
     params = initial(0)
     state = tx.init(params)
@@ -62,7 +63,8 @@ def train(tx, epochs):
         return optax.apply_updates(params, updates), state, loss
 
     losses = []
-    for x, y in shuffled(*training, epochs, 32, seed=0):
+    steps = epochs * (len(training[0]) // 32)
+    for x, y in tqdm(shuffled(*training, epochs, 32, seed=0), name, steps, leave=False, unit="step"):
         params, state, loss = step(params, state, x, y)
         losses.append(float(loss))
     return np.array(losses), float(accuracy(params, *testing))
@@ -83,7 +85,7 @@ def main(arguments=None):
     lines = zip(["#0072B2", "#E69F00", "#000000", "#009E73"], [5, 3, 1, 1], ["-", "-", ":", "-"], strict=True)
     first = None
     for (name, tx), (colour, width, line) in zip(recipes(steps).items(), lines, strict=True):
-        losses, reached = train(tx, options.epochs)
+        losses, reached = train(tx, options.epochs, name)
         first = losses if first is None else first
         print(
             f"{name:<46} test accuracy {reached:.4f}, largest difference {np.max(np.abs(losses - first)):.1e}"
@@ -91,6 +93,7 @@ def main(arguments=None):
         means = losses.reshape(options.epochs, -1).mean(axis=1)
         panel.plot(np.arange(1, options.epochs + 1), means, line, color=colour, linewidth=width, label=name)
     panel.set(yscale="log", title="training loss, mean of each epoch", xlabel="epoch")
+    whole_epochs(panel)
     panel.grid(color="#dddddd", linewidth=0.6)
     panel.legend(frameon=False)
     figure.savefig(options.out, dpi=120)

@@ -1,6 +1,6 @@
 """Draw every learning-rate schedule of paddlejax in one picture.
 
-    python examples/plot_schedules.py --out schedules.png
+    python examples/plot_schedules.py --out plot_schedules.png
 
 Each panel evaluates a pure schedule at all counts at once; the plateau is fed a made-up loss.
 """
@@ -65,7 +65,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", default="schedules.png", help="the picture to write")
+    parser.add_argument("--out", default="plot_schedules.png", help="default: plot_schedules.png")
     parser.add_argument("--steps", type=int, default=200, help="counts per panel, at least 20")
     options = parser.parse_args()
     if options.steps < 20:

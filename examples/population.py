@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 from train_digits import OPTIMIZERS, accuracy, cross_entropy, digits, initial
 
@@ -65,6 +66,7 @@ def plot(results, out):
         epochs = np.arange(1, len(reached) + 1)
         image = panel.pcolormesh(RATES, epochs, reached, vmin=0, vmax=1, cmap="viridis", shading="nearest")
         panel.set(xscale="log", title=name, xlabel="learning rate", ylabel="epoch")
+        panel.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image, ax=panels, label="test accuracy")
     figure.savefig(out, dpi=120)
     plt.close(figure)

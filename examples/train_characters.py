@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import optax.contrib
+from tqdm import tqdm
 
 import paddlejax as pj
 
@@ -161,24 +162,27 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--rate", type=float, default=0.01)
+    parser.add_argument("--steps", type=int, default=200, help="default: 200")
+    parser.add_argument("--rate", type=float, default=0.01, help="default: 0.01")
     parser.add_argument("--sweep", action="store_true", help="eight rates from 3e-4 to 0.1")
-    parser.add_argument("--out", type=Path, default=Path("characters.png"), help="default: characters.png")
+    parser.add_argument(
+        "--out", type=Path, default=Path("train_characters.png"), help="default: train_characters.png"
+    )
     options = parser.parse_args()
     source, rng = text(), np.random.default_rng(0)
     starts = rng.integers(len(source) - CONTEXT - 1, size=(options.steps, BATCH))
     batches = jnp.asarray(source[starts[..., None] + np.arange(CONTEXT + 1)])
     rates = RATES if options.sweep else [options.rate]
     results = {}
-    for name, make in OPTIMIZERS.items():
+    for name, make in (bar := tqdm(OPTIMIZERS.items(), unit="optimizer", leave=False)):
+        bar.set_description(name)
         start = time.perf_counter()
         results[name] = train(make, batches, rates)
         best = np.nanargmin(final(results[name]))
         reached = f"loss {final(results[name])[best]:.3f} at rate {rates[best]:.2g}"
-        print(f"{name:12} {reached}, {time.perf_counter() - start:.0f} s", flush=True)
+        tqdm.write(f"{name:12} {reached}, {time.perf_counter() - start:.0f} s")
     plot(results, rates, options.out)
-    print(f"drawn in {options.out}")
+    print(f"wrote {options.out}: the loss of each optimizer")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
@@ -182,6 +183,11 @@ def train(name, style="functional", epochs=30, lr=None, batch_size=32, seed=0, o
 # ------------------------------------------------------------------------------------------- the results
 
 
+def whole_epochs(panel):
+    """Ticks at whole numbers: there is no epoch 2.5."""
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def print_table(histories):
     print(f"\n{'optimizer':<16} {'rate':>7} {'train accuracy':>15} {'test accuracy':>14} {'ms per step':>12}")
     for name, (lr, h) in histories.items():
@@ -207,6 +213,7 @@ def plot(histories, out):
     lowest = min(h.test_accuracy[-1] for _, h in histories.values())
     right.set(ylim=(min(0.9, lowest - 0.05), 1.0), title="test accuracy", xlabel="epoch")
     for panel in (left, right):
+        whole_epochs(panel)
         panel.grid(color="#dddddd", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False)

@@ -155,13 +155,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--width", type=int, default=32, help="length of an embedding")
-    parser.add_argument("--snippets", type=int, default=6000, help="at most so many per library")
-    parser.add_argument("--lr", type=float, default=0.01)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("train_embedding.png"))
+    parser.add_argument("--steps", type=int, default=150, help="default: 150")
+    parser.add_argument("--batch-size", type=int, default=64, help="default: 64")
+    parser.add_argument("--width", type=int, default=32, help="length of an embedding; default: 32")
+    parser.add_argument(
+        "--snippets", type=int, default=2500, help="at most so many per library; default: 2500"
+    )
+    parser.add_argument("--lr", type=float, default=0.01, help="default: 0.01")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument(
+        "--out", type=Path, default=Path("train_embedding.png"), help="default: train_embedding.png"
+    )
     args = parser.parse_args()
 
     data = read(args.snippets, args.seed)
@@ -175,7 +179,7 @@ def main() -> None:
         print(f"{name:10}  {run.milliseconds:7.2f} ms per step   held-out accuracy {run.accuracy:.3f}")
     print(f"lazy is {runs['dense Adam'].milliseconds / runs['lazy Adam'].milliseconds:.1f} times as fast")
     plot(runs, data.rows, args.out)
-    print(f"wrote {args.out}")
+    print(f"wrote {args.out}: loss and milliseconds per step")
 
 
 if __name__ == "__main__":

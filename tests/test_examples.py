@@ -48,6 +48,20 @@ def test_every_example_is_in_the_table():
     assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(QUICK)
 
 
+@pytest.mark.parametrize("script", sorted(QUICK))
+def test_an_example_draws_the_picture_of_its_name(script):
+    """By default, and in the gallery; and what takes long shows a bar."""
+    source, name = (EXAMPLES / script).read_text(), f"{Path(script).stem}.png"
+    assert f'default=Path("{name}")' in source or f'default="{name}"' in source
+    assert (EXAMPLES.parent / ".github" / "pictures" / name).is_file()
+    assert "tqdm" in source or script in ("plot_schedules.py", "resume_from_paddle.py")  # a second each
+
+
+def test_every_picture_is_of_an_example():
+    pictures = {path.stem for path in (EXAMPLES.parent / ".github" / "pictures").iterdir()}
+    assert pictures == {Path(script).stem for script in QUICK}
+
+
 # One process runs several scripts, each as if from a shell in a folder of its own: JAX starts once for all.
 RUNNER = """
 import contextlib, io, json, os, runpy, sys, traceback
@@ -58,17 +72,18 @@ results = {}
 for script, arguments in scripts.items():
     os.makedirs(os.path.join(folder, script))
     os.chdir(os.path.join(folder, script))
-    sys.argv = [os.path.join(examples, script), *arguments]
-    out, err, ended = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as stop:
-            ended = stop.code or 0
-        except BaseException:
-            ended = traceback.format_exc()
-    plt.close("all")
-    results[script] = ended, out.getvalue(), err.getvalue()
+    for after, given in (("", arguments), (" --help", ["--help"])):
+        sys.argv = [os.path.join(examples, script), *given]
+        out, err, ended = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                runpy.run_path(sys.argv[0], run_name="__main__")
+            except SystemExit as stop:
+                ended = stop.code or 0
+            except BaseException:
+                ended = traceback.format_exc()
+        plt.close("all")
+        results[script + after] = ended, out.getvalue(), err.getvalue()
 print(json.dumps(results))
 """
 ON_EIGHT_DEVICES = [
@@ -89,6 +104,9 @@ def test_examples_run_and_draw(scripts, tmp_path):
     for script, (ended, printed, warned) in json.loads(ran.stdout.splitlines()[-1]).items():
         assert ended == 0, (script, ended, warned)
         assert "Warning" not in warned, (script, warned)
+        if script.endswith(" --help"):
+            assert f"usage: {script.split()[0]}" in printed and "--out" in printed, script
+            continue
         assert name in printed, script
         assert [path.name for path in (tmp_path / script).iterdir()] == [name], script
         picture = matplotlib.image.imread(tmp_path / script / name)

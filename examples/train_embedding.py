@@ -1,4 +1,4 @@
-"""Tell from a few lines of Python which library they come from, with a table of a million word embeddings.
+"""Tell from a few lines of Python which library they come from, with a large table of word embeddings.
 
     python examples/train_embedding.py                      lazy Adam against dense Adam
     python examples/train_embedding.py --steps 1000 --batch-size 256 --out big.png
@@ -155,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=150, help="default: 150")
+    parser.add_argument("--steps", type=int, default=250, help="default: 250")
     parser.add_argument("--batch-size", type=int, default=64, help="default: 64")
     parser.add_argument("--width", type=int, default=32, help="length of an embedding; default: 32")
     parser.add_argument(

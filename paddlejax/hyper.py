@@ -115,26 +115,6 @@ class Interval:
             refuse(name, value, f"{self.kind} {self}".rstrip(), self.error)
 
 
-class Words(str):
-    """An annotation that signatures show as it reads, without quotes."""
-
-    __repr__ = str.__str__
-
-
-def readable(signature: inspect.Signature) -> inspect.Signature:
-    """Return a signature for readers: `float in [0, 1)` in place of `Annotated[float, Interval(...)]`."""
-    parameters = signature.parameters.values()
-    bounded = [p for p in parameters if get_origin(p.annotation) is Annotated]
-    words = {
-        p.name: Words(" ".join([k.__name__, *map(str, b)]))
-        for p in bounded
-        for k, *b in [get_args(p.annotation)]
-    }
-    return signature.replace(
-        parameters=[p.replace(annotation=words.get(p.name, p.annotation)) for p in parameters]
-    )
-
-
 def check_rounded(name: str, value: Any, bound: Interval, dtype: Any) -> None:
     """Refuse a number that lies within its bound, and outside once it is rounded to this dtype."""
     if isinstance(value, Tracer):

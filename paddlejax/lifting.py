@@ -32,12 +32,11 @@ from .hyper import (
     Interval,
     check_rounded,
     of_annotation,
-    readable,
     refuse,
     refuse_bad,
     verify,
 )
-from .pages import by_hand
+from .pages import by_hand, readable
 from .rates import RuleState, rate_at, rate_in_force, state_type
 from .selected_rows import SelectedRows, dense
 from .step import advance, check_sparse, in_wide, stepped

@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from textwrap import fill
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -58,6 +59,30 @@ def of(source: Any, call: str = "", prints: str = "") -> Callable[[C], C]:
         return cls
 
     return paged
+
+
+@dataclass(frozen=True)
+class Words:
+    """An annotation that signatures show as it reads, without quotes."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def readable(signature: inspect.Signature) -> inspect.Signature:
+    """Return a signature for readers: `float in [0, 1)` in place of `Annotated[float, Interval(...)]`."""
+    parameters = signature.parameters.values()
+    bounded = [p for p in parameters if get_origin(p.annotation) is Annotated]
+    words = {
+        p.name: Words(" ".join([k.__name__, *map(str, b)]))
+        for p in bounded
+        for k, *b in [get_args(p.annotation)]
+    }
+    return signature.replace(
+        parameters=[p.replace(annotation=words.get(p.name, p.annotation)) for p in parameters]
+    )
 
 
 def publish(namespace: Mapping[str, Any], names: Iterable[str] | None = None) -> None:

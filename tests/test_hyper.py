@@ -39,7 +39,11 @@ class Heir(Owner):
         (lambda: planned(0.5, True), ArgumentError, "planned's k: found True, expected a positive int"),
         (lambda: planned(0.5, end=2), ValueError, "^planned's end: found 2, expected more than k, 2$"),
         (lambda: planned(), TypeError, r"planned\(\) missing 1 required positional argument: 'rate'"),
-        (lambda: planned(0.5, bogus=1), TypeError, r"planned\(\) got an unexpected keyword argument 'bogus'"),
+        (
+            lambda: planned(0.5, bogus=1),
+            TypeError,
+            r"planned\(\): got an unexpected keyword argument 'bogus'; its arguments are rate",
+        ),
         (lambda: Owner(1), TypeError, "^Owner's flag: found 1, expected True or False$"),
         (lambda: Heir(flag=None), TypeError, "^Heir's flag: found None"),
         (

@@ -38,8 +38,11 @@ def _joined(cls: type, table: str) -> dict[str, str]:
     return {name: text for name, text in found.items() if text}
 
 
-def _check_hooks(cls: type) -> None:
-    """Raise where a user's class defines a method that Paddle would call and this package does not."""
+def check_hooks(cls: type) -> None:
+    """Raise where a user's class has a method that Paddle would call and this package does not.
+
+    It is asked when the class is made, and when an instance is: a method may be assigned in between.
+    """
     for name, way in cls._hooks.items():  # type: ignore[attr-defined]
         if is_users(cls, name):
             raise TypeError(f"{cls.__name__} defines {name}, which is never called here: {way}")
@@ -94,7 +97,7 @@ class Attributes:
         declared = {name for base in cls.__mro__ for name in inspect.get_annotations(base)}
         names = {name for name in dir(cls) if not _is_read_only(inspect.getattr_static(cls, name))}
         cls._settable = frozenset((names | declared) - cls._ways.keys() - cls._once.keys())
-        _check_hooks(cls)
+        check_hooks(cls)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._settable:
@@ -122,6 +125,22 @@ class Attributes:
     def _obeyed(self) -> list[str]:
         """Return the names that can be assigned and are no attributes of the class."""
         return []
+
+
+class Schedule(Attributes):
+    """Base of the schedulers: a class names its attributes, and an instance of a user's class takes any."""
+
+    _attributes: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        cls._settable |= {name for base in cls.__mro__ for name in vars(base).get("_attributes", ())}
+
+    def _assign(self, name: str, value: Any) -> None:
+        if is_ours(type(self)):
+            super()._assign(name, value)
+        else:
+            object.__setattr__(self, name, value)
 
 
 class Adjustable(Attributes):

@@ -22,7 +22,7 @@ from .hyper import (
     optional,
 )
 from .lifting import GradientTransformation
-from .norms import asked, norm, norm_of_all
+from .norms import asked, norm, scaled_norm, times
 from .transform import named, stateless
 from .wrap import is_transformation
 
@@ -251,23 +251,28 @@ class ClipGradByGlobalNorm(_ClipByNorms):
         """If the dtypes differ, the norm is summed up in float64, or the widest dtype that JAX allows."""
         if not grads:
             return []
-        total = norm_of_all(grads, self.axis_name, self._cuts(paths))
-        factor = _factor(total, self.clip_norm)
+        length, scale = scaled_norm(grads, self.axis_name, self._cuts(paths))
         if self.auto_skip_clip:
-            factor = jnp.where(total > self.clip_norm, factor, 1)
-        return [g * factor.astype(g.dtype) for g in grads]
+            limit = self.clip_norm if scale is None else self.clip_norm * scale
+            none = 1 if scale is None else 1 / scale
+            factor = jnp.where(length > limit, _factor(length, self.clip_norm, scale), none)
+        else:
+            factor = _factor(length, self.clip_norm, scale)
+        return [times(g, factor, scale) for g in grads]
 
     def __str__(self):
         return f"Gradient Clip By GlobalNorm, global_norm={number_text(self.clip_norm)}"
 
 
-def _factor(norm: jax.Array, clip_norm: Any) -> jax.Array:
+def _factor(norm: jax.Array, clip_norm: Any, scale: jax.Array | None = None) -> jax.Array:
     """min(1, clip_norm / norm): exactly 1 up to clip_norm, NaN for NaN, without a division by zero.
 
-    The limit may be traced: at 0 the factor is 0, also for a norm of 0, and below 0 it is as at 0.
+    The limit may be traced: at 0 the factor is 0, also for a norm of 0, and below 0 it is as at 0. With a
+    `scale` of both norm and gradients, as `scaled_norm` returns it, what the scaled gradients are to be
+    multiplied by.
     """
     limit = jnp.maximum(jnp.asarray(clip_norm, norm.dtype), 0)
-    largest = jnp.maximum(norm, limit)
+    largest = jnp.maximum(norm, limit if scale is None else limit * scale)
     return limit / jnp.where(largest == 0, 1, largest)
 
 

@@ -46,10 +46,19 @@ plain_norms = InForce()
 def norm_of_all(
     xs: Sequence[jax.Array], axis_name: Any = None, sharded: Sequence[Any] | None = None
 ) -> jax.Array:
-    """‖·‖₂ of all tensors together, () of their dtype, or of the widest that JAX allows if they have several.
+    """‖·‖₂ of all tensors together, () of their dtype; of several the widest that JAX allows."""
+    length, scale = scaled_norm(xs, axis_name, sharded)
+    return length if scale is None else length / scale
 
-    Where Σ x² has overflowed, or is so small that squares may have vanished, it is taken once more of s x,
-    with a power of two for s. That is a branch, so that all others pay nothing for it.
+
+def scaled_norm(
+    xs: Sequence[jax.Array], axis_name: Any = None, sharded: Sequence[Any] | None = None
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return (n, s): n = s ‖·‖₂ of all tensors together, as `norm_of_all`; s is 1, or None for 1.
+
+    Where Σ x² has overflowed, or is so small that squares may have vanished, it is taken once more of
+    multiples of x, with a power of two as the factor. That is a branch: all others pay nothing for it.
+    After an overflow s is that factor, far below 1: the norm itself may be beyond the dtype.
     """
     cuts = [None] * len(xs) if sharded is None else sharded
     dtype = jnp.result_type(xs[0]) if len({x.dtype for x in xs}) == 1 else jnp.result_type(float)
@@ -59,23 +68,37 @@ def norm_of_all(
         return sum(squares[1:], squares[0])  # type: ignore[return-value]
 
     narrowest = min((jnp.finfo(x.dtype) for x in xs), key=lambda info: info.bits)
-    power = 2.0 ** (narrowest.maxexp // 2 - 1)  # XLA may square it: then it must not overflow
+    enlarging = 2.0 ** (narrowest.maxexp // 2 - 1)  # XLA may square it: then it must not overflow
+    reducing = 2.0 ** -(narrowest.maxexp * 3 // 4)  # leaves room for the sum of many large squares
     total = sum_of_squares(xs)
     fits = (total >= float(narrowest.tiny) * 2.0**46) & (total < jnp.inf)
 
-    def plain(xs: Sequence[jax.Array], total: jax.Array) -> jax.Array:
-        return root(total)
+    def plain(xs: Sequence[jax.Array], total: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return root(total), jnp.ones_like(total)
 
-    def scaled(xs: Sequence[jax.Array], total: jax.Array) -> jax.Array:
+    def scaled(xs: Sequence[jax.Array], total: jax.Array) -> tuple[jax.Array, jax.Array]:
         small = total < 1
-        s, back = (jnp.where(small, a, 1 / a).astype(dtype) for a in (power, 1 / power))
-        return root(sum_of_squares([x * s.astype(x.dtype) for x in xs])) * back
+        s = jnp.where(small, enlarging, reducing).astype(dtype)
+        back, left = (
+            jnp.where(small, a, b).astype(dtype) for a, b in ((1 / enlarging, 1.0), (1.0, reducing))
+        )
+        # XLA would take (s x)² of a constant x apart, to s² x². One by one: each is cut over axes of its own.
+        xs = [jax.lax.optimization_barrier(x) for x in xs]
+        return root(sum_of_squares([x * s.astype(x.dtype) for x in xs])) * back, left
 
     if plain_norms.value:
-        return root(total)
+        return root(total), None
     if isinstance(fits, Tracer):
         return jax.lax.cond(fits, plain, scaled, xs, total)
-    return (plain if fits else scaled)(xs, total)
+    return (root(total), None) if fits else scaled(xs, total)
+
+
+def times(g: jax.Array, factor: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """Return the gradient times the scale, if there is one, times the factor.
+
+    In this order: the product of the two is below what the dtype can hold where the norm is above it.
+    """
+    return (g if scale is None else g * scale.astype(g.dtype)) * factor.astype(g.dtype)
 
 
 def cut_over(x: jax.Array, axis_name: Any, sharded: Any = None) -> tuple[str, ...]:

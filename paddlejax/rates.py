@@ -61,8 +61,21 @@ def rate_at(owner: str, learning_rate: Any, count: jax.Array) -> Any:
         return learning_rate
     with jax.numpy_dtype_promotion("standard"):  # a schedule may mix the int count with floats
         rate = learning_rate(count)
-    number(f"what {owner}'s learning_rate schedule returned", rate)
+    what = f"what {owner}'s learning_rate schedule returned"
+    number(what, rate)
+    refuse_rate(what, rate)
     return rate
+
+
+ROUNDING = 1e-6  # a schedule that ends at 0 may miss it by so much
+
+
+def refuse_rate(what: str, rate: Any) -> None:
+    """Raise if the rate that a schedule gave is known, and is negative or not finite."""
+    if isinstance(rate, jax.Array) and (isinstance(rate, Tracer) or not rate.is_fully_addressable):
+        return
+    if not -ROUNDING <= float(rate) < float("inf"):
+        verify(MAGNITUDE, what, float(rate))
 
 
 def rate_in_force(owner: str, learning_rate: Any, state: RuleState) -> jax.Array:

@@ -85,6 +85,16 @@ REFUSED = [
         "new average"),
     row("ema", put(lambda: paddle.static.ExponentialMovingAverage(0.1, parameters=[p()]), "decay"),
         AttributeError, "decay"),
+    *(row(f"parameter-{name}", put(p, name, value), AttributeError, name, word)
+      for name, value, word in (("own_rate", -1.0, "learning_rate"), ("store", None, "another Parameter"),
+                                ("traits", None, "another"), ("edits", (0, 0), "another"))),
+    row("parameter-name", put(p, "name", 3), TypeError, "Parameter p's name: found 3, expected a str"),
+    row("scheduler", put(lambda: O.lr.StepDecay(0.1, 3), "gama"), AttributeError, "nearest is gamma"),
+    row("scheduler-rate", put(lambda: O.lr.StepDecay(0.1, 3), "learning_rate"), AttributeError, "StepDecay"),
+    row("plateau", put(lambda: O.lr.ReduceOnPlateau(0.1), "patiense"), AttributeError, "nearest is patience"),
+    row("fluid-schedule", put(lambda: fluid.dygraph.NoamDecay(3, 4), "warmup"), AttributeError, "NoamDecay"),
+    row("fluid-epochs", put(lambda: fluid.dygraph.StepDecay(0.1, 3), "decay_rates"), AttributeError,
+        "nearest is decay_rate"),
     row("scaler", put(paddle.amp.GradScaler, "_incr_ratio", 3.0), AttributeError, "set_incr_ratio"),
 ]  # fmt: skip
 
@@ -181,6 +191,17 @@ def test_schedulers_of_users_are_free():
     schedule.factor = 0.5
     schedule.step()
     assert schedule() == 0.5
+
+
+def test_attributes_of_our_schedulers_act():
+    schedule, cyclic = O.lr.StepDecay(0.1, 1), O.lr.CyclicLR(0.1, 0.5, 2)
+    schedule.gamma, schedule.base_lr, cyclic.max_lr = 0.5, 1.0, 0.9
+    schedule.step(), cyclic.step()
+    assert (schedule(), cyclic()) == (0.5, 0.5)
+    noam, steps = fluid.dygraph.NaturalExpDecay(0.5, 1, 0.1), fluid.dygraph.StepDecay(0.5, 1)
+    noam.step_num, noam.decay_rate, steps.decay_rate = 1, 0.0, 0.5
+    steps.epoch()
+    assert (noam(), steps()) == (0.5, 0.25)
 
 
 def test_tags():
@@ -294,6 +315,23 @@ def test_hooks_assigned_to_an_object_are_refused():
         adam()._append_optimize_op = print
     with pytest.raises(AttributeError, match=r"_append_optimize_op.*lr_ratio="):
         Mine(0.1, [p()])._append_optimize_op = print
+
+
+@pytest.mark.parametrize(
+    "base, make",
+    [
+        (O.Adam, lambda cls: cls(0.1, parameters=[p()])),
+        (incubate.LookAhead, lambda cls: cls(adam())),
+        (incubate.ModelAverage, lambda cls: cls(0.1, [p()])),
+    ],
+)
+def test_hooks_assigned_to_a_class_are_refused(base, make):
+    """At the next instance; on the class of the package itself nobody looks."""
+    cls = type("Late", (base,), {})
+    make(cls)
+    cls._append_optimize_op = lambda self, block, pair: None
+    with pytest.raises(TypeError, match="Late defines _append_optimize_op, which is never called here"):
+        make(cls)
 
 
 def test_hooks_of_clips_and_decays_are_refused():

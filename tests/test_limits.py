@@ -1,5 +1,6 @@
 """Rates, limits and decays are refused alike wherever they are given; norms of any magnitude are right."""
 
+import inspect
 import itertools
 
 import golden_cases
@@ -183,6 +184,37 @@ def test_what_rounds_to_no_such_number_is_refused_where_the_dtype_is_known(name)
             assert np.isfinite(updates["w"]).all() and np.all(updates["w"] < 0)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -0.1, np.float32(-1), jnp.float32("nan")])
+def test_a_rate_that_a_schedule_gives_is_checked_where_it_is_known(bad):
+    """At the step, of which nothing happens; a rate that is 0 but for rounding is one."""
+    for tx in (pj.adam(lambda count: bad), pj.lbfgs(lambda count: bad)):
+        extra = {"value": 1.0} if "value" in inspect.signature(tx.update).parameters else {}
+        with pytest.raises(ValueError, match="learning_rate schedule returned: found .*at least 0"):
+            tx.update(ONE, tx.init(ONE), ONE, **extra)
+    assert pj.sgd(lambda count: -1e-9).update(ONE, pj.sgd(lambda count: -1e-9).init(ONE), ONE)
+
+    class Own(pj.optimizer.lr.LRScheduler):
+        def get_lr(self):
+            return bad
+
+    class Older(pj.fluid.dygraph.LearningRateDecay):
+        def step(self):
+            return bad
+
+    for name, make in {
+        "Own": lambda q: pj.optimizer.Adam(Own(), parameters=[q]),
+        "Older": lambda q: pj.fluid.optimizer.Adam(Older(), parameter_list=[q]),
+        "LBFGS": lambda q: pj.optimizer.LBFGS(Own(), parameters=[q]),
+    }.items():
+        q = w()
+        opt = make(q)
+        with pytest.raises(ValueError, match="what O.* returned as the rate: found .*at least 0"):
+            q.grad = ONE
+            loss = pj.loss(lambda x: jnp.sum(x))
+            opt.step(lambda loss=loss, q=q: loss(q)) if name == "LBFGS" else opt.step()
+        np.testing.assert_array_equal(q.numpy(), ONE)
+
+
 def test_an_object_refuses_it_when_it_is_made():
     with pytest.raises(ValueError, match="at w: Adam's beta2: found 0.99999999, which float32 rounds to 1.0"):
         pj.optimizer.Adam(0.1, beta2=ALMOST, parameters=[w()])
@@ -200,7 +232,8 @@ def clipped_in_place(grads):
     for k, p in params.items():
         p.grad = grads[k]
     total = pj.nn.utils.clip_grad_norm_(list(params.values()), 1.0)
-    np.testing.assert_allclose(total, length(grads), rtol=1e-6)
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(total, np.float32(length(grads)), rtol=1e-6)
     return {k: p.grad for k, p in params.items()}
 
 
@@ -220,7 +253,7 @@ HOW = {
 
 
 @pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("size", [1e-35, 1e-30, 1e-20, 1e-13, 1.0, 1e18, 1e20, 1e30, 1e37])
+@pytest.mark.parametrize("size", [1e-35, 1e-30, 1e-20, 1e-13, 1.0, 1e18, 1e20, 1e30, 1e37, 1e38])
 def test_a_global_norm_is_right_whatever_its_squares_are(how, size):
     rng = np.random.default_rng(0)
     shapes = {"a": (3, 4), "b": (5,)}
@@ -228,6 +261,19 @@ def test_a_global_norm_is_right_whatever_its_squares_are(how, size):
     factor = min(1.0, 1.0 / length(grads))
     for k, g in HOW[how](grads).items():
         np.testing.assert_allclose(g, np.asarray(grads[k], np.float64) * factor, rtol=1e-5)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("limit, factor", [(1e-3, 1e-3 / 6e38), (1.0, 1 / 6e38), (3e38, 0.5), (0.0, 0.0)])
+def test_a_norm_above_the_largest_number_is_clipped_to_the_limit(limit, factor, skip):
+    """Also of a gradient that is a constant to the compiler."""
+
+    def clipped(limit, g):
+        return pj.clip_by_global_norm(limit, auto_skip_clip=skip).update(g, ())[0]
+
+    g, limit = jnp.full(9, 2e38), jnp.float32(limit)  # an array may be 0
+    for found in (clipped(limit, g), jax.jit(clipped)(limit, g), jax.jit(lambda x: clipped(x, g))(limit)):
+        np.testing.assert_allclose(found, np.full(9, 2e38 * factor), rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1e-14, 1.0, 1e15])

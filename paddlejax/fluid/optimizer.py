@@ -19,6 +19,7 @@ from ..optimizer.optimizer import SCHEDULE, Optimizer, Pairs
 from ..optimizer.parameter import Parameter
 from ..optimizer.stepping import OWN
 from ..pages import publish
+from ..rates import refuse_rate
 from ..regularizer import as_regularizer
 from .dygraph import LearningRateDecay, LearningRateEpochDecay
 from .positional import Order, by_name, orders_of, positional
@@ -113,7 +114,9 @@ class FluidOptimizer(Optimizer):
         if not isinstance(self._learning_rate, LearningRateDecay):
             return super()._rate_for_step()
         self._schedule_before = dict(vars(self._learning_rate))
-        return float(self._learning_rate.upcoming())
+        rate = float(self._learning_rate.upcoming())
+        refuse_rate(f"what {type(self._learning_rate).__name__} returned as the rate", rate)
+        return rate
 
     def _stepped(self) -> None:
         if isinstance(self._learning_rate, LearningRateDecay):

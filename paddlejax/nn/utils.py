@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ..array_types import Numeric
 from ..elsewhere import names_of
 from ..hyper import NUMBER, ArgumentError, Interval, Must, checked, require
-from ..norms import norm_of_all
+from ..norms import scaled_norm, times
 from ..optimizer.parameter import Parameter
 from ..pages import publish
 from ..selected_rows import SelectedRows
@@ -118,17 +118,20 @@ def _clip_norm(kind: float, grads: list[Any], max_norm: Any) -> tuple[jax.Array,
     """Norms in float32 or wider, the total in the widest of them, each result in its gradient's dtype."""
     wide = [g.astype(compute_dtype((), g)) for g in grads]
     widest = jnp.float64 if any(g.dtype == jnp.float64 for g in wide) else jnp.float32
+    scale = None
     if kind == 2.0:
-        total = norm_of_all(wide).astype(widest)
+        total, scale = scaled_norm(wide)
+        total = total.astype(widest)
     elif kind == float("inf"):
         total = jnp.max(jnp.stack([jnp.max(jnp.abs(g), initial=0).astype(widest) for g in wide]))
     elif kind == 1.0:
         total = sum((jnp.sum(jnp.abs(g)).astype(widest) for g in wide), jnp.zeros((), widest))
     else:
         total = sum((jnp.any(g != 0).astype(widest) for g in wide), jnp.zeros((), widest))
-    factor = jnp.minimum(jnp.asarray(max_norm, widest) / (total + 1e-6), 1)
-    clipped = [(g * factor.astype(g.dtype)).astype(old.dtype) for g, old in zip(wide, grads, strict=True)]
-    return total, clipped
+    one = jnp.ones((), widest) if scale is None else scale.astype(widest)
+    factor = jnp.minimum(jnp.asarray(max_norm, widest) / (total + 1e-6 * one), 1 / one)
+    clipped = [times(g, factor, scale).astype(old.dtype) for g, old in zip(wide, grads, strict=True)]
+    return total / one, clipped
 
 
 @jax.jit

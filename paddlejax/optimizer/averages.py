@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import pages
 from ..array_types import Numeric
-from ..attributes import Attributes
+from ..attributes import Attributes, check_hooks
 from ..average import ModelAverageState, MovingAverageState, exponential_moving_average, model_average
 from ..hyper import number
 from ..tracing import check_outside
@@ -43,6 +43,7 @@ class ParameterAverage(Attributes):
     _hooks = HOOKS
 
     def __init__(self, parameters: Any, name: str | None):
+        check_hooks(type(self))
         self._name = checked_name(name)
         self.parameters, groups = read_parameters(self._argument, parameters)
         members = [p for group, _ in groups for p in group]

@@ -103,7 +103,7 @@ class LBFGS(Optimizer):
         trained, layout = self._laid_out()
         start = state, known = self._history
         state = layout.state(self._method, 0.0) if state is None or trained != known else state
-        rate = jnp.asarray(self.get_lr(), layout.wide)
+        rate = jnp.asarray(self._rate_for_step(), layout.wide)
         count = next_count(state.rate.count)
         state = state._replace(rate=state.rate._replace(count=count, learning_rate=rate))
         for part in self.layers:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from .. import schedules
+from .. import attributes, schedules
 from ..array_types import Numeric
 from ..hyper import Must, Named, checked, instance, require
 from ..pages import page, publish
@@ -38,7 +38,7 @@ def _whole(step: Callable[..., None]) -> Callable[..., None]:
     return stepping
 
 
-class LRScheduler(Named):
+class LRScheduler(Named, attributes.Schedule):
     """The base of all schedulers; a subclass defines `get_lr` and may save more by overriding `state_keys`.
 
     >>> class Halving(LRScheduler):
@@ -48,6 +48,10 @@ class LRScheduler(Named):
     >>> halving.step(); halving()
     0.4
     """
+
+    base_lr: Any
+    last_lr: Any
+    _attributes = ("last_epoch", "verbose", "keys")
 
     @checked(learning_rate=BASE_RATE)
     def __init__(self, learning_rate=0.1, last_epoch=-1, verbose=False):
@@ -128,17 +132,16 @@ class _Formula(LRScheduler):
     """A scheduler whose attributes are the arguments of a pure schedule, read anew at every step."""
 
     _family: ClassVar[Any]
-    _attributes: ClassVar[tuple[str, ...]]
     _base: ClassVar[str | None]
 
     def __init_subclass__(cls, family=None, base: str | None = "learning_rate", **others):
         """`base` is the argument of `family` that `base_lr` stands for; the others are attributes."""
-        super().__init_subclass__(**others)
         if family is not None:
             cls._family = staticmethod(family)  # a bare function would become a method
             cls._attributes = tuple(name for name in inspect.signature(family).parameters if name != base)
             cls._base = base
             cls.__doc__ = page(cls.__doc__, family)
+        super().__init_subclass__(**others)
 
     def __init__(self, learning_rate, last_epoch, verbose):
         self._check(learning_rate)
@@ -347,9 +350,11 @@ class MultiplicativeDecay(_Formula, family=schedules.multiplicative_decay):
     [0.25, 0.125, 0.0625, 0.0312]
     """
 
+    _known: tuple[Any, ...]  # epoch, base rate and function of the last step, and its rate
+
     def __init__(self, learning_rate, lr_lambda, last_epoch=-1, verbose=False):
         self.lr_lambda = lr_lambda
-        self._known: tuple[Any, ...] = ()
+        self._known = ()
         super().__init__(learning_rate, last_epoch, verbose)
 
     def get_lr(self):
@@ -549,6 +554,9 @@ class CosineAnnealingWarmRestarts(_Formula, family=schedules.cosine_annealing_wa
     [0.25, 0.5, 0.25, 0.5]
     """
 
+    T_i: Any
+    T_cur: Any
+
     def __init__(self, learning_rate, T_0, T_mult=1, eta_min=0, last_epoch=-1, verbose=False):
         self.T_0, self.T_mult, self.eta_min = T_0, T_mult, eta_min
         self.T_i, self.T_cur = T_0, last_epoch
@@ -618,6 +626,8 @@ class ReduceOnPlateau(LRScheduler):
     >>> plateau.step(3.0); plateau.step(3.0); plateau()
     0.5
     """
+
+    _attributes = ("best", "num_bad_epochs", "cooldown_counter", *schedules.PlateauRule._fields)
 
     @checked(**schedules.PLATEAU, learning_rate=BASE_RATE)
     def __init__(

@@ -1,13 +1,16 @@
 """The Paddle-style object: a cell around the functional chain with parameters, gradients, state and rate."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from ..attributes import check_hooks
 from ..hyper import FACTOR, MAGNITUDE, ArgumentError, Named, number, require, scalar, verify, with_scalars
 from ..lifting import Rule, check, check_rounded_of
 from ..paths import describe_leaves
+from ..rates import refuse_rate
 from ..regularizer import as_regularizer
 from ..tracing import check_outside
 from ..trees import compute_dtype, is_narrow
@@ -76,6 +79,7 @@ class Optimizer(Views, Stepping, Named):
         masters: bool = False,
         packed: bool = False,
     ):
+        check_hooks(type(self))  # once more: one may have been assigned to the class
         self._learning_rate = learning_rate
         self._name = checked_name(name)
         whole: Rule = with_scalars(Rule() if rule is None else rule)
@@ -289,8 +293,11 @@ class Optimizer(Views, Stepping, Named):
         return float(learning_rate)
 
     def _rate_for_step(self) -> float:
-        """The rate of the next step is what `get_lr` says."""
-        return self.get_lr()
+        """The rate of the next step is what `get_lr` says; raise if a scheduler's is none to step at."""
+        rate = self.get_lr()
+        if not 0 <= rate < math.inf:
+            refuse_rate(f"what {type(self._learning_rate).__name__} returned as the rate", rate)
+        return rate
 
     def get_lr(self) -> float:
         """The rate of the next step: the number, or the scheduler's current value."""

@@ -92,6 +92,10 @@ class ParameterOptions(Attributes):
         "_grad": "assign grad",
         **dict.fromkeys(("shape", "dtype", "sparse"), "it is fixed; make another Parameter"),
     }
+    _once = {
+        "own_rate": "assign learning_rate",
+        **dict.fromkeys(("store", "is_real", "traits", "edits"), "it is fixed; make another Parameter"),
+    }
     _hint = "for a mark of your own say paddlejax.Parameter.allow_tags({name!r}) first"
 
     @classmethod
@@ -174,6 +178,8 @@ class ParameterOptions(Attributes):
         if name == "stop_gradient":
             value = bool(value) if isinstance(value, np.bool_) else value
             self._check_flag(name, value)
+        elif name == "name" and not isinstance(value, str):
+            raise TypeError(f"Parameter {vars(self).get('name')}'s name: found {value!r}, expected a str")
         super().__setattr__(name, value)
 
     def _check_flag(self, name: str, value: Any) -> None:

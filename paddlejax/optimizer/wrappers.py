@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..attributes import Attributes
+from ..attributes import Attributes, check_hooks
 from ..hyper import Must, checked, given
 from .arguments import check_program
 from .ledger import Entries, load
@@ -38,6 +38,7 @@ class Wrapper(Attributes):
     _part: Any = None  # what it adds to a step of the innermost optimizer
 
     def __init__(self, inner_optimizer: Any):
+        check_hooks(type(self))
         self.inner_optimizer = inner_optimizer
 
     def __getattr__(self, name: str) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ... import pages, schedules
+from ...attributes import Schedule
 from ...hyper import checked, function_of, instance, require
 from ...optimizer.ledger import Entries, Field, load, written
 from ...pages import publish
@@ -16,7 +17,7 @@ from ...schedule import BASE_RATE, RATE, RISES, RISING
 from ...schedules import BELOW_ONE, FINITE, MODES, NOT_ZERO
 
 
-class LearningRateDecay:
+class LearningRateDecay(Schedule):
     """The base of all schedules; a subclass defines `step`, the rate at `step_num`.
 
     >>> class Halving(LearningRateDecay):
@@ -28,6 +29,7 @@ class LearningRateDecay:
     """
 
     counts = "steps"  # what moves it, and so what its saved state tells: steps, epochs or losses
+    _attributes = ("step_num", "step_size", "dtype", "keys")
 
     def __init__(self, begin=0, step=1, dtype="float32"):
         self.step_num, self.step_size, self.dtype = begin, step, dtype
@@ -99,6 +101,8 @@ class NoamDecay(LearningRateDecay):
     [0.0014, 0.0028, 0.0042, 0.0056]
     """
 
+    _attributes = ("learning_rate", "d_model", "warmup_steps")
+
     @checked(begin=NOT_ZERO)
     def __init__(self, d_model, warmup_steps, begin=1, step=1, dtype="float32", learning_rate=1.0):
         super().__init__(begin, step, dtype)
@@ -118,6 +122,8 @@ class PiecewiseDecay(LearningRateDecay):
     [0.5, 0.5, 0.25, 0.25, 0.125]
     """
 
+    _attributes = ("boundaries", "values")
+
     def __init__(self, boundaries, values, begin, step=1, dtype="float32"):
         super().__init__(begin, step, dtype)
         self.boundaries, self.values = boundaries, values
@@ -129,6 +135,8 @@ class PiecewiseDecay(LearningRateDecay):
 
 class _Stretched(LearningRateDecay):
     """A decay at the rate `decay_rate` per `decay_steps` steps, smoothly or in stairs."""
+
+    _attributes = ("learning_rate", "decay_steps", "decay_rate", "staircase")
 
     def __init__(
         self, learning_rate, decay_steps, decay_rate, staircase=False, begin=0, step=1, dtype="float32"
@@ -192,6 +200,8 @@ class PolynomialDecay(LearningRateDecay):
     [0.5, 0.375, 0.2501, 0.1251]
     """
 
+    _attributes = ("learning_rate", "decay_steps", "power", "end_learning_rate", "cycle")
+
     def __init__(
         self,
         learning_rate,
@@ -222,6 +232,8 @@ class CosineDecay(LearningRateDecay):
     [0.5, 0.4268, 0.25, 0.0732]
     """
 
+    _attributes = ("learning_rate", "step_each_epoch", "epochs")
+
     def __init__(self, learning_rate, step_each_epoch, epochs, begin=0, step=1, dtype="float32"):
         super().__init__(begin, step, dtype)
         self.learning_rate, self.step_each_epoch, self.epochs = learning_rate, step_each_epoch, epochs
@@ -245,6 +257,8 @@ class LinearLrWarmup(LearningRateDecay):
     >>> [float(rate()) for _ in range(5)]
     [0.0, 0.125, 0.25, 0.375, 0.5]
     """
+
+    _attributes = ("learning_rate", "warmup_steps", "start_lr", "end_lr")
 
     @checked(learning_rate=instance(int | float | LearningRateDecay, "a float or a schedule"), end_lr=RISES)
     def __init__(self, learning_rate, warmup_steps, start_lr, end_lr, begin=1, step=1, dtype="float32"):
@@ -286,6 +300,7 @@ class LearningRateEpochDecay(LearningRateDecay):
     """The base of schedules that only `.epoch()` moves; a subclass defines `get_lr`, the rate of an epoch."""
 
     counts = "epochs"
+    _attributes = ("learning_rate", "base_lr", "epoch_num")
 
     @checked(learning_rate=BASE_RATE)
     def __init__(self, learning_rate, step=1, dtype="float32"):
@@ -324,6 +339,8 @@ class StepDecay(LearningRateEpochDecay):
     (0.25, 0.25)
     """
 
+    _attributes = ("decay_rate",)
+
     @checked(step_size=(instance(int, "an int"), NOT_ZERO), decay_rate=BELOW_ONE)
     def __init__(self, learning_rate, step_size, decay_rate=0.1):
         self.decay_rate = decay_rate
@@ -343,6 +360,8 @@ class MultiStepDecay(LearningRateEpochDecay):
     [0.25, 0.25, 0.125, 0.125]
     """
 
+    _attributes = ("milestones", "decay_rate")
+
     @checked(milestones=RISING, decay_rate=BELOW_ONE)
     def __init__(self, learning_rate, milestones, decay_rate=0.1):
         self.milestones, self.decay_rate = milestones, decay_rate
@@ -361,6 +380,8 @@ class LambdaDecay(LearningRateEpochDecay):
     >>> [round(float(rate()), 4) for _ in range(4) if rate.epoch() is None]
     [0.25, 0.125, 0.0625, 0.0312]
     """
+
+    _attributes = ("lr_lambda",)
 
     @checked(lr_lambda=function_of("the epoch"))
     def __init__(self, learning_rate, lr_lambda):
@@ -384,6 +405,15 @@ class ReduceLROnPlateau(LearningRateDecay):
     """
 
     counts = "losses"
+    _attributes = (
+        "rule",
+        "verbose",
+        "learning_rate",
+        "best_loss",
+        "epoch_num",
+        "num_bad_epochs",
+        "cooldown_counter",
+    )
 
     @checked(
         **MODES,

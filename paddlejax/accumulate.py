@@ -13,7 +13,7 @@ from .hyper import COUNT, FLAG, checked
 from .lifting import GradientTransformation
 from .selected_rows import dense
 from .transform import chain
-from .trees import align, at_params, flatten, gradients, in_dtypes_of, moved_dtype
+from .trees import align, at_params, flatten, gradients, in_dtypes_of, moved_dtype, unmoved
 from .wrap import OPTIMIZER, check_state
 
 
@@ -109,10 +109,9 @@ class _Accumulate:
             return updates, emptied, inner_state
 
         def wait(sums: list[Any], inner_state: Any) -> Any:
-            # -0.0 is the one number that leaves every other as it is, -0.0 included.
             shapes = align(tree, paths, jax.eval_shape(step, sums, inner_state)[0], "updates")
             pairs = zip(sums, shapes, strict=True)
-            still = [None if u is None else jnp.full_like(s, -0.0, dtype=u.dtype) for s, u in pairs]
+            still = [None if u is None else unmoved(s, u.dtype) for s, u in pairs]
             return tree.unflatten(still), sums, inner_state
 
         # Outside jit a cond would be compiled again at every call.

@@ -27,7 +27,17 @@ from .hyper import (
 from .lifting import GradientTransformation
 from .selected_rows import dense, is_rows
 from .transform import apply_updates, chain
-from .trees import align, at_params, compute_dtype, flatten, is_whole, moved_dtype, next_count, path_name
+from .trees import (
+    align,
+    at_params,
+    compute_dtype,
+    flatten,
+    is_whole,
+    moved_dtype,
+    next_count,
+    path_name,
+    unmoved,
+)
 from .wrap import OPTIMIZER, check_params, check_state
 
 BELOW_ONE = Interval(0, 1, open=True)
@@ -296,7 +306,7 @@ class _Lookahead:
             synced = interpolate(new, start, self.alpha)
             slow[i] = jnp.where(syncs, synced, start)
             back = synced.astype(wide) - jnp.asarray(p, wide)
-            back = jnp.where(back == 0, -jnp.zeros_like(back), back)  # -0.0 leaves every number as it is
+            back = jnp.where(back == 0, unmoved(back), back)
             us[i] = jnp.where(syncs, back.astype(u.dtype), u)
         return tree.unflatten(us), LookaheadState(count, tree.unflatten(slow), inner_state)
 

@@ -20,6 +20,7 @@ from .trees import (
     is_placeholder,
     is_whole,
     path_name,
+    unmoved,
 )
 from .wrap import check_params, check_state
 
@@ -118,7 +119,6 @@ class _PerLeaf:
         paths, leaves, tree, options = self._resolve(params)
         given = align(tree, paths, grads, "gradients")
         gs = _turned(gradients(tree, paths, leaves, grads, rows=True), options)
-        # -0.0 is the one number that leaves every other as it is, -0.0 included.
         still = {
             i: _stillness(g, leaves[i])
             for i, (g, o) in enumerate(zip(given, options, strict=True))
@@ -157,10 +157,10 @@ def _turned(grads: list[Any], options: Sequence[Any]) -> list[Any]:
 def _stillness(g: Any, p: Any) -> Any:
     """Return the update that moves nothing: -0.0, 0 for an int, float0 for what is no number."""
     if isinstance(g, SelectedRows):
-        return g.with_values(jnp.full_like(g.values, -0.0, dtype=jnp.result_type(p)))
+        return g.with_values(unmoved(g.values, jnp.result_type(p)))
     if is_frozen_gradient(g, p):
         return jnp.zeros_like(p) if is_whole(p) else g
-    return jnp.full_like(p, -0.0)
+    return unmoved(p)
 
 
 def _stage(field: str, options: Sequence[Any]) -> list[tuple[Any, list[int]]]:

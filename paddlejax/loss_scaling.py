@@ -14,7 +14,7 @@ from .hyper import INT, NUMBER, ArgumentError, Interval, Must, checked, is_trace
 from .lifting import GradientTransformation
 from .selected_rows import SelectedRows, is_rows
 from .transform import chain
-from .trees import at_params, compute_dtype, in_dtypes_of, next_count
+from .trees import at_params, compute_dtype, in_dtypes_of, next_count, unmoved
 from .wrap import PAIR, check_state
 
 
@@ -269,7 +269,7 @@ def _guarded(
     nothing, _ = jax.eval_shape(traced_once, grads, inner, params)
 
     def skip(grads: Any, inner: Any, params: Any) -> tuple[Any, Any]:
-        return jax.tree.map(lambda u: jnp.full_like(u, -0.0), nothing), inner
+        return jax.tree.map(unmoved, nothing), inner
 
     if not isinstance(finite, Tracer):
         return skip(grads, inner, params)

@@ -211,6 +211,11 @@ def next_count(count: Any, cycle: int = 1) -> jax.Array:
     return jnp.where(count == top, back, count + jnp.ones_like(count))
 
 
+def unmoved(like: Any, dtype: Any = None) -> jax.Array:
+    """Return the update that moves nothing: -0.0 leaves every other number as it is, -0.0 too."""
+    return jnp.full_like(like, -0.0, dtype=dtype)
+
+
 def is_narrow(p: Any) -> bool:
     """Whether this is a parameter of 16 bits or less, which may have a master."""
     return jnp.issubdtype(jnp.result_type(p), jnp.floating) and jnp.finfo(jnp.result_type(p)).bits < 32

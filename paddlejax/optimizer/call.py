@@ -34,6 +34,11 @@ class Call:
     def __hash__(self) -> int:
         return self._hash
 
+    @functools.cached_property
+    def with_factor(self) -> "Call":
+        """The same call of a loss that is scaled, made once: it keeps its hash."""
+        return replace(self, scaled=True)
+
     def wrapped(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> "Call":
         """The same call of what `wrap` makes of the function."""
         return replace(self, function=wrap(self.function))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ class ScaledLoss(Loss):
 
     def __init__(self, loss: Loss, scale: np.ndarray):
         self._unscaled, loss.outer = loss, self
-        super().__init__(replace(loss.call, scaled=True), loss.parameters, [*loss.fixed, scale])
+        super().__init__(loss.call.with_factor, loss.parameters, [*loss.fixed, scale])
         self.trained = loss.trained
 
     @property

@@ -12,6 +12,7 @@ from .array_types import ArrayTree, Gradients
 from .hyper import COUNT, FLAG, checked
 from .lifting import GradientTransformation
 from .selected_rows import dense
+from .spreading import delivered
 from .transform import chain
 from .trees import align, at_params, flatten, gradients, in_dtypes_of, moved_dtype, unmoved
 from .wrap import OPTIMIZER, check_state
@@ -106,7 +107,7 @@ class _Accumulate:
             updates, (new,) = tx.update(tree.unflatten(merged), (inner_state,), params, **extra)
             inner_state = in_dtypes_of(inner_state, new)
             emptied = [jnp.zeros_like(s) if i in set(stepped) else s for i, s in enumerate(sums)]
-            return updates, emptied, inner_state
+            return delivered(updates), emptied, inner_state
 
         def wait(sums: list[Any], inner_state: Any) -> Any:
             shapes = align(tree, paths, jax.eval_shape(step, sums, inner_state)[0], "updates")

@@ -26,6 +26,7 @@ from .hyper import (
 )
 from .lifting import GradientTransformation
 from .selected_rows import dense, is_rows
+from .spreading import whole_updates
 from .transform import apply_updates, chain
 from .trees import (
     align,
@@ -289,7 +290,8 @@ class _Lookahead:
     ) -> tuple[Any, LookaheadState]:
         check_params("lookahead", params)
         check_state("lookahead", state, LookaheadState)
-        updates, (inner_state,) = self.tx.update(grads, (state.inner,), params, **extra)
+        with whole_updates.set(None):  # they are not the last word yet
+            updates, (inner_state,) = self.tx.update(grads, (state.inner,), params, **extra)
         updates = jax.tree.map(dense, updates, is_leaf=is_rows)
         leaves, (slow,), tree = _columns(params, slow=state.slow, wide=False)
         paths = flatten(params)[0]

@@ -114,6 +114,7 @@ class Rule:
     # What a SelectedRows gradient does: "dense", as if the other rows' gradient were zero; "rows", only the
     # listed rows are stepped (each slot must have p's shape); None, it is refused.
     sparse: ClassVar[str | None] = None
+    has_matrices: ClassVar[bool] = False  # whether `step` calls `newton_schulz` for matrices of the tensor
     elementwise: ClassVar[bool] = True  # False if an element's step depends on other elements, as by a norm
 
     def at(self, leaf: Any) -> "Rule":

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from . import spreading
 from .norms import root
 
 Ortho = Callable[[jax.Array], jax.Array]  # of matrices (..., rows, columns)
@@ -61,6 +62,8 @@ def newton_schulz(
     Jordan et al. 2024, kellerjordan.github.io/posts/muon; Amsel et al. 2025, arXiv:2505.16932.
     """
     x = x.astype(jnp.float32)
+    if spreading.iterate.value is not None:
+        return spreading.iterate.value(x, coefficients, steps, epsilon, dtype)
     if not steps:
         return _normalized(x, epsilon)
     dtype = iteration_dtype(dtype)

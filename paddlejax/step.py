@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .selected_rows import SelectedRows
+from .selected_rows import SelectedRows, dense
+from .spreading import all_at_once, together
 from .trees import compute_dtype
 
 Slots = dict[str, jax.Array]
@@ -25,6 +26,9 @@ def stepped(given: dict[int, tuple[Any, ...]]) -> dict[int, tuple[Any, Slots]]:
     of many costs hardly more to trace and to lower than a call of one.
     """
     done: dict[int, tuple[Any, Slots]] = {}
+    if all_at_once.value is not None:
+        done = _all_at_once({i: x for i, x in given.items() if x[0].has_matrices})
+        given = {i: x for i, x in given.items() if i not in done}
     alike: dict[Any, list[int]] = {}
     for i, (rule, g, p, k, slots) in given.items():
         if isinstance(g, SelectedRows):
@@ -52,6 +56,18 @@ def stepped(given: dict[int, tuple[Any, ...]]) -> dict[int, tuple[Any, Slots]]:
     return done
 
 
+def _all_at_once(given: dict[int, tuple[Any, ...]]) -> dict[int, tuple[Any, Slots]]:
+    """Step tensors whose matrices are iterated together."""
+    rules: dict[Any, Any] = {}  # with numbers that are the same object where they are the same number
+    tensors = {}
+    for i, (rule, g, p, k, slots) in given.items():
+        wide = compute_dtype((), p)
+        rule = rules.setdefault((likeness(rule), wide), in_wide(rule, wide))
+        tensors[i] = rule, dense(g), p, k, slots
+    # Not jitted by themselves: what they hand out must belong to the trace around.
+    return together(lambda: {i: unjitted(*x) for i, x in tensors.items()}) if tensors else {}
+
+
 def likeness(rule: Any) -> Any:
     """Return a key that two rules share only if they compute the same.
 
@@ -77,12 +93,10 @@ def _stacked(rule: Any, k: Any, tensors: list[tuple[Any, ...]]) -> list[tuple[An
     return [jax.tree.map(lambda x, i=i: x[i], moved) for i in range(len(tensors))]
 
 
-@jax.jit
-def step(rule: Any, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple[jax.Array, Slots]:
+def unjitted(rule: Any, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple[jax.Array, Slots]:
     """Step one tensor; return what is to be added to p, and the new slots.
 
-    It calculates in float32 or wider and returns each result in the dtype it came in. It is jitted by itself
-    so that leaves of one shape are traced once, whatever the numbers in the rule.
+    It calculates in float32 or wider and returns each result in the dtype it came in.
     """
     wide = compute_dtype((), p)
 
@@ -95,6 +109,12 @@ def step(rule: Any, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple[j
     if rule.elementwise and p.dtype == wide and reform is not None:
         delta, new = reform(run, result, (g, p, k, slots))
     return delta.astype(p.dtype), {name: new[name].astype(slot.dtype) for name, slot in slots.items()}
+
+
+@jax.jit
+def step(rule: Any, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple[jax.Array, Slots]:
+    """`unjitted`, so that leaves of one shape are traced once, whatever the numbers in the rule."""
+    return unjitted(rule, g, p, k, slots)
 
 
 @jax.jit

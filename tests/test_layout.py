@@ -16,7 +16,7 @@ PACKAGE = Path(paddle.__file__).parent
 LAYERS = [
     {"line_search", "hyper", "tracing", "elsewhere", "glossary", "guide"},
     {"attributes", "pages"},
-    {"selected_rows", "schedule", "wrap"},
+    {"selected_rows", "schedule", "spreading", "wrap"},
     {"trees", "array_types", "collectives"},
     {"norms", "step", "rates"},
     {"schedules", "lifting", "sparse", "packing", "orthogonal"},

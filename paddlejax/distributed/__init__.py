@@ -104,12 +104,13 @@ from .dgc import dgc_momentum
 from .dgc_optimizer import DGCMomentumOptimizer
 from .pipeline import PipelineOptimizer
 from .processes import initialize, launch
-from .sharding import state_shardings, zero1, zero1_shardings
+from .sharding import fsdp_shardings, state_shardings, zero1, zero1_shardings
 
 __all__ = [
     "DGCMomentumOptimizer",
     "PipelineOptimizer",
     "dgc_momentum",
+    "fsdp_shardings",
     "initialize",
     "launch",
     "local_grads",

@@ -1,19 +1,21 @@
-"""Where an optimizer's state lies on a mesh: beside the parameters, or spread over their copies (ZeRO-1)."""
+"""Where parameters and an optimizer's state lie on a mesh: beside each other, or spread over devices."""
 
+import math
+import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding
 
-from ..array_types import ArrayTree, Gradients
-from ..hyper import ArgumentError, Must, checked
-from ..lifting import GradientTransformation
-from ..transform import chain
+from ..array_types import ArrayTree
+from ..hyper import COUNT, ArgumentError, Must, checked
 from ..trees import align, flatten, mirrored, path_name
-from ..wrap import PAIR, check_params
+from ..wrap import PAIR
 from .data_parallel import MESH
+from .held import names_of, with_axis
+from .own import own_shardings
+from .spread import Spread, Zero1
 
 ONE_KIND = Must(
     lambda mesh: len(set(mesh.axis_types)) <= 1 and AxisType.Manual not in mesh.axis_types,
@@ -72,9 +74,10 @@ def zero1_shardings(tx: Any, params: ArrayTree, mesh: Mesh, axis: str, param_sha
         step = jax.jit(step, out_shardings=(..., zero1_shardings(tx, params, mesh, "data")))
 
     Whatever has the shape of a parameter is cut along the first dimension that no axis of the mesh shards yet
-    and `axis` divides; where there is none, it stays as the parameter is, and so do numbers. A parameter that
-    is sharded over other axes stays so: name its sharding in `param_shardings`, unless `params` are arrays
-    that have it. `zero1` does the same from inside the transformation.
+    and `axis` divides; where there is none, it stays as the parameter is, and so do numbers. If that is more
+    than a twentieth of the elements, a warning names the largest: `zero1(tx, mesh, axis)` holds every tensor
+    in equal parts, and for what it returns these are the shardings of that. A parameter that is sharded over
+    other axes stays so: name its sharding in `param_shardings`, unless `params` are arrays that have it.
 
     >>> mesh = jax.make_mesh((1,), ("data",))
     >>> s = zero1_shardings(adam(0.1), {"w": jnp.zeros((3, 8))}, mesh, "data")
@@ -84,25 +87,79 @@ def zero1_shardings(tx: Any, params: ArrayTree, mesh: Mesh, axis: str, param_sha
     Rajbhandari et al. 2020, arXiv:1910.02054.
     """
     paths, leaves, tree = flatten(params)
-    own = _own("zero1_shardings", mesh, tree, paths, leaves, param_shardings)
-    return state_shardings(tx, params, tree.unflatten(_spread(mesh, axis, leaves, own)))
+    own = own_shardings("zero1_shardings", mesh, tree, paths, leaves, param_shardings)
+    if isinstance(tx, Zero1):
+        given = [
+            None if p is None else jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)) for p in leaves
+        ]
+        return jax.tree.map(lambda x: x.sharding, tx.init(tree.unflatten(given)))
+    parts = _cut_evenly("zero1_shardings", mesh, axis, paths, leaves, own, 2, HOLD)
+    return state_shardings(tx, params, tree.unflatten(parts))
+
+
+@checked(mesh=(MESH, ONE_KIND), axis=AXIS, min_size=COUNT)
+def fsdp_shardings(
+    params: ArrayTree, mesh: Mesh, axis: str, min_size: int = 2**10, param_shardings: Any = None
+) -> Any:
+    """Shardings that cut the parameters themselves over the axis of the batch: FSDP, also called ZeRO-3.
+
+        params = jax.device_put(params, fsdp_shardings(params, mesh, "data"))
+        state = jax.jit(tx.init, out_shardings=state_shardings(tx, params))(params)
+
+    Then each device keeps 1/n of parameters, gradients and state, any transformation steps its own part, and
+    XLA gathers a weight where it is used: for a model that does not fit into one device, whereas `zero1` is
+    for one that does. A tensor is cut along its largest dimension that n divides and no axis shards yet; it
+    stays whole if it has fewer than `min_size` elements, or no such dimension. If more than a twentieth of
+    the elements stay whole for the latter reason, a warning names the largest. Give `jit` the shardings as
+    `out_shardings`, or constrain the new parameters to them, so that a step leaves them there. `params` may
+    be shapes, from `jax.eval_shape`; `param_shardings`, a tree of NamedShardings, says what other axes shard.
+
+    >>> mesh = jax.make_mesh((1,), ("data",))
+    >>> s = fsdp_shardings({"b": jnp.zeros(64), "w": jnp.zeros((64, 256))}, mesh, "data")
+    >>> s["b"].spec, s["w"].spec
+    (P(), P(None, 'data'))
+
+    Rajbhandari et al. 2020, arXiv:1910.02054, its third stage; Zhao et al. 2023, arXiv:2304.11277.
+    """
+    paths, leaves, tree = flatten(params)
+    own = own_shardings("fsdp_shardings", mesh, tree, paths, leaves, param_shardings)
+    return tree.unflatten(_cut_evenly("fsdp_shardings", mesh, axis, paths, leaves, own, min_size, PAD, True))
+
+
+HOLD = "zero1(tx, mesh, axis) holds it in equal parts all the same"
+PAD = "pad it in the model to a multiple of that number"
 
 
 @checked(**SPREAD)
-def zero1(tx: Any, mesh: Mesh, axis: str, param_shardings: Any = None) -> GradientTransformation:
+def zero1(tx: Any, mesh: Mesh, axis: str, param_shardings: Any = None) -> Zero1:
     """Data parallelism without a copy of the optimizer's state on every device: each keeps 1/n of it.
 
         g, p ← their parts along `axis`;  u, s ← tx(g, s, p);  u ← the whole of it on every device
 
     For n devices along `axis` of the mesh. The parameters, which are whole along `axis`, and the numbers stay
-    what they are, also the norms of Lamb and of clips. Use it under `jit` on arrays over the whole mesh, not
-    inside `shard_map`. Each tensor is cut along the first dimension that n divides, and stays whole if it has
-    none. Name in `param_shardings`, a tree like the parameters, the NamedShardings of parameters that are
-    sharded over other axes; without it they must not be, which a jitted init cannot check. Master weights
-    inside are cut as well: `zero1(with_master_weights(adam(1e-3)), mesh, "data")`. To save a state that
-    several processes share, all of them gather it first:
-    `jax.experimental.multihost_utils.process_allgather(state, tiled=True)`. torch's ZeroRedundancyOptimizer
-    gives whole parameters to devices; optax has no such wrapper.
+    what they are, also the norms of Lamb and of clips: `tx` sees every tensor in its own shape. Use it under
+    `jit` on arrays over the whole mesh, not inside `shard_map`. Master weights inside are cut as well:
+    `zero1(with_master_weights(adam(1e-3)), mesh, "data")`.
+
+    Between two steps an array of the state is held with zeros behind the dimension that is cut, up to the
+    next multiple of n. If that made more than 4 % of all elements, arrays are held end to end in one buffer:
+    where the first of them would be stands the buffer (1, ..., 1, n k), and (0,) in place of the others.
+    `describe(params)` says what each device holds. `whole(state, params)` is the state that `tx` itself would
+    have. `load(state, params)` takes that, or a state that was held by any other number of devices, and
+    returns it as it is held here; `update` takes such a state too. To save a state that several processes
+    share, save `whole(state, params)`, or let all of them gather it:
+    `jax.experimental.multihost_utils.process_allgather(state, tiled=True)`.
+
+    `muon` inside finds its matrices whole: they are dealt out to the devices along `axis`, the most costly
+    first, each to the device that has least to do, iterated there, and handed on in parts; a matrix that
+    other axes shard is gathered for that. Its momentum is cut by element as any other state. Paddle's
+    MuonSharding keeps that on the matrix's device, too. `accumulate_gradients` sends updates in real steps
+    only.
+
+    Name in `param_shardings`, a tree like the parameters, the NamedShardings of parameters that are sharded
+    over other axes; without it they must not be, which a jitted init cannot check. Parameters that are
+    sharded over `axis` itself are an error: their state is cut already, see `fsdp_shardings`. torch's
+    ZeroRedundancyOptimizer gives whole parameters to devices; optax has no such wrapper.
 
     >>> mesh = jax.make_mesh((1,), ("data",))
     >>> tx = zero1(adam(0.1), mesh, "data")
@@ -111,81 +168,48 @@ def zero1(tx: Any, mesh: Mesh, axis: str, param_shardings: Any = None) -> Gradie
     >>> print(updates, state.slots["moment1"].sharding.spec)
     [-0.1 -0.1 -0.1 -0.1] P('data',)
 
-    Rajbhandari et al. 2020, arXiv:1910.02054, its first stage.
+    Rajbhandari et al. 2020, arXiv:1910.02054, its first stage; MuonShardingOptimizer of Paddle's development
+    branch.
     """
-    inner = chain(tx)  # which hands extra arguments on to those that take them
-
-    def placed(params: Any) -> tuple[Any, list[Any], list[Any], list[NamedSharding], list[NamedSharding]]:
-        paths, leaves, tree = flatten(params)
-        own = _own("zero1", mesh, tree, paths, leaves, param_shardings, known=False)
-        return tree, paths, leaves, own, _spread(mesh, axis, leaves, own)
-
-    def init(params: ArrayTree) -> Any:
-        tree, paths, leaves, _, parts = placed(params)
-        if any(isinstance(p, jax.ShapeDtypeStruct) for p in leaves):
-            state = jax.eval_shape(init, params)
-            there = _mirrored(state, paths, leaves, parts)
-            return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, there)
-        (state,) = inner.init(tree.unflatten(map(_move, leaves, parts)))
-        return jax.tree.map(_move, state, _mirrored(state, paths, leaves, parts))
-
-    def update(
-        grads: Gradients, state: Any, params: ArrayTree | None = None, **extra: Any
-    ) -> tuple[Any, Any]:
-        check_params("zero1", params)
-        tree, paths, leaves, own, parts = placed(params)
-        gs = align(tree, paths, grads, "gradients")
-        state = jax.tree.map(_move, state, _mirrored(state, paths, leaves, parts))
-        there = tree.unflatten(map(_move, leaves, parts))
-        updates, (state,) = inner.update(tree.unflatten(map(_move, gs, parts)), (state,), there, **extra)
-        us = align(tree, paths, updates, "updates")
-        state = jax.tree.map(_move, state, _mirrored(state, paths, leaves, parts))
-        return tree.unflatten(map(_move, us, own)), state
-
-    return GradientTransformation(init, update)
+    return Spread(tx, mesh, axis, param_shardings).pair()
 
 
-def _own(
-    what: str, mesh: Mesh, tree: Any, paths: list[Any], leaves: list[Any], given: Any, known: bool = True
+def _cut_evenly(
+    what: str,
+    mesh: Mesh,
+    axis: str,
+    paths: list[Any],
+    leaves: list[Any],
+    shardings: list[Any],
+    least: int,
+    instead: str,
+    largest: bool = False,
 ) -> list[Any]:
-    """The shardings of the parameters on the mesh: as given, their own, or replicated."""
-    whole = NamedSharding(mesh, PartitionSpec())
-    own = []
-    if given is not None:
-        shardings = align(tree, paths, given, "param_shardings")
-        for path, p, sharding in zip(paths, leaves, shardings, strict=True):
-            if p is not None and not (isinstance(sharding, NamedSharding) and sharding.mesh == mesh):
-                found = f"found {sharding!r}, expected a NamedSharding of the mesh {mesh}"
-                raise ArgumentError(f"{what}'s param_shardings: at {path_name(path)}: {found}")
-            own.append(whole if p is None else sharding)
-        return own
-    for path, p in zip(paths, leaves, strict=True):
-        sharding = None if isinstance(p, Tracer) else getattr(p, "sharding", None)
-        named = isinstance(sharding, NamedSharding)
-        if named and sharding.mesh != mesh:
-            raise ArgumentError(f"{what}: at {path_name(path)}: the parameter is on another mesh, {sharding}")
-        if named and not known and not sharding.is_fully_replicated:
-            raise ArgumentError(
-                f"{what}: at {path_name(path)}: the parameter is sharded, {sharding.spec}; "
-                "name the parameters' shardings in param_shardings"
-            )
-        own.append(sharding if named else whole)
-    return own
+    """Each sharding with the axis on a dimension that is free and that it divides, if there is one.
 
-
-def _spread(mesh: Mesh, axis: str, leaves: list[Any], shardings: list[Any]) -> list[Any]:
-    """Each sharding with the axis on the first dimension that is free and that it divides, if any."""
-    parts = []
-    for p, sharding in zip(leaves, shardings, strict=True):
+    The first such dimension, or the largest; tensors of fewer elements than `least` are left alone.
+    """
+    n, parts, left, total = mesh.shape[axis], [], {}, 0
+    for path, p, sharding in zip(paths, leaves, shardings, strict=True):
         shape = () if p is None else jnp.shape(p)
         spec = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
-        taken = {name for entry in spec for name in (entry if isinstance(entry, tuple) else (entry,))}
-        free = [i for i, n in enumerate(shape) if spec[i] is None and n and n % mesh.shape[axis] == 0]
-        if free and axis not in taken:
-            spec[free[0]] = axis
-        while spec and spec[-1] is None:
-            spec.pop()  # as jit writes it
-        parts.append(NamedSharding(mesh, PartitionSpec(*spec)))
+        size = math.prod(shape)
+        total += size
+        free = [i for i, d in enumerate(shape) if spec[i] is None and d and d % n == 0]
+        if size < least or axis in names_of(spec):
+            free = []
+        elif not free and not any(spec):
+            left[path_name(path)] = shape
+        dim = max(free, key=lambda i: shape[i] if largest else 0, default=None)
+        parts.append(NamedSharding(mesh, with_axis(spec, dim, axis)))
+    if sum(map(math.prod, left.values())) > total / 20:
+        name = max(left, key=lambda name: math.prod(left[name]))
+        why = f"no dimension is a multiple of the {n} devices along {axis!r}"
+        share = sum(map(math.prod, left.values())) / total
+        where = (
+            f"{share:.0%} of the elements stay whole on every device, most at {name} of shape {left[name]}"
+        )
+        warnings.warn(f"{what}: {where}: {why}; {instead}", stacklevel=4)
     return parts
 
 
@@ -194,13 +218,3 @@ def _mirrored(state: Any, paths: list[Any], leaves: list[Any], shardings: list[A
     if all(p is None for p in leaves):
         raise ArgumentError("found no parameter, expected at least one, which names the mesh")
     return mirrored(state, paths, leaves, shardings)
-
-
-def _move(x: Any, sharding: NamedSharding) -> Any:
-    """The same numbers, in this sharding."""
-    if x is None:
-        return None
-    if not isinstance(x, Tracer):
-        return jax.device_put(x, sharding)
-    explicit = AxisType.Explicit in sharding.mesh.axis_types  # where a constraint only asserts
-    return jax.sharding.reshard(x, sharding) if explicit else jax.lax.with_sharding_constraint(x, sharding)

@@ -89,6 +89,7 @@ class Muon(Rule):
 
     slots: ClassVar = ("moment1",)
     elementwise: ClassVar = False
+    has_matrices: ClassVar = True
     data: ClassVar = ("muon_epsilon",)
 
     momentum: Beta = 0.95

@@ -7,6 +7,7 @@ from typing import Any, Generic, ParamSpec
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import tree_flatten_with_path
 
 from . import rules
 from .array_types import ArrayTree, Gradients, LearningRate
@@ -14,7 +15,8 @@ from .hyper import FACTOR, optional, verify
 from .lifting import GradientTransformation, Lifted, lift, lifted
 from .paths import LeafOptions, PathState, PerLeaf, describe_leaves, per_leaf
 from .rules.muon import MuonParamInfo
-from .trees import flatten, matches, path_name
+from .selected_rows import is_rows
+from .trees import is_placeholder, matches, path_name
 from .wrap import check_params
 
 P = ParamSpec("P")
@@ -36,6 +38,12 @@ class Division:
         if kind not in self._kinds:
             self._kinds[kind] = lift(self.rule.of(info), self._rate)
         return self._kinds[kind]
+
+    def used(self) -> list[Lifted]:
+        """Return the optimizers in the order of the leaves that had them first; both if there was no leaf."""
+        for shape in () if self._kinds else ((1, 1), ()):
+            self.of("", shape)
+        return list(self._kinds.values())
 
     def check(self, shapes: Shapes) -> None:
         """Raise if an entry of the map is of no leaf, or if a leaf cannot be stepped as its entry says."""
@@ -69,7 +77,7 @@ class Division:
 
         try:
             result = jax.eval_shape(run, jax.ShapeDtypeStruct(shape, jnp.float32))
-        except (ValueError, TypeError) as e:
+        except (ValueError, TypeError, AttributeError, LookupError) as e:  # the function may be the user's
             raise ValueError(f"at {name}: {e}") from e
         if result.shape != shape:
             raise ValueError(f"at {name}: {split} returned the shape {result.shape}, expected {shape}")
@@ -114,6 +122,9 @@ class _Divided:
         return shapes, per_leaf(_Chosen(self.division, shapes))
 
     def init(self, params: ArrayTree) -> PathState:
+        if is_placeholder(params):  # for the state of the tree that this optimizer was given
+            choose = _Chosen(self.division, {})
+            return per_leaf(choose, list(map(LeafOptions, self.division.used()))).init(params)
         shapes, pair = self._over(params)
         self.division.check(shapes)
         return pair.init(params)
@@ -136,10 +147,9 @@ class _Divided:
 
 
 def _shapes(params: ArrayTree) -> Shapes:
-    """Return the shape of every leaf, by path."""
-    paths, leaves, _ = flatten(params)
-    names = map(path_name, paths)
-    return {n: None if p is None else jnp.shape(p) for n, p in zip(names, leaves, strict=True)}
+    """Return the shape of every leaf, by path; None also for a node without leaves, as of optax.masked."""
+    pairs, _ = tree_flatten_with_path(params, is_leaf=lambda x: is_rows(x) or not jax.tree.leaves(x))
+    return {path_name(path): jnp.shape(p) if jax.tree.leaves(p) else None for path, p in pairs}
 
 
 def _text(matrices: Iterable[tuple[int, ...]]) -> str:

@@ -62,6 +62,8 @@ def newton_schulz(
     Jordan et al. 2024, kellerjordan.github.io/posts/muon; Amsel et al. 2025, arXiv:2505.16932.
     """
     x = x.astype(jnp.float32)
+    if not x.size:
+        return x
     if spreading.iterate.value is not None:
         return spreading.iterate.value(x, coefficients, steps, epsilon, dtype)
     if not steps:
@@ -76,6 +78,19 @@ def newton_schulz(
     if x.ndim == 2 or jax.default_backend() != "cpu":
         return one(x)
     return jax.lax.map(one, x.reshape(-1, *x.shape[-2:])).reshape(x.shape)
+
+
+def on_whole_matrices(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """Return what a function returns for x, in x's sharding, where products of cut matrices are refused.
+
+    That is on axes of a mesh that are Explicit: JAX asks there how each product shall lie. The matrices are
+    gathered. On Auto axes XLA decides by itself.
+    """
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    if sharding is None or not any(sharding.spec):
+        return function(x)
+    whole = jax.sharding.reshard(x, jax.NamedSharding(sharding.mesh, jax.P()))
+    return jax.sharding.reshard(function(whole), sharding)
 
 
 def iteration_dtype(dtype: Any) -> jnp.dtype[Any]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import muon_cases
 import numpy as np
+import optax
 import pytest
 from muon_cases import CASES, STEP_TOLERANCE, TOLERANCE
 
@@ -172,6 +173,7 @@ TOLERANCES = {
     "momentum_0.99": (7e-6, 2e-5),
     "steps_polar_express_3": (7e-6, 2e-5),
 }
+# A step is the difference of two parameters, each rounded once in its own dtype: by half of this at most.
 ONE_ROUNDING = {
     "float32": 2.0**-23,
     "float64": 2.0**-23,
@@ -487,3 +489,42 @@ def test_it_can_be_pickled_and_copied():
     want = pj.muon(0.1).update(p, pj.muon(0.1).init(p), p)[0]
     for tx in (pickle.loads(pickle.dumps(pj.muon(0.1))), copy.deepcopy(pj.muon(0.1))):
         jax.tree.map(np.testing.assert_array_equal, tx.update(p, tx.init(p), p)[0], want)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4), (2, 0, 4), (4, 0), (0, 0)])
+@pytest.mark.parametrize("hyperball", [False, True])
+def test_matrices_without_elements(shape, hyperball):
+    tx, p = paddle.muon(0.1, use_hyperball=hyperball), {"b": jnp.ones(3), "w": jnp.zeros(shape)}
+    updates, _ = jax.jit(tx.update)(p, tx.init(p), p)
+    assert updates["w"].shape == shape and np.all(np.isfinite(updates["b"]))
+
+
+@pytest.mark.parametrize("names", [("w",), ("b", "w"), ("w", "z")])
+def test_optax_maps_over_the_state(names):
+    """Over the state of the tree that the optimizer was given last."""
+    p = {n: jnp.ones((2, 2)) if n == "w" else jnp.ones(3) for n in names}
+    tx = paddle.muon(0.1)
+    state = optax.tree_map_params(tx, lambda x: x + 7, tx.init(p))
+    assert all(np.all(x == 7) for x in slots(state).values() if x.ndim and x.shape != (1,))
+    assert all(int(s.count) == 0 for s in state.rule)
+
+
+def test_the_map_may_name_what_is_masked():
+    info = {"b": MuonParamInfo(False), "w": MuonParamInfo()}
+    p = {"b": jnp.ones(3), "w": jnp.ones((2, 2))}
+    tx = optax.masked(paddle.muon(0.1, muon_param_info_map=info), {"b": False, "w": True})
+    assert tx.init(p).inner_state.rule[0].slots["moment1"]["w"].shape == (2, 2)
+    with pytest.raises(ValueError, match="the key 'c' matches no parameter: found b, w"):
+        optax.masked(
+            paddle.muon(0.1, muon_param_info_map={"c": MuonParamInfo()}), {"b": False, "w": True}
+        ).init(p)
+
+
+def test_errors_name_whose_function_it_is():
+    with pytest.raises(TypeError, match="Muon's split_concat_func: found 3"):
+        paddle.muon(0.1, split_concat_func=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"muon_param_info_map\['w'\]: found 1, expected a MuonParamInfo"):
+        paddle.muon(0.1, muon_param_info_map=(("w", 1),))  # type: ignore[arg-type]
+    tx = paddle.muon(0.1, muon_param_info_map={"w": MuonParamInfo(True, lambda w, ortho: w.rows)})
+    with pytest.raises(ValueError, match="at w: .*no attribute rows"):
+        tx.init({"w": jnp.ones((2, 2))})

@@ -295,7 +295,7 @@ def test_matrices_that_other_axes_shard_are_gathered():
     shapes = {"a": (16, 8), "b": (8, 16), "heads": (3, 16, 8), "bias": (8,)}
     specs = {"a": P(None, "model"), "b": P("model"), "heads": P(None, None, "model"), "bias": P()}
     there = {k: NamedSharding(mesh, spec) for k, spec in specs.items()}
-    info: Any = {"b": paddle.MuonParamInfo(True, paddle.splits.gate_up())}
+    info: Any = {"b": paddle.optimizer.muon.MuonParamInfo(True, paddle.splits.gate_up())}
     tx = paddle.muon(0.1, muon_param_info_map=info)
     spread = zero1(tx, mesh, "data", there)
     params, state = steps(spread, lambda x: jax.device_put(x, there), shapes)
@@ -328,3 +328,29 @@ def test_fsdp_cuts_parameters_and_state():
         zero1_shardings(paddle.adam(0.1), {"w": jnp.ones((63, 65))}, mesh, "data")
     with pytest.raises(ArgumentError, match="fsdp_shardings's axis: found 'rows'"):
         fsdp_shardings(params, mesh, "rows")
+
+
+@pytest.mark.parametrize("spec", [P("data"), P(None, "data")])
+def test_muon_gathers_matrices_that_explicit_axes_cut(spec):
+    mesh = mesh_of(8, AxisType.Explicit)
+    shapes = {"w": (16, 8), "stack": (8, 4, 8)}
+    there = {"w": NamedSharding(mesh, spec), "stack": NamedSharding(mesh, P("data"))}
+    info: Any = {"w": paddle.optimizer.muon.MuonParamInfo(True, paddle.splits.gate_up())}
+    tx = paddle.muon(0.1, muon_param_info_map=info)
+    found = steps(tx, lambda x: jax.device_put(x, there), shapes, 2)
+    assert worst(found, steps(tx, jax.device_put, shapes, 2)) < 1e-6
+    assert found[0]["w"].sharding.is_equivalent_to(there["w"], 2)
+
+
+def test_a_state_may_rest_in_the_hosts_memory():
+    mesh, tx = mesh_of(8), paddle.adam(0.1)
+    params = jax.device_put(values({"w": (16, 8)}, 0), NamedSharding(mesh, P("data")))
+    here, away = state_shardings(tx, params), state_shardings(tx, params, memory_kind="pinned_host")
+    assert {s.memory_kind for s in jax.tree.leaves(away)} == {"pinned_host"}
+    state = jax.device_put(tx.init(params), away)
+    step = jax.jit(lambda g, s, p: tx.update(g, jax.device_put(s, here), p), out_shardings=(None, away))
+    updates, state = step(params, state, params)
+    assert worst(updates, tx.update(params, tx.init(params), params)[0]) < 1e-7
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(state)} == {"pinned_host"}
+    with pytest.raises(ArgumentError, match="memory_kind: found 'disk', expected one that .* pinned_host"):
+        state_shardings(tx, params, memory_kind="disk")

@@ -92,7 +92,7 @@ def _iterated(mesh: Mesh, axis: str, found: list[Matrices], owners: Assignment) 
     for kind, shares in owners.items():
         members = [i for i, m in enumerate(found) if m.kind == kind]
         rows, columns = kind[0]
-        stack = jnp.concatenate([found[i].x.reshape(-1, rows, columns) for i in members])
+        stack = jnp.concatenate([found[i].x.reshape(found[i].number, rows, columns) for i in members])
         made = _of_kind(mesh, axis, stack, found[members[0]], shares)
         at = 0
         for i in members:

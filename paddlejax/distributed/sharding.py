@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from ..array_types import ArrayTree
-from ..hyper import COUNT, ArgumentError, Must, checked
+from ..hyper import COUNT, NAME, ArgumentError, Must, checked, require
 from ..trees import align, flatten, mirrored, path_name
 from ..wrap import PAIR
 from .data_parallel import MESH
@@ -26,8 +26,10 @@ AXIS = Must(lambda axis, mesh: axis in mesh.axis_names, "one of {mesh.axis_names
 SPREAD = {"tx": PAIR, "mesh": (MESH, ONE_KIND), "axis": AXIS}
 
 
-@checked(tx=PAIR)
-def state_shardings(tx: Any, params: ArrayTree, param_shardings: Any = None) -> Any:
+@checked(tx=PAIR, memory_kind=NAME)
+def state_shardings(
+    tx: Any, params: ArrayTree, param_shardings: Any = None, *, memory_kind: str | None = None
+) -> Any:
     """The shardings of `tx.init(params)`: what mirrors a parameter lies beside it, all else is replicated.
 
         init = jax.jit(tx.init, out_shardings=state_shardings(tx, params))
@@ -36,7 +38,9 @@ def state_shardings(tx: Any, params: ArrayTree, param_shardings: Any = None) -> 
     path its own ends with if its shape is the parameter's, perhaps behind other dimensions (the gradients
     that ASGD keeps), which are not sharded. `tx` is any transformation, of optax as well; `params` may be
     shapes, from `jax.eval_shape`. `param_shardings`, a tree like `params` of NamedShardings, stands in for
-    the parameters' own.
+    the parameters' own. With `memory_kind="pinned_host"` the state rests in the host's memory, where the
+    backend has that: a step brings it over by `jax.device_put(state, state_shardings(tx, params))`, inside
+    `jit`, and has the others as `out_shardings`.
 
     >>> mesh = jax.make_mesh((1,), ("model",))
     >>> across = jax.NamedSharding(mesh, jax.P("model"))
@@ -63,7 +67,13 @@ def state_shardings(tx: Any, params: ArrayTree, param_shardings: Any = None) -> 
     if len(meshes) > 1:
         where = " and ".join(meshes.values())
         raise ArgumentError(f"state_shardings: found different meshes at {where}, expected one")
-    return _mirrored(jax.eval_shape(tx.init, params), paths, leaves, shardings)
+    there = _mirrored(jax.eval_shape(tx.init, params), paths, leaves, shardings)
+    if memory_kind is None:
+        return there
+    kinds = {m.kind for mesh in meshes for m in mesh.devices.flat[0].addressable_memories()}
+    known = f"one that the devices have, {', '.join(sorted(kinds))}"
+    require(memory_kind in kinds, "state_shardings's memory_kind", memory_kind, known)
+    return jax.tree.map(lambda s: s.with_memory_kind(memory_kind), there)
 
 
 @checked(**SPREAD)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ..hyper import FACTOR, Beta, Interval, NonNegative, Predicate, number, require, verify
 from ..lifting import Rule, rule
 from ..norms import root
-from ..orthogonal import COEFFICIENTS, SplitFunction, Triple, newton_schulz
+from ..orthogonal import COEFFICIENTS, SplitFunction, Triple, newton_schulz, on_whole_matrices
 from ..trees import matches
 from .adamw import Adam, AdamW, RatioError
 
@@ -35,10 +35,7 @@ class MuonParamInfo:
             value = getattr(self, name)
             require(isinstance(value, bool), f"MuonParamInfo's {name}", value, "True or False", TypeError)
         split = self.split_concat_func
-        expected = "None or a function (weight, ortho) -> weight, as those of paddlejax.splits"
-        require(
-            split is None or callable(split), "MuonParamInfo's split_concat_func", split, expected, TypeError
-        )
+        _check_split("MuonParamInfo", split)
         useless = split is not None and not self.use_muon
         require(not useless, "MuonParamInfo's split_concat_func", split, "None without use_muon")
 
@@ -130,8 +127,7 @@ class Muon(Rule):
         for name in ("nesterov", "use_hyperball"):
             value = getattr(self, name)
             require(isinstance(value, bool), f"Muon's {name}", value, "True or False", TypeError)
-        # What the map may say of one leaf, said of all.
-        MuonParamInfo(split_concat_func=self.split_concat_func)
+        _check_split("Muon", self.split_concat_func)
 
     def named(self, name: str) -> MuonParamInfo | None:
         """Return what the map says of the leaf of this path or name, None if it does not name it."""
@@ -197,7 +193,8 @@ class Muon(Rule):
         """Return O, of g's shape, from the momentum that has moved."""
         u = g + self.momentum * (m - g) if self.nesterov else m
         split = self.split_concat_func
-        return (self.orthogonal(u) if split is None else split(u, self.orthogonal)).astype(u.dtype)
+        run = self.orthogonal if split is None else lambda u: split(u, self.orthogonal)
+        return on_whole_matrices(run, u).astype(u.dtype)
 
     def orthogonal(self, x: jax.Array) -> jax.Array:
         """Return s f NS(x) for each matrix of x (..., rows, columns); float32."""
@@ -260,6 +257,12 @@ SCALES: dict[int, Callable[[int, int], float]] = {
 }
 
 
+def _check_split(owner: str, split: Any) -> None:
+    """Refuse what cannot cut a weight into matrices."""
+    expected = "None or a function (weight, ortho) -> weight, as those of paddlejax.splits"
+    require(split is None or callable(split), f"{owner}'s split_concat_func", split, expected, TypeError)
+
+
 def _triples(kind: Any, given: Any) -> tuple[Triple, ...] | None:
     """Return the coefficients of "custom" as tuples, None for a set with a name."""
     names = (*COEFFICIENTS, "custom")
@@ -291,8 +294,10 @@ def _patterns(given: Any) -> Patterns | None:
 
 def _infos(given: Any) -> Infos | None:
     """Return the map as pairs."""
-    if given is None or isinstance(given, tuple):
-        return given
+    if given is None:
+        return None
+    held = isinstance(given, tuple) and all(isinstance(x, tuple) and len(x) == 2 for x in given)
+    given = dict(given) if held else given  # the form in which a rule holds it
     expected = "None or a dict {name or path: MuonParamInfo}"
     require(isinstance(given, Mapping), "Muon's muon_param_info_map", given, expected, TypeError)
     for key, info in given.items():

@@ -76,7 +76,7 @@ def readable(signature: inspect.Signature) -> inspect.Signature:
     parameters = signature.parameters.values()
     bounded = [p for p in parameters if get_origin(p.annotation) is Annotated]
     words = {
-        p.name: Words(" ".join([k.__name__, *map(str, b)]))
+        p.name: Words(" ".join([getattr(k, "__name__", str(k)), *map(str, b)]))
         for p in bounded
         for k, *b in [get_args(p.annotation)]
     }

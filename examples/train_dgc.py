@@ -185,7 +185,7 @@ def main(arguments=None):
     for problem, fine in expected.items():
         if not fine:
             parser.error(problem)
-    started = initialize()  # True in the processes that launch started
+    started = initialize(shutdown_timeout=60)  # True in the processes that launch started
     if options.processes > 1 and not started:
         given = sys.argv[1:] if arguments is None else arguments
         sys.exit(launch(__file__, options.processes, given, WORKERS // options.processes))

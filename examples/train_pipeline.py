@@ -236,7 +236,7 @@ def main(arguments=None):
         if not fine:
             parser.error(problem)
 
-    if options.processes > 1 and not initialize():
+    if options.processes > 1 and not initialize(shutdown_timeout=60):
         again = sys.argv[1:] if arguments is None else arguments
         sys.exit(launch(__file__, options.processes, again, 8))
 

@@ -20,7 +20,9 @@ if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "
 
 from paddlejax.distributed.processes import initialize, launch  # noqa: E402
 
-JOINED = initialize()  # the other processes, if this is one of several; before anything else of JAX
+JOINED = initialize(
+    shutdown_timeout=60
+)  # the other processes, if this is one of several; before anything else of JAX
 
 import jax  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402

@@ -1,34 +1,46 @@
 """One program in several processes: started together on this machine, or by a cluster on many."""
 
-import functools
+import atexit
+import builtins
+import ipaddress
 import os
 import queue
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
 import jax
 
-from ..hyper import COUNT, ArgumentError, Interval, Must, Number, checked, each, instance, optional
-
-COORDINATOR, PROCESSES, PROCESS_ID = VARIABLES = (
-    "PADDLEJAX_COORDINATOR",
-    "PADDLEJAX_PROCESSES",
-    "PADDLEJAX_PROCESS_ID",
+from ..hyper import COUNT, ArgumentError, Interval, Must, Number, checked, each, instance, optional, whole
+from .workers import (
+    COORDINATOR,
+    ENDED,
+    JOINED,
+    LEFT,
+    PROCESS_ID,
+    PROCESSES,
+    VARIABLES,
+    Run,
+    Signals,
+    Worker,
+    forward,
+    report,
 )
+
 TIMED_OUT = 124  # the exit status of a run that took too long, as of the command `timeout`
-DEVICE_COUNT = "--xla_force_host_platform_device_count"
-LINES = 20  # of a failed process's output that are shown
+UNFINISHED = 1  # that of a run in which a process came to its end long before others
 
 
-def initialize() -> bool:
+SECONDS = Number("a number of seconds"), Interval(0, above=True, open=True)
+
+
+@checked(shutdown_timeout=SECONDS)
+def initialize(*, shutdown_timeout: float = 15) -> bool:
     """Join the other processes of this run; False where there are none to join.
 
     Call it before anything else of JAX: afterwards `jax.devices()` are those of all processes, and every
@@ -36,10 +48,17 @@ def initialize() -> bool:
     PADDLEJAX_PROCESSES and PADDLEJAX_PROCESS_ID (0, 1, ...), which `launch` sets; without them it does
     nothing, so a script that starts with it also runs alone. CPU devices talk through Gloo. A process that
     does not join within 60 s is an error. When one dies, the others notice within about 10 s and abort; so
-    that none waits for it, an exception that nobody catches ends a process at once.
+    that none waits for it, an exception that nobody catches, and `sys.exit` of a failure, end a process at
+    once.
+
+    A process that comes to its end waits there for the others, for `shutdown_timeout` seconds. Then it leaves
+    with the status it has: either they took more steps and will wait for it, or they have other work, such as
+    to save results, for which more seconds must be given.
 
     On a cluster set the three variables on every machine; under SLURM, Open MPI or on TPUs call
-    `jax.distributed.initialize()` instead, which finds them by itself.
+    `jax.distributed.initialize()` instead, which finds them by itself. Gloo listens where the machine's own
+    name resolves to. If that is a loopback address, as Debian's and Ubuntu's /etc/hosts have it, or nothing,
+    an ArgumentError says what to change.
 
     >>> initialize()
     False
@@ -49,6 +68,7 @@ def initialize() -> bool:
         return False
     run = _read(found)
     if not jax.distributed.is_initialized():
+        _check_own_name(run)
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(
             run.coordinator,
@@ -56,26 +76,89 @@ def initialize() -> bool:
             run.process_id,
             initialization_timeout=60,
             heartbeat_timeout_seconds=10,
+            shutdown_timeout_seconds=int(shutdown_timeout) + 10,  # when JAX would abort all processes
         )
+        report(JOINED)
         sys.excepthook = _leave_at_once
+        sys.exit = builtins.exit = builtins.quit = _exit
+        atexit.register(_wait_for_others, run, shutdown_timeout)
     return True
+
+
+def _check_own_name(run: Run) -> None:
+    """Refuse a machine whose name leads others, or itself, to no address of it."""
+    name, (host, _, port) = socket.gethostname(), run.coordinator.rpartition(":")
+    try:
+        own = {str(found[4][0]).partition("%")[0] for found in socket.getaddrinfo(name, None)}
+    except OSError:
+        own = set()
+    try:
+        with socket.socket(type=socket.SOCK_DGRAM) as probe:  # sends nothing
+            probe.connect((host, int(port)))
+            address = probe.getsockname()[0]
+    except OSError:
+        address = "127.0.0.1"
+    alone = ipaddress.ip_address(address).is_loopback
+    if not own or not alone and all(ipaddress.ip_address(a).is_loopback for a in own):
+        raise ArgumentError(
+            f"this machine's name, {name!r}: found that it leads to {', '.join(sorted(own)) or 'nothing'}, "
+            f"expected an address that the other processes reach; put the line '{address} {name}' first into "
+            "/etc/hosts, and take the name out of other lines"
+        )
 
 
 def _leave_at_once(*error: Any) -> None:
     """Without this the process waits at its end for the others, who wait for it."""
     sys.__excepthook__(*error)
+    _leave(1)
+
+
+def _leave(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    report(LEFT, status)
+    os._exit(status)
 
 
-class _Run(NamedTuple):
-    coordinator: str
-    processes: int
-    process_id: int
+class _Exit(SystemExit):
+    """Ends the process at once if it is a failure that nobody catches: sys.excepthook is not asked then."""
+
+    @property
+    def code(self) -> Any:  # type: ignore[override]
+        status = self.args[0]
+        try:
+            sys._getframe(1)
+        except ValueError:  # no Python function asks but the interpreter, at its end
+            if status is not None and not isinstance(status, int):
+                print(status, file=sys.stderr)
+                _leave(1)
+            if status:
+                _leave(status & 0xFF)
+        return status
 
 
-def _read(found: Mapping[str, str]) -> _Run:
+def _exit(status: Any = None, /) -> NoReturn:
+    """As `sys.exit`, of a process that others may wait for."""
+    main = threading.current_thread() is threading.main_thread()
+    raise _Exit(status) if main else SystemExit(status)
+
+
+def _wait_for_others(run: Run, seconds: float) -> None:
+    """At the end of the process: until all have come to it, or for some seconds."""
+    report(ENDED)
+    waiting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    waiting.start()
+    waiting.join(seconds)
+    if waiting.is_alive():
+        print(
+            f"initialize: process {run.process_id} of {run.processes} came to its end; others had not after "
+            f"{seconds:g} s, and it leaves them",
+            file=sys.stderr,
+        )
+        _leave(0)
+
+
+def _read(found: Mapping[str, str]) -> Run:
     """What the environment says, or an error that names the variable."""
     missing = [name for name in VARIABLES if name not in found]
     if missing:
@@ -91,7 +174,7 @@ def _read(found: Mapping[str, str]) -> _Run:
         raise ArgumentError(
             f"{PROCESS_ID}: found {process_id}, expected less than {PROCESSES}, which is {processes}"
         )
-    return _Run(found[COORDINATOR], processes, process_id)
+    return Run(found[COORDINATOR], processes, process_id)
 
 
 ARGS = "a list or tuple of strings, paths and numbers"
@@ -104,8 +187,10 @@ ARGS = "a list or tuple of strings, paths and numbers"
         instance(str | os.PathLike, "the path of a Python script"),
         Must(os.path.isfile, "the path of a file", FileNotFoundError),
     ),
-    timeout=optional(Number("a number of seconds"), Interval(0, above=True, open=True)),
+    timeout=optional(*SECONDS),
     args=(instance(list | tuple, ARGS), each(instance(str | os.PathLike | int | float, ARGS))),
+    max_restarts=whole(0),
+    log_dir=optional(instance(str | os.PathLike, "the path of a folder")),
 )
 def launch(
     script: str | os.PathLike[str],
@@ -114,13 +199,21 @@ def launch(
     devices_per_process: int = 1,
     *,
     timeout: float | None = None,
+    max_restarts: int = 0,
+    log_dir: str | os.PathLike[str] | None = None,
 ) -> int:
     """Run a Python script as several processes on this machine; 0, or the first exit status that is not.
 
     Each is `python script *args` and calls `initialize()`. It sees devices_per_process simulated CPU devices
     of its own (another JAX_PLATFORMS in the environment is kept). The output of process 0 goes where this
-    process writes. When one process fails or `timeout` seconds are over, the others are stopped, and stderr
-    says which it was, why, and what it last wrote. The status is 128 + n for signal n, 124 for a timeout.
+    process writes, without what Gloo tells. With `log_dir` all that process i writes is in
+    `log_dir/process_i.log`. When one process fails, comes to its end long before the others, or `timeout`
+    seconds are over, the others are stopped, and stderr says which it was, why, and what it last wrote. The
+    status is 128 + n for signal n, 124 for a timeout, 1 for an early end.
+
+    After a failure all are started again, up to `max_restarts` times; PADDLEJAX_RESTARTS counts them, and the
+    script has to go on from what it saved. SIGTERM and SIGHUP are passed on, and what does not end within 5 s
+    is killed. On Linux no process outlives this one, however that ends.
 
     It is meant for tests and for trying out a program; for many machines see `initialize`. From a shell:
     `python -m paddlejax.distributed --processes 2 --devices 4 script.py args`.
@@ -132,14 +225,38 @@ def launch(
     """
     if PROCESS_ID in os.environ:
         raise RuntimeError("launch was called by a process that launch started, expected initialize()")
-    with _free_port() as port:
-        coordinator = f"127.0.0.1:{port}"
-        workers: list[_Worker] = []
+    logs = None if log_dir is None else os.fspath(log_dir)
+    if logs is not None:
+        os.makedirs(logs, exist_ok=True)
+    command = [os.fspath(script), *map(str, args)]
+    deadline = None if timeout is None else time.monotonic() + timeout
+    restarts = 0
+    while True:
+        status, again = _run_once(command, processes, devices_per_process, deadline, timeout, logs, restarts)
+        if not again or restarts == max_restarts:
+            return status
+        restarts += 1
+        _say(f"restart {restarts} of {max_restarts}\n")
+
+
+def _run_once(
+    command: list[str],
+    processes: int,
+    devices: int,
+    deadline: float | None,
+    timeout: float | None,
+    logs: str | None,
+    restarts: int,
+) -> tuple[int, bool]:
+    """The status of one try, and whether another may help."""
+    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()  # whose `put` a signal handler may call
+    workers: list[Worker] = []
+    with _free_port() as port, Signals(ended.put):
         try:
             for i in range(processes):
-                run = _Run(coordinator, processes, i)
-                workers.append(_Worker.start(run, [os.fspath(script), *map(str, args)], devices_per_process))
-            return _wait(workers, timeout)
+                run = Run(f"127.0.0.1:{port}", processes, i)
+                workers.append(Worker(run, command, devices, logs, restarts))
+            return _wait(workers, ended, deadline, timeout)
         finally:
             for worker in workers:
                 worker.stop()
@@ -158,75 +275,49 @@ def _free_port() -> Iterator[int]:
         yield port
 
 
-class _Worker(NamedTuple):
-    name: str
-    process: subprocess.Popen[bytes]
-    output: Any  # the file that it writes to, or None for process 0
-
-    @classmethod
-    def start(cls, run: _Run, command: list[str], devices: int) -> "_Worker":
-        """Start one process with the environment that `initialize` reads."""
-        flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(DEVICE_COUNT + "=")]
-        environment = {
-            "JAX_PLATFORMS": "cpu",
-            **os.environ,
-            **dict(zip(VARIABLES, map(str, run), strict=True)),
-            "JAX_COORDINATOR_BIND_ADDRESS": run.coordinator,  # out of reach from outside
-            "XLA_FLAGS": " ".join([*flags, f"{DEVICE_COUNT}={devices}"]),
-        }
-        if any("_proxy" in name.lower() for name in os.environ):  # with which gRPC would ask it for 127.0.0.1
-            environment["no_grpc_proxy"] = "127.0.0.1"
-        output = None if run.process_id == 0 else tempfile.TemporaryFile()
-        process = subprocess.Popen(
-            [sys.executable, "-u", *command],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=None if output is None else subprocess.STDOUT,
-        )
-        return cls(f"process {run.process_id} of {run.processes} (pid {process.pid})", process, output)
-
-    def stop(self) -> None:
-        """Kill the process if it runs, and let go of its output."""
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        if self.output is not None:
-            self.output.close()
-
-    def last_lines(self) -> str:
-        """Return the last lines that it printed, indented, for the message about its failure."""
-        if self.output is None:
-            return ""
-        self.output.seek(0)
-        return "".join(
-            f"    {line}\n" for line in self.output.read().decode(errors="replace").splitlines()[-LINES:]
-        )
-
-
-def _wait(workers: list[_Worker], timeout: float | None) -> int:
-    """Until all have ended well, one has not, or the time is over."""
-    ended: queue.SimpleQueue[tuple[_Worker, int]] = queue.SimpleQueue()
+def _wait(
+    workers: list[Worker], ended: queue.SimpleQueue[Any], deadline: float | None, timeout: float | None
+) -> tuple[int, bool]:
+    """Until all have ended well, one has not, the time is over, or a signal has come."""
     for worker in workers:  # a thread for each, to see in which order they end
-        wait = functools.partial(lambda w: ended.put((w, w.process.wait())), worker)
-        threading.Thread(target=wait, daemon=True).start()
-    deadline = None if timeout is None else time.monotonic() + timeout
+        threading.Thread(target=lambda w=worker: ended.put((w, w.process.wait())), daemon=True).start()
     running = list(workers)
     while running:
         try:
-            worker, status = ended.get(
-                timeout=None if deadline is None else max(0, deadline - time.monotonic())
-            )
+            event = ended.get(timeout=None if deadline is None else max(0, deadline - time.monotonic()))
         except queue.Empty:
-            names = ", ".join(worker.name for worker in running)
+            names = ", ".join(map(str, running))
             _say(f"after {timeout:g} s these had not ended and were stopped: {names}\n")
-            return TIMED_OUT
-        running.remove(worker)
+            return TIMED_OUT, False
+        if isinstance(event, int):
+            _say(f"{_signal(event)}: passed on to {', '.join(map(str, running))}\n")
+            forward(running, event)
+            return 128 + event, False
+        worker, status = _first_to_leave(workers, *event)
         if status:
             how = f"was killed by {_signal(-status)}" if status < 0 else f"ended with status {status}"
-            _say(f"{worker.name} {how}; the others were stopped\n{worker.last_lines()}")
-            return 128 - status if status < 0 else status
-    return 0
+            _say(f"{worker} {how}; the others were stopped\n{worker.last_lines()}")
+            return 128 - status if status < 0 else status, True
+        running.remove(worker)
+        if worker.told(LEFT):
+            _say(
+                f"{worker} came to its end (status 0) long before {', '.join(map(str, running))}, which "
+                "were stopped: has it fewer steps to take than others?\n"
+            )
+            return UNFINISHED, True
+    if len(workers) > 1 and not any(w.told(JOINED) for w in workers):
+        _say("no process called paddlejax.distributed.initialize(): each ran the whole script by itself\n")
+    return 0, False
+
+
+def _first_to_leave(workers: list[Worker], worker: Worker, status: int) -> tuple[Worker, int]:
+    """Of a process that ended and those that left before, the first: the rest fail for its sake."""
+    told, left = worker.told(LEFT), {w: w.told(LEFT) for w in workers}
+    earlier = [(*found, w) for w, found in left.items() if found and (not told or found < told)]
+    if not earlier or not status or not told and status != -signal.SIGABRT:  # which JAX sends itself
+        return worker, status
+    _, status, worker = min(earlier, key=lambda entry: entry[0])
+    return worker, status
 
 
 def _signal(number: int) -> str:

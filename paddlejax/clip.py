@@ -22,7 +22,7 @@ from .hyper import (
     optional,
 )
 from .lifting import GradientTransformation
-from .norms import asked, norm, scaled_norm, times
+from .norms import asked, norms, scaled_norm, times
 from .transform import named, stateless
 from .wrap import is_transformation
 
@@ -206,8 +206,8 @@ class ClipGradByNorm(_ClipByNorms):
         self.clip_norm, self.axis_name, self.sharded = _limit(clip_norm), axis_name, sharded
 
     def _change(self, grads, params, paths):
-        pairs = zip(grads, self._cuts(paths), strict=True)
-        return [g * _factor(norm(g, self.axis_name, cut), self.clip_norm) for g, cut in pairs]
+        each = norms(grads, self.axis_name, self._cuts(paths))
+        return [g * _factor(norm, self.clip_norm) for g, norm in zip(grads, each, strict=True)]
 
     def __str__(self):
         return f"Gradient Clip By Norm, clip_norm={number_text(self.clip_norm)}"

@@ -25,7 +25,7 @@ from .clip import CLIP, as_clip
 from .hyper import SHARDED, checked
 from .lifting import GradientTransformation
 from .loss_scaling import LossScaleState, SkipState
-from .norms import asked, root, squared_norm
+from .norms import asked, root, squared_norms
 from .rates import RuleState, get_learning_rate
 from .selected_rows import SelectedRows
 from .transform import chain
@@ -240,9 +240,8 @@ def _norm(leaves: list[Any], dtype: Any, axis_name: Any, sharded: list[Any]) -> 
     pairs = zip(leaves, sharded, strict=True)
     pairs = [(x, cut) for x, cut in pairs if x is not None and jnp.issubdtype(dtype_of(x), jnp.floating)]
     arrays = [(x.merge().values if isinstance(x, SelectedRows) else x, cut) for x, cut in pairs]
-    squares = [
-        squared_norm(jnp.asarray(x, compute_dtype((), x)), axis_name, cut).astype(dtype) for x, cut in arrays
-    ]
+    wide = [jnp.asarray(x, compute_dtype((), x)) for x, _ in arrays]
+    squares = [total.astype(dtype) for total in squared_norms(wide, axis_name, [cut for _, cut in arrays])]
     return root(sum(squares[1:], squares[0])) if squares else jnp.zeros((), dtype)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from .collectives import joined
 from .tracing import InForce
 from .trees import varying_axes
 
@@ -23,20 +24,33 @@ def _root_jvp(primals: Any, tangents: Any) -> Any:
     return y, jnp.where(y > 0, tangents[0] / jnp.where(y > 0, 2 * y, 1), 0)
 
 
-def squared_norm(x: jax.Array, axis_name: Any = None, sharded: Any = None) -> jax.Array:
-    """Σ x² over the whole tensor, also over the devices of `axis_name`; () of x's dtype.
+def squared_norms(
+    xs: Sequence[jax.Array], axis_name: Any = None, sharded: Sequence[Any] | None = None
+) -> list[jax.Array]:
+    """Σ x² over each whole tensor, also over the devices of `axis_name` in one message; () of each x's dtype.
 
-    `sharded` says whether, or over which axes, the tensor is cut; None leaves that to JAX, see `cut_over`.
+    `sharded` says of each whether, or over which axes, it is cut; None leaves that to JAX, see `cut_over`.
     Plain sum(x*x): guarding against overflow first costs 15 times as much, and Paddle does not either. See
     `norm_of_all` for a guard afterwards, which costs a branch: too much where every tensor has its own norm.
     """
-    total = jnp.sum(x * x)
-    return total if axis_name is None else jax.lax.psum(total, cut_over(x, axis_name, sharded))
+    totals = [jnp.sum(x * x) for x in xs]
+    if axis_name is None:
+        return totals
+    cuts: dict[tuple[str, ...], list[int]] = {}
+    for i, (x, said) in enumerate(zip(xs, sharded or [None] * len(xs), strict=True)):
+        cuts.setdefault(cut_over(x, axis_name, said), []).append(i)
+    for cut, same in cuts.items():
+        summed = joined([totals[i] for i in same], lambda x, cut=cut: jax.lax.psum(x, cut))
+        for i, total in zip(same, summed, strict=True):
+            totals[i] = total
+    return totals
 
 
-def norm(x: jax.Array, axis_name: Any = None, sharded: Any = None) -> jax.Array:
-    """‖x‖₂ of the whole tensor; () of x's dtype."""
-    return root(squared_norm(x, axis_name, sharded))
+def norms(
+    xs: Sequence[jax.Array], axis_name: Any = None, sharded: Sequence[Any] | None = None
+) -> list[jax.Array]:
+    """‖x‖₂ of each whole tensor; each () of x's dtype."""
+    return [root(total) for total in squared_norms(xs, axis_name, sharded)]
 
 
 # True while a program is traced whose tensors lie on several devices: the guard would bring them to one.
@@ -60,11 +74,10 @@ def scaled_norm(
     multiples of x, with a power of two as the factor. That is a branch: all others pay nothing for it.
     After an overflow s is that factor, far below 1: the norm itself may be beyond the dtype.
     """
-    cuts = [None] * len(xs) if sharded is None else sharded
     dtype = jnp.result_type(xs[0]) if len({x.dtype for x in xs}) == 1 else jnp.result_type(float)
 
     def sum_of_squares(xs: Sequence[jax.Array]) -> jax.Array:
-        squares = [squared_norm(x, axis_name, cut).astype(dtype) for x, cut in zip(xs, cuts, strict=True)]
+        squares = [total.astype(dtype) for total in squared_norms(xs, axis_name, sharded)]
         return sum(squares[1:], squares[0])  # type: ignore[return-value]
 
     narrowest = min((jnp.finfo(x.dtype) for x in xs), key=lambda info: info.bits)

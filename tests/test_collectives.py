@@ -181,3 +181,21 @@ def test_what_does_not_fit_both_axes_is_refused():
     sharded = jax.device_put(x, NamedSharding(mesh_of("machine"), P("local")))
     with pytest.raises(ValueError, match="at w: found a parameter sharded over 'local'"):
         step_on("machine", paddle.sgd(0.1), params={"w": sharded})
+
+
+@pytest.mark.parametrize(
+    "tx, messages",
+    [
+        (paddle.clip_by_global_norm(0.1, axis_name="data"), 2),  # once more in the branch for what overflows
+        (paddle.clip_by_norm(0.1, axis_name="data"), 1),
+        (paddle.lamb(0.1, axis_name="data"), 3),  # for each tensor, both its norms
+    ],
+    ids=["global", "each", "lamb"],
+)
+def test_norms_of_all_tensors_are_one_message(tx, messages):
+    params = {k: jnp.ones((8, n)) for k, n in zip("abc", (2, 3, 4), strict=True)}
+    state = tx.init(params)
+    specs = jax.tree.map(lambda x: P("data") if jnp.ndim(x) else P(), (params, state, params))
+    step = jax.shard_map(tx.update, mesh=mesh_of("data"), in_specs=specs, out_specs=(specs[0], specs[1]))
+    text = jax.jit(step).lower(params, state, params).as_text()
+    assert text.count("stablehlo.all_reduce") == messages

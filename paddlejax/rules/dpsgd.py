@@ -9,7 +9,7 @@ import numpy as np
 from ..array_types import PRNGKey
 from ..hyper import NonNegative, Positive, Sharded
 from ..lifting import Rule, lifted, rule
-from ..norms import asked, cut_over, norm
+from ..norms import asked, cut_over, norms
 
 
 @rule
@@ -80,7 +80,7 @@ class Dpsgd(Rule):
             if axes:  # each device has other elements
                 key = jax.random.fold_in(key, jax.lax.axis_index(axes))
         noise = self.sigma * jax.random.normal(key, g.shape if self.per_element else (), g.dtype)
-        excess = norm(g, self.axis_name, self.sharded) / self.clip
+        excess = norms([g], self.axis_name, [self.sharded])[0] / self.clip
         clipped = g / jnp.where(excess > 1, excess, 1)  # so that NaN stays in its element, as in the kernel
         return -k["rate"] * (clipped + noise / self.batch_size), slots
 

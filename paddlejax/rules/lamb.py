@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from ..hyper import Beta, NonNegative, Predicate, Sharded
 from ..lifting import lifted, rule
-from ..norms import asked, norm, root
+from ..norms import asked, norms, root
 from .adam import Moments
 
 
@@ -86,7 +86,7 @@ class Lamb(Moments):
 
     def _ratio_and_direction(self, p, k, m, v):
         r = m / k["m"] / (root(v / k["v"]) + self.epsilon) + self.lamb_weight_decay * p
-        p_norm, r_norm = (norm(x, self.axis_name, self.sharded) for x in (p, r))
+        p_norm, r_norm = norms((p, r), self.axis_name, [self.sharded] * 2)
         adapt = ((self.lamb_weight_decay > 0) | self.always_adapt) & (p_norm > 0) & (r_norm > 0)
         return jnp.where(adapt, p_norm / jnp.where(adapt, r_norm, 1), 1), r
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from ..hyper import NonNegative, Sharded
 from ..lifting import Rule, lifted, rule
-from ..norms import asked, norm
+from ..norms import asked, norms
 
 
 @rule
@@ -77,7 +77,7 @@ class LarsMomentum(Rule):
     def _ratio(self, g, p):
         """Whether the rate is adapted, and if so the factor on it."""
         decay = self.lars_weight_decay
-        p_norm, g_norm = (norm(x, self.axis_name, self.sharded) for x in (p, g))
+        p_norm, g_norm = norms((p, g), self.axis_name, [self.sharded] * 2)
         adapt = ((decay > 0) | self.always_adapt) & (p_norm > 0) & (g_norm > 0)
         return adapt, self.lars_coeff * p_norm / jnp.where(adapt, g_norm + decay * p_norm + self.epsilon, 1)
 

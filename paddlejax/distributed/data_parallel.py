@@ -16,9 +16,10 @@ from ..array_types import ArrayTree
 from ..hyper import ArgumentError, Must, checked, function_of, instance, optional, require, verify, whole
 from ..rates import RuleState
 from ..transform import apply_updates
-from ..trees import flatten, mirrored, path_name
+from ..trees import flatten, mirrored, path_name, varying_axes
 from ..wrap import is_transformation
 from .compression import U, V
+from .diloco import DiLoCoState, own_parameters
 
 
 def local_grads(loss_fn: Callable[..., Any], axis_name: Any = "data", has_aux: bool = False) -> Any:
@@ -40,9 +41,14 @@ def local_grads(loss_fn: Callable[..., Any], axis_name: Any = "data", has_aux: b
     """
     function = jax.value_and_grad(loss_fn, has_aux=has_aux)
 
+    axes = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+
+    def own(p: Any) -> Any:
+        missing = tuple(axis for axis in axes if axis not in varying_axes(p))
+        return lax.pcast(p, missing, to="varying") if missing else p
+
     def value_and_grads(params: ArrayTree, *args: Any) -> Any:
-        own = jax.tree.map(lambda p: lax.pcast(p, axis_name, to="varying"), params)
-        return function(own, *args)
+        return function(jax.tree.map(own, params), *args)
 
     return value_and_grads
 
@@ -67,9 +73,14 @@ def is_compressed(part: Any) -> bool:
     return isinstance(part, RuleState) and V in part.slots
 
 
+def is_of_workers(part: Any) -> bool:
+    """Return whether this is the state of a transformation that takes each worker's own gradient."""
+    return is_compressed(part) or isinstance(part, DiLoCoState)
+
+
 def averages(state: ArrayTree) -> bool:
-    """Return whether the transformation with this state wants each worker's own gradient."""
-    return any(map(is_compressed, jax.tree.leaves(state, is_leaf=is_compressed)))
+    """Return whether the transformation with this state averages by itself."""
+    return any(map(is_of_workers, jax.tree.leaves(state, is_leaf=is_of_workers)))
 
 
 def of_workers(state: ArrayTree) -> Any:
@@ -77,6 +88,9 @@ def of_workers(state: ArrayTree) -> Any:
 
     def of(part: Any) -> Any:
         own = jax.tree.map(lambda x: False, part)
+        if isinstance(part, DiLoCoState):
+            local, inner = jax.tree.map(lambda x: jnp.ndim(x) > 0, (part.local, part.inner))
+            return own._replace(local=local, inner=inner, losses=True)
         if not is_compressed(part):
             return own
         vs = part.slots[V]
@@ -85,7 +99,7 @@ def of_workers(state: ArrayTree) -> Any:
         )
         return own._replace(slots={U: us, V: jax.tree.map(lambda v: True, vs)})
 
-    return jax.tree.map(of, state, is_leaf=is_compressed)
+    return jax.tree.map(of, state, is_leaf=is_of_workers)
 
 
 def _is_none(x: Any) -> bool:
@@ -130,9 +144,9 @@ def make_step(
     network's latency: 64 biases over 20 ms are 2.7 s. The price is a copy of the gradients. None, the
     default, joins on CPUs; elsewhere XLA joins small messages by itself.
 
-    `dgc_momentum` sees each worker's own gradient instead, and averages. Around it `chain` will do, and
-    `skip_nonfinite` and `dynamic_loss_scale` with their axis_name; `accumulate_gradients` will not, its sums
-    differ from worker to worker.
+    `dgc_momentum` and `diloco` see each worker's own gradient instead, and average. Around them `chain` will
+    do, and `skip_nonfinite` and `dynamic_loss_scale` with their axis_name; `accumulate_gradients` will not,
+    its sums differ from worker to worker.
 
     `inner_axis` names the axis of the devices of one machine, on a mesh such as (machine, local): the batch
     is split over both axes, gradients are averaged over the inner one first, and a worker is a machine. Each
@@ -159,7 +173,7 @@ def make_step(
         return collectives.mean(xs, axis) if join else lax.pmean(xs, axis)
 
     def worker(params: ArrayTree, state: ArrayTree, batch: Any) -> Any:
-        loss, grads = local_grads(loss_fn, axes)(params, *batch)
+        loss, grads = local_grads(loss_fn, axes)(own_parameters(state, params), *batch)
         gs, tree = jax.tree.flatten(grads)
         if inner_axis is not None:
             loss, *gs = means([loss, *gs], inner_axis)
@@ -207,7 +221,11 @@ def state_on_mesh(state: ArrayTree, params: ArrayTree, mesh: Mesh, axis_name: st
 def _shardings(state: Any, params: Any, mesh: Mesh, axis_name: str) -> Any:
     """Whatever is like a parameter lies as it does, beside the axis of workers if each has its own."""
     paths, leaves, _ = flatten(params)
-    whole = NamedSharding(mesh, PartitionSpec())
+    workers, whole = mesh.shape[axis_name], NamedSharding(mesh, PartitionSpec())
+    for own, x in zip(jax.tree.leaves(of_workers(state)), jax.tree.leaves(state), strict=True):
+        if own and x.shape[0] != workers:
+            expected = f"expected {workers}, the size of the axis {axis_name!r}"
+            raise ValueError(f"num_trainers: found {x.shape[0]}, {expected}")
     like = [p.sharding if is_on_mesh(p, mesh) else whole for p in leaves]
 
     def of(own: bool, sharding: NamedSharding) -> NamedSharding:
@@ -266,11 +284,11 @@ def placed(x: Any, sharding: NamedSharding) -> jax.Array:
 
 @checked(num_trainers=whole(2, error=ArgumentError))
 def redistribute(state: ArrayTree, num_trainers: int) -> Any:
-    """A state of `dgc_momentum` for another number of workers, before it is placed on their mesh.
+    """A state of `dgc_momentum` or `diloco` for another number of workers, before it is placed on their mesh.
 
     Each worker gets the mean of what the old ones had: the mean of v, which is what has not been sent yet,
-    and the mean of u stay what they were. Load a saved state into one for the
-    old number of workers, then redistribute it.
+    and the mean of u stay what they were. Workers of `diloco` all go to their mean, without the outer step.
+    Load a saved state into one for the old number of workers, then redistribute it.
 
     >>> from paddlejax.distributed import dgc_momentum
     >>> state = dgc_momentum(0.1, 0.9, 0, num_trainers=8, min_numel=2).init(jnp.zeros(2))
@@ -278,20 +296,10 @@ def redistribute(state: ArrayTree, num_trainers: int) -> Any:
     (4, 2)
     """
 
-    def of(part: Any) -> Any:
-        if not isinstance(part, RuleState) or V not in part.slots:
-            return part
-        vs = part.slots[V]
-        us = jax.tree.map(
-            lambda v, u: u if v is None else for_workers(u, num_trainers),
-            vs,
-            part.slots[U],
-            is_leaf=lambda x: x is None,
-        )
-        vs = jax.tree.map(lambda v: for_workers(v, num_trainers), vs)
-        return part._replace(slots={U: us, V: vs})
+    def of(own: bool, x: Any) -> Any:
+        return for_workers(x, num_trainers) if own else x
 
-    return jax.tree.map(of, state, is_leaf=lambda x: isinstance(x, RuleState))
+    return jax.tree.map(of, of_workers(state), state)
 
 
 def for_workers(slot: Any, workers: int) -> jax.Array:

@@ -6,12 +6,14 @@
 
 The machines are two network namespaces, joined by wan.c, which delays and limits. That needs Linux, root,
 iproute2, /dev/net/tun and a C compiler. The network is 4 square matrices in float32 and --small vectors, as
-biases and norms are. Times are medians over --steps steps, bytes are those the first machine receives in a
-step, headers included. `--script` runs a script that calls `initialize()` on both instead.
+biases and norms are. Times are medians over --steps steps (of diloco means over 20, of which one exchanges),
+bytes are those the first machine receives in a step, headers included. `--script` runs a script that calls
+`initialize()` on both instead.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -26,7 +28,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ADDRESSES = "10.78.0.1", "10.78.0.2"
 DEVICE = "wan"
-KINDS = ["compute", "dense", "joined", "dgc"]
+KINDS = ["compute", "dense", "joined", "dgc", "diloco"]
+LOCAL = 20  # steps of diloco between two exchanges
 
 
 # ------------------------------------------------------------------------------------------ the machines
@@ -123,7 +126,7 @@ def received() -> int:
 
 def measure(kind: str, numbers: float, small: int, sparsity: float, steps: int) -> None:
     """One of the two processes: train, and let the first print what a step took."""
-    from paddlejax.distributed import dgc_momentum, initialize, local_grads, make_step
+    from paddlejax.distributed import dgc_momentum, diloco, initialize, local_grads, make_step
 
     initialize()
     import jax
@@ -182,11 +185,14 @@ def measure(kind: str, numbers: float, small: int, sparsity: float, steps: int) 
         tx = {
             "joined": lambda: tx,
             "dgc": lambda: dgc_momentum(0.01, 0.9, 0, 1, [sparsity], num_trainers=2, axis_name="machine"),
+            "diloco": lambda: diloco(tx, LOCAL, 2, axis_name="machine"),
         }[kind]()
         step, params, state = make_step(loss_of, tx, mesh, params, "machine", inner_axis="local")
 
     for _ in range(2):
         params, state, loss = jax.block_until_ready(step(params, state, *batch))
+    if kind == "diloco":  # whole rounds, and their mean: one step in LOCAL takes nearly all the time
+        steps = LOCAL * math.ceil(steps / LOCAL)
     before, times = received(), []
     for _ in range(steps):
         start = time.perf_counter()
@@ -194,7 +200,7 @@ def measure(kind: str, numbers: float, small: int, sparsity: float, steps: int) 
         times.append(time.perf_counter() - start)
     if jax.process_index() == 0:
         result = {
-            "ms": 1e3 * float(np.median(times)),
+            "ms": 1e3 * float((np.mean if kind == "diloco" else np.median)(times)),
             "bytes": (received() - before) / steps,
             "loss": float(np.ravel(loss.addressable_data(0))[0]),
         }

@@ -142,26 +142,6 @@ class Scheduled:
         return {"rate": self.schedule(), "epoch": self.schedule.last_epoch}
 
 
-class Piped:
-    """A pipeline of two stages."""
-
-    def __init__(self):
-        from paddlejax.incubate.optimizer import PipelineOptimizer
-
-        self.params = paddle.parameters([{"a": jnp.ones((2, 2))}, {"b": jnp.ones(2)}])
-        stages = [lambda p, x: x @ p["a"], lambda p, h, y: jnp.mean((h @ p["b"] - y) ** 2)]
-        adam = paddle.optimizer.Adam(0.01, parameters=self.params)
-        self.opt = PipelineOptimizer(adam, stages, num_microbatches=2)
-        self.x, self.y = jnp.ones((4, 2)), jnp.zeros(4)
-
-    def minimize(self, n):
-        self.opt.minimize(self.opt.loss(self.x, self.y))
-
-    def seen(self):
-        own = {"a": self.params[0]["a"].numpy(), "b": self.params[1]["b"].numpy()}
-        return own | flat(self.opt.state_dict())
-
-
 def around(make):
     return lambda: Stepped(make)
 
@@ -189,7 +169,6 @@ CALLS = {
     "ExponentialMovingAverage.apply": (Moving, Moving.apply, Moving.seen),
     "LinearWarmup.step": (Scheduled, Scheduled.step, Scheduled.seen),
     "set_state_dict": (Loaded, Loaded.load, Loaded.seen),
-    "Pipeline.minimize": (Piped, Piped.minimize, Piped.seen),
 }
 QUICK = ["step", "minimize", "GradScaler.step, update", "LookAhead", "GradientMerge", "set_state_dict"]
 

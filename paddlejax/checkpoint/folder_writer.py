@@ -76,7 +76,7 @@ def save_checkpoint(
     >>> folder = os.path.join(tempfile.mkdtemp(), "checkpoint-1")
     >>> tx, params = adam(0.1), {"out": {"weight": jnp.ones((2, 1))}}
     >>> save_checkpoint(folder, params, tx.init(params))
-    >>> load_parameters(params, folder)["out"]["weight"].tolist()
+    >>> paddle.load(folder)["model"]["out.weight"].tolist()
     [[1.0], [1.0]]
     """
     if layout not in LAYOUTS:

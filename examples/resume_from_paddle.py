@@ -2,11 +2,13 @@
 
     python examples/resume_from_paddle.py                       in optax's style
     python examples/resume_from_paddle.py --style paddle        the same through Paddle's objects
-    python examples/resume_from_paddle.py --checkpoint back     leave the new files in the folder back
+    python examples/resume_from_paddle.py --checkpoint back     leave the new folder in back
 
-`examples/data/paddle_adam` holds what Paddle 3.3.1 saved after ten steps of Adam under a StepDecay: a network
-of two linear layers that learns eight random points by heart. The picture compares its own next ten steps
-with ours, and with a start from the parameters alone. Start reading at `run_functional` and `run_paddle`.
+`examples/data/paddlenlp/checkpoint-60` is a folder that PaddleNLP 3.0.0b4 wrote after 60 steps of AdamW under
+a cosine schedule: a Unified Checkpoint of a network of two layers that learns 256 noisy points, eight at a
+time. The picture compares Paddle's own next steps with ours, and with a start from the parameters alone:
+there Adam's moments are gone, and the schedule begins again at its highest rate. Start reading at
+`run_functional` and `run_paddle`.
 """
 
 import argparse
@@ -20,122 +22,107 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import paddlejax as paddle
-from paddlejax.checkpoint import load, load_optimizer, load_parameters, save_optimizer, save_parameters
+from paddlejax.checkpoint import inspect, load_optimizer, load_parameters, save_checkpoint
 
-FOLDER = Path(__file__).parent / "data" / "paddle_adam"
-MODEL, STATE = FOLDER / "model_10.pdparams", FOLDER / "opt_10.pdopt"
-DONE = 10  # steps that Paddle has taken
-DECAY = {"learning_rate": 0.05, "step_size": 4, "gamma": 0.5}
-
-# Paddle's name of each tensor, and where it is in our tree
-NAMES = {
-    "linear_0.w_0": "hidden/kernel",
-    "linear_0.b_0": "hidden/bias",
-    "linear_1.w_0": "output/kernel",
-    "linear_1.b_0": "output/bias",
-}
+DATA = Path(__file__).parent / "data" / "paddlenlp"
+DONE = 60  # steps that Paddle has taken
+SAVED = DATA / f"checkpoint-{DONE}"
+DECAY = {"learning_rate": 0.1, "T_max": 100, "eta_min": 0.001}
 
 
 def empty():
-    """The network as a tree, still to be filled."""
+    """The network as a tree, still to be filled; the folder calls `hidden/weight` hidden.weight."""
     return {
-        name: {"kernel": jnp.zeros((n, m)), "bias": jnp.zeros(m)}
-        for name, n, m in [("hidden", 6, 5), ("output", 5, 3)]
+        name: {"weight": jnp.zeros((n, m)), "bias": jnp.zeros(m)}
+        for name, n, m in [("hidden", 6, 16), ("output", 16, 3)]
     }
 
 
 def mean_square(params, x, y):
     hidden, output = params["hidden"], params["output"]
-    x = x @ hidden["kernel"] + hidden["bias"][None, :]
-    return jnp.mean((x @ output["kernel"] + output["bias"][None, :] - y) ** 2)
+    x = jnp.tanh(x @ hidden["weight"] + hidden["bias"][None, :])
+    return jnp.mean((x @ output["weight"] + output["bias"][None, :] - y) ** 2)
 
 
-def points(seed):
-    """The eight points that Paddle saw: numpy's generator gives them again."""
+def points(seed, steps):
+    """The points that Paddle saw, and those of each step after its own: numpy gives them again."""
     rng = np.random.RandomState(seed)
-    return tuple(jnp.asarray(rng.randn(8, size), jnp.float32) for size in (6, 3))
+    x = rng.randn(256, 6)
+    y = np.tanh(x @ rng.randn(6, 3)) + 0.3 * rng.randn(256, 3)
+    order = rng.randint(0, len(x), (DONE + steps, 8))
+    return jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), order[DONE:]
 
 
-def run_functional(data, steps, folder, resume=True):
+def run_functional(x, y, order, folder, resume=True):
     """Pure functions: the state is loaded into what `init` makes, and the loop goes on."""
-    schedule = paddle.schedules.step_decay(**DECAY)
-    tx = paddle.adam(schedule)
-    params = load_parameters(empty(), MODEL, NAMES)
+    schedule = paddle.schedules.cosine_annealing_decay(**DECAY)
+    tx = paddle.adamw(schedule, weight_decay=0.01)
+    params = load_parameters(empty(), SAVED)
     state = tx.init(params)
     if resume:
-        state = load_optimizer(state, STATE, NAMES)
+        state = load_optimizer(state, SAVED)
 
     @jax.jit
-    def step(params, state):
-        loss, grads = jax.value_and_grad(mean_square)(params, *data)
+    def step(params, state, x_of_step, y_of_step):
+        grads = jax.grad(mean_square)(params, x_of_step, y_of_step)
         updates, state = tx.update(grads, state, params)
-        return paddle.apply_updates(params, updates), state, loss
+        params = paddle.apply_updates(params, updates)
+        return params, state, mean_square(params, x, y)
 
     losses = []
-    for _ in range(steps):
-        params, state, loss = step(params, state)
+    for batch in order:
+        params, state, loss = step(params, state, x[batch], y[batch])
         losses.append(float(loss))
     if folder is not None:
-        save_parameters(params, folder / f"model_{DONE + steps}.pdparams", NAMES)
-        save_optimizer(state, folder / f"opt_{DONE + steps}.pdopt", NAMES, schedule=schedule)
+        save_checkpoint(folder, params, state, schedule=schedule)
     return losses
 
 
-def run_paddle(data, steps, folder, resume=True):
+def run_paddle(x, y, order, folder, resume=True):
     """Paddle's objects: parameters, scheduler and optimizer are filled in place."""
     params = paddle.parameters(empty())
-    scheduler = paddle.optimizer.lr.StepDecay(**DECAY)
-    opt = paddle.optimizer.Adam(scheduler, parameters=params)
-    load_parameters(params, MODEL, NAMES)
+    scheduler = paddle.optimizer.lr.CosineAnnealingDecay(**DECAY)
+    opt = paddle.optimizer.AdamW(scheduler, parameters=params, weight_decay=0.01)
+    load_parameters(params, SAVED)
     if resume:
-        load_optimizer(opt, STATE, NAMES)
+        load_optimizer(opt, SAVED)
     loss_of = paddle.loss(mean_square)
 
     losses = []
-    for _ in range(steps):
-        loss = loss_of(params, *data)
-        opt.minimize(loss)
+    for batch in order:
+        opt.minimize(loss_of(params, x[batch], y[batch]))
         opt.clear_grad()
         scheduler.step()
-        losses.append(float(loss))
+        losses.append(float(loss_of(params, x, y)))
     if folder is not None:
-        save_parameters(params, folder / f"model_{DONE + steps}.pdparams", NAMES)
-        save_optimizer(opt, folder / f"opt_{DONE + steps}.pdopt", NAMES)
+        save_checkpoint(folder, params, opt)
     return losses
 
 
 STYLES = {"functional": run_functional, "paddle": run_paddle}
 
 
-def proposed():
-    """What loading says when names differ: a map to check and to paste."""
-    try:
-        load_optimizer(paddle.adam(0.1).init(empty()), STATE)
-    except ValueError as e:
-        return str(e)[str(e).index("names={") :]
-    raise AssertionError("the names agree")
-
-
 def plot(theirs, ours, bare, out):
-    """Paddle's own losses, ours from step 11 on, and those without the optimizer's state."""
-    figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    """Paddle's own losses, ours after its checkpoint, and those without the optimizer's state."""
+    figure, axes = plt.subplots(figsize=(8, 5.4), layout="constrained")
     after = np.arange(DONE + 1, DONE + 1 + len(ours))
-    axes.plot(
-        np.arange(1, len(theirs) + 1), theirs, "o", color="#000000", fillstyle="none", label="Paddle 3.3.1"
-    )
-    axes.plot(after, ours, color="#0072B2", marker=".", markersize=4, label="paddlejax, resumed")
     axes.plot(
         after,
         bare,
         color="#D55E00",
         linestyle="--",
-        label="paddlejax, parameters only: Adam and its schedule begin again",
+        label="paddlejax, parameters only: moments and schedule begin again",
     )
+    axes.plot(after, ours, color="#0072B2", linewidth=2.5, label="paddlejax, resumed from the folder")
+    steps = np.arange(1, len(theirs) + 1)
+    axes.plot(steps, theirs, "o", color="#000000", markersize=4, fillstyle="none", label="PaddlePaddle 3.3.1")
     axes.axvline(DONE + 0.5, color="#999999", linewidth=0.8)
-    axes.set(yscale="log", xlabel="step", title="training loss across a checkpoint after step 10")
+    axes.text(DONE + 0.2, max(theirs), "checkpoint ", ha="right", color="#666666")
+    axes.set(yscale="log", xlabel="step", ylabel="loss of all points")
+    axes.set_title("Only with the optimizer's state a training goes on where it was")
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside lower center")
     figure.savefig(out, dpi=120)
     plt.close(figure)
 
@@ -145,41 +132,46 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add("--style", choices=STYLES, default="functional", help="of the loop; the numbers are the same")
-    add("--steps", type=int, default=20, help="to take after Paddle's ten; default: 20")
-    add("--checkpoint", type=Path, help="a folder for the new files; default: a temporary one")
+    add("--steps", type=int, default=40, help="to take after Paddle's 60; default: 40")
+    add("--checkpoint", type=Path, help="the new folder; default: a temporary one")
     add("--out", type=Path, default=Path("resume_from_paddle.png"), help="default: resume_from_paddle.png")
     options = parser.parse_args(arguments)
+    taken = options.checkpoint is not None and options.checkpoint.exists()
     expected = {
         "--steps: expected at least 1": options.steps >= 1,
         "--out: expected a .png file": options.out.suffix == ".png",
         f"--out: there is no folder {options.out.parent}": options.out.parent.is_dir(),
+        f"--checkpoint: there is a {options.checkpoint} already, expected a new name": not taken,
     }
     for problem, fine in expected.items():
         if not fine:
             parser.error(problem)
 
-    record = json.loads((FOLDER / "training.json").read_text())
-    data, run = points(record["seed"]), STYLES[options.style]
-    print(
-        f"{STATE.name} of Paddle {record['paddle']} has names of its own; loading it without a map proposes\n"
-        f"{proposed()}"
-    )
+    record = json.loads((DATA / "training.json").read_text())
+    data, run = points(record["seed"], options.steps), STYLES[options.style]
+    report = inspect(SAVED)
+    print(f"{SAVED.name} of PaddleNLP {record['paddlenlp']}, a {report.layout}, holds of hidden.weight:")
+    for row in report.rows:
+        if row.name == "hidden.weight":
+            print(f"  {row.slot or 'the parameter':14} {row.shape!s:8} {row.dtype}, norm {row.norm:.4g}")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.checkpoint or Path(temporary)
-        ours = run(data, options.steps, folder)
         last = DONE + options.steps
+        folder = options.checkpoint or Path(temporary) / f"checkpoint-{last}"
+        ours = run(*data, folder)
         print(f"\nsteps {DONE + 1} to {last}: the loss went from {ours[0]:.4f} to {ours[-1]:.4f}")
-        files = [folder / f"model_{last}.pdparams", folder / f"opt_{last}.pdopt"]
-        names = sorted(key for key in load(files[1]) if "linear_0.w_0" in key)
-        print(f"written for Paddle: {' and '.join(map(str, files))}, with {', '.join(names)} and so on")
+        files = sorted(file.name for file in folder.iterdir())
+        print(f"written for Paddle: {folder}, with {', '.join(files)}")
         if options.checkpoint is None:
-            print("(in a temporary folder; --checkpoint keeps them)")
+            print("(in a temporary folder; --checkpoint keeps it)")
     both = min(options.steps, len(record["losses"]) - DONE)
-    apart = np.abs(np.array(ours[:both]) / record["losses"][DONE : DONE + both] - 1).max()
+    theirs = np.array(record["losses"][DONE : DONE + both])
+    apart = np.abs(np.array(ours[:both]) / theirs - 1).max()
     print(
         f"Paddle's own losses of these steps differ by at most {apart:.0e} of their size, over {both} steps"
     )
-    plot(record["losses"], ours, run(data, options.steps, None, resume=False), options.out)
+    bare = run(*data, None, resume=False)
+    print(f"from the parameters alone the loss rose to {max(bare):.4f}, and ended at {bare[-1]:.4f}")
+    plot(record["losses"], ours, bare, options.out)
     print(f"picture: {options.out}")
 
 

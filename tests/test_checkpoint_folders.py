@@ -1,6 +1,9 @@
 """The checkpoint folders of large trainings, written by the real libraries: read, refused, gone on from."""
 
 import json
+import pickle
+import shutil
+import struct
 from functools import cached_property
 from pathlib import Path
 
@@ -300,3 +303,102 @@ def test_names_and_one_report_of_all_that_is_wrong():
     assert np.array_equal(state.master["out"]["b"], case.of("master/10")["head.bias"])
     with pytest.raises(ValueError, match="unexpected: master_weights"):  # nobody here keeps masters
         load_optimizer(paddle.adam(0.1).init(ours), case.folder, names)
+
+
+# -------------------------------------------------------------------------------- other shapes of a folder
+
+
+def changed(name, target, *deleted, **renamed):
+    """A copy of a recorded folder without some files, and with others called otherwise."""
+    shutil.copytree(CASES[name].folder, target)
+    for pattern in deleted:
+        for file in target.glob(pattern):
+            file.unlink()
+    for old, new in renamed.items():
+        (target / old.replace("__", "-").replace("_dot_", ".")).rename(target / new)
+    return target
+
+
+def said(folder, stem, **changes):
+    """Change what an index says; None takes a key away."""
+    index = folder / f"{stem}.safetensors.index.json"
+    new = {**json.loads(index.read_text()), **changes}
+    index.write_text(json.dumps({k: v for k, v in new.items() if v is not None}))
+
+
+def test_masters_that_were_left_out_are_the_parameters_cast_up(tmp_path):
+    case = CASES["uc_adamw_bf16_formers"]
+    folder = changed(case.name, tmp_path / "x", "master_weights*")
+    said(folder, "optimizer", master_weights=False)
+    params = load_parameters(empty(case), folder)
+    state = load_optimizer(case.transformation().init(params), folder)
+    assert trees_equal(state.master["encoder"]["weight"], params["encoder"]["weight"].astype(jnp.float32))
+    assert state.master["head"]["weight"] is None
+
+
+def test_unmerged_ranks_of_sharding_and_single_files_and_lora_are_the_same_state(tmp_path):
+    case = CASES["uc_adamw_bf16_formers"]
+    tx, params = case.transformation(), load_parameters(empty(case), case.folder)
+    want = load_optimizer(tx.init(params), case.folder)
+    numbered = {f"{s}__00001__of__00001_dot_safetensors": s for s in ("model", "optimizer", "master_weights")}
+    shards = {old: f"{s}.shard00.safetensors" for old, s in numbered.items() if s != "model"}
+    unmerged = changed(case.name, tmp_path / "unmerged", **shards)
+    said(unmerged, "optimizer", weight_map=None)
+    said(unmerged, "master_weights", weight_map=None)
+    single = {old: f"{s}.safetensors" for old, s in numbered.items()}
+    alone = changed(case.name, tmp_path / "alone", "model*.json", "master*.json", **single)
+    said(alone, "optimizer", weight_map=None)
+    (alone / "optimizer.safetensors.index.json").unlink()
+    lora = changed(case.name, tmp_path / "lora")
+    for file in lora.glob("model*"):
+        text = file.read_bytes().replace(b"model-0", b"peft_model-0")
+        (lora / f"peft_{file.name}").write_bytes(text)
+        file.unlink()
+    for folder in (unmerged, alone, lora):
+        assert trees_equal(load_parameters(empty(case), folder), params), folder
+        if folder is alone:  # nothing says there that it has masters but the files
+            assert (folder / "master_weights.safetensors").exists()
+        assert trees_equal(load_optimizer(tx.init(params), folder), want), folder
+
+
+def test_a_distributed_checkpoint_of_safetensors_and_of_large_arrays(tmp_path):
+    """With safetensors there are no tables of tensor names: `names` says them."""
+    from safetensors.numpy import save_file
+
+    from paddlejax.checkpoint.folders.distcp import data
+    from paddlejax.checkpoint.folders.shards import Mapped
+
+    case = CASES["dist_momentum_2rank"]
+    folder = changed(case.name, tmp_path / "x", "*.distcp")
+    for rank in (0, 1):
+        arrays = data(case.folder / f"{rank}_0.distcp").arrays
+        save_file({k: np.asarray(x) for k, x in arrays.items()}, folder / f"{rank}_0.safetensors")
+    program = (folder / "0.metadata").read_bytes()
+    for rank in (b"0", b"1"):
+        program = program.replace(b"\x8c\n" + rank + b"_0.distcp", b"\x8c\x0f" + rank + b"_0.safetensors")
+    program = program[:3] + struct.pack("<Q", len(program) - 11) + program[11:]
+    (folder / "0.metadata").write_bytes(program)
+    params = load_parameters(empty(case), folder)
+    assert trees_equal(params, load_parameters(empty(case), case.folder))
+    names = {static: key.replace(".", "/") for key, static in case.names.items()}
+    state = case.transformation().init(params)
+    assert trees_equal(load_optimizer(state, folder, names), load_optimizer(state, case.folder))
+    with pytest.raises(ValueError, match=r'"linear_0.w_0": "encoder/weight"'):
+        load_optimizer(state, folder)
+    large = {f"w{i}": np.random.default_rng(i).normal(size=(300 * i, 40)) for i in range(1, 4)}
+    (tmp_path / "0_0.distcp").write_bytes(pickle.dumps({**large, "StructuredToParameterName@@": {}}, 4))
+    found = data(tmp_path / "0_0.distcp").arrays
+    assert all(isinstance(x, Mapped) and np.array_equal(x[...], large[k]) for k, x in found.items())
+    assert np.array_equal(found["w2"][3:5, 7:9], large["w2"][3:5, 7:9])
+
+
+def test_a_bar_where_it_takes_long_and_somebody_looks(monkeypatch, capsys):
+    from paddlejax.checkpoint.folders import progress as bars
+
+    for terminal, patience in ((True, -1.0), (False, -1.0), (True, 9.0)):
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setattr(bars, "PATIENCE", patience)
+        with bars.progress("loading", 4 * 10**9) as advance:
+            advance(10**9)
+        shown = capsys.readouterr().err
+        assert ("loading [#######" in shown and "1.0 of 4.0 GB" in shown) == (terminal and patience < 0)

@@ -39,6 +39,34 @@ A file of Paddle's may call a parameter `linear_0.w_0` that you call `dense/w`. 
 `load_parameters` take `names={"linear_0.w_0": "dense/w"}`. Without it the error proposes the map; paste it.
 All that is missing, unexpected or misshapen is reported in one error, and nothing is changed then.
 
+## Folders of large trainings
+
+`load_parameters`, `load_optimizer`, `load`, `inspect` and `convert` take a folder, its `index.json` or its
+`.metadata` where they take a file. A Unified Checkpoint of PaddleNLP, ERNIEKit or PaddleFormers, a flex
+checkpoint, a folder of `paddle.distributed.save_state_dict`, and the `.pdopt` files of the ranks of sharding
+stage 1 are read. Dots in a name are the levels of your tree. bfloat16, masters and the schedule come along.
+
+    params = load_parameters(params, "run/checkpoint-1000")
+    state = load_optimizer(tx.init(params), "run/checkpoint-1000")
+    ...
+    save_checkpoint("run/checkpoint-2000", params, state, schedule=schedule)
+
+A folder may be larger than a host. A leaf of the template that has a sharding, such as a
+`jax.ShapeDtypeStruct`, is filled part by part from memory maps: a process reads what its own devices hold.
+All is checked by the headers before an array is read. What cannot be joined is refused with the reason:
+slices of tensor parallelism that were not merged, stretches of `split_param`, states in 4 bits.
+
+`save_checkpoint` writes a Unified Checkpoint that PaddleNLP and PaddleFormers go on from. Each process writes
+shards of its own, and the folder appears when all of it is on the disk.
+
+>>> params = {"dense": {"weight": jnp.ones((4, 2))}}
+>>> tx = adam(0.1)
+>>> save_checkpoint(f"{folder}/checkpoint-1", params, tx.init(params))
+>>> for row in inspect(f"{folder}/checkpoint-1").rows[:2]:
+...     print(row.name, row.slot, row.shape)
+dense.weight  (4, 2)
+dense.weight moment1 (4, 2)
+
 ## Other formats
 
 The ending of the file chooses: `.safetensors` and `.npz` carry the same (`pip install

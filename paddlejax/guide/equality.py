@@ -9,7 +9,8 @@ scaler, as functions and as objects, with dense and with sparse gradients.
 - Keys, shapes and dtypes of the state are exactly Paddle's.
 - Of each kind of checkpoint, a training goes on from Paddle's step 10 to Paddle's step 20 here, and from
   step 10 of paddlejax there. `PADDLEJAX_ORACLE3=/path/python PADDLEJAX_ORACLE18=/path/python pytest -m slow
-  tests/test_checkpoint_oracle.py` runs the real Paddles.
+  tests/test_checkpoint_oracle.py` runs the real Paddles. `PADDLEJAX_ORACLE_FOLDERS=/path/python pytest -m
+  slow tests/test_checkpoint_folders_oracle.py` lets the real PaddleNLP or PaddleFormers go on from folders.
 
 A second reference is written in numpy from what was observed, not from the code: `tests/reference.py`.
 `pytest tests/test_golden.py tests/test_reference.py` runs both comparisons.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoint_cases import END, HALF, TOLERANCE, Case, error
+from safetensors.numpy import save_file
 
 import paddlejax as paddle
 from paddlejax.__main__ import main
@@ -24,6 +25,9 @@ from paddlejax.checkpoint import (
     load_parameters,
     save_checkpoint,
 )
+from paddlejax.checkpoint.folders import progress as bars
+from paddlejax.checkpoint.folders.distcp import data
+from paddlejax.checkpoint.folders.shards import Mapped, header
 from paddlejax.master import MasterState
 from paddlejax.rates import RuleState
 
@@ -361,13 +365,29 @@ def test_unmerged_ranks_of_sharding_and_single_files_and_lora_are_the_same_state
         assert trees_equal(load_optimizer(tx.init(params), folder), want), folder
 
 
+def test_the_second_name_of_a_shared_parameter_is_left_out_if_its_state_is_the_same(tmp_path):
+    """Of tied weights several processes write the state under both names, the model under one."""
+    case = CASES["uc_adamw_bf16_formers"]
+    folder, tx = changed(case.name, tmp_path / "x", "*index.json"), case.transformation()
+    for stem in ("model", "optimizer", "master_weights"):
+        file = folder / f"{stem}-00001-of-00001.safetensors"
+        arrays = {k: x for k, x in header(file).arrays.items()}
+        if stem == "optimizer":
+            arrays |= {k.replace("head", "tied"): x for k, x in arrays.items() if k.startswith("head.weight")}
+        save_file({k: x[...] for k, x in arrays.items()}, file.with_name(f"{stem}.safetensors"))
+        file.unlink()
+    state = load_optimizer(tx.init(empty(case)), folder)
+    assert trees_equal(state, load_optimizer(tx.init(empty(case)), case.folder))
+    bad = {
+        k: x[...] * (1 + ("tied" in k)) for k, x in header(folder / "optimizer.safetensors").arrays.items()
+    }
+    save_file(bad, folder / "optimizer.safetensors")
+    with pytest.raises(ValueError, match="unexpected: tied.weight_moment1_0"):
+        load_optimizer(tx.init(empty(case)), folder)
+
+
 def test_a_distributed_checkpoint_of_safetensors_and_of_large_arrays(tmp_path):
     """With safetensors there are no tables of tensor names: `names` says them."""
-    from safetensors.numpy import save_file
-
-    from paddlejax.checkpoint.folders.distcp import data
-    from paddlejax.checkpoint.folders.shards import Mapped
-
     case = CASES["dist_momentum_2rank"]
     folder = changed(case.name, tmp_path / "x", "*.distcp")
     for rank in (0, 1):
@@ -393,8 +413,6 @@ def test_a_distributed_checkpoint_of_safetensors_and_of_large_arrays(tmp_path):
 
 
 def test_a_bar_where_it_takes_long_and_somebody_looks(monkeypatch, capsys):
-    from paddlejax.checkpoint.folders import progress as bars
-
     for terminal, patience in ((True, -1.0), (False, -1.0), (True, 9.0)):
         monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
         monkeypatch.setattr(bars, "PATIENCE", patience)

@@ -1,5 +1,6 @@
 """Any format into any other, by the endings of the names."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,9 @@ def _part(folder: Folder, suffix: str) -> Checkpoint:
         return arranged({key: np.asarray(x) for key, x in folder.parameters({}).items()})
     if suffix != ".pdopt":
         return arranged(load(folder.path, return_numpy=True))
-    entries, extra, _, _ = folder.entries(None, None)
+    entries, extra, _, lossy = folder.entries(None, None)
+    if lossy:
+        warnings.warn(f"{folder.path}: {lossy}", stacklevel=3)
     extra = {**extra, "names": {key: key for key in folder.get_state().accumulators}}
     whole = jax.tree.map(lambda x: np.asarray(x) if hasattr(x, "shape") else x, entries)
     return arranged({**whole, OURS: extra})

@@ -241,12 +241,8 @@ class Machine(pickle._Unpickler):  # type: ignore[name-defined]
             elif type(key) is int and abs(key) < 2**63:
                 self.budget.charge(len(target) // COLLIDING)
             else:
-                key = self.other_key(key)
+                raise Refused(f"a key of a dict is of type {type(key).__name__}, expected str or int")
             target[key] = items[i + 1]
-
-    def other_key(self, key: Any) -> str:
-        """Return what stands for a key that is neither str nor int: a checkpoint has none."""
-        raise Refused(f"a key of a dict is of type {type(key).__name__}, expected str or int")
 
     def text(self, text: str) -> str:
         """Return a text that the file names; refuse half a character, which Python lets pass."""

@@ -80,6 +80,8 @@ class Folder:
         known = dict.fromkeys([*parts.accumulators, *(parts.masters or ())])
         chosen = self.named(names, known, ours or {})
         dtypes = {key: x.dtype for key, x in self._model().items()}
+        if ours is not None and dtypes:
+            known = {k: None for k in known if k not in _tied(parts.accumulators, {*dtypes, *chosen})}
 
         def wanted(key: str) -> bool:
             return self.only_masters if ours is None else ours.get(chosen.get(key, key), False)
@@ -87,6 +89,8 @@ class Folder:
         narrow = {k: self._has_master(k, parts, dtypes, wanted(k)) for k in known}
         entries: dict[str, Any] = {}
         for key, states in parts.accumulators.items():
+            if key not in known:
+                continue
             owner = key + MASTER if narrow[key] else key
             entries |= {f"{owner}_{name}": x for name, x in states.items()}
         if any(narrow.values()):
@@ -135,6 +139,20 @@ class Folder:
     def _own(key: str, ours: Mapping[str, Any]) -> str | None:
         """The parameter of ours that a KEY means by itself."""
         return next((name for name in (key, key.replace(".", "/")) if name in ours), None)
+
+
+def _tied(accumulators: Mapping[str, dict[str, Any]], needed: set[str]) -> set[str]:
+    """The second names of shared parameters: no parameter has them, and the state is that of another name."""
+    extra = accumulators.keys() - needed
+    first = [states for key, states in accumulators.items() if key not in extra]
+    return {key for key in extra if any(_equal(accumulators[key], states) for states in first)}
+
+
+def _equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two parameters have one state; the arrays are read only where their shapes agree."""
+    outlines = [{k: (tuple(x.shape), np.dtype(x.dtype)) for k, x in states.items()} for states in (a, b)]
+    alike = outlines[0] == outlines[1]
+    return alike and all(np.array_equal(np.asarray(x), np.asarray(b[k])) for k, x in a.items())
 
 
 class Absent(CheckpointError):

@@ -55,7 +55,7 @@ FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
         "replica_id": lambda x: x is None or type(x) is int and 0 <= x < LENGTH,
     },
 }
-DEFAULTS = {"is_flattened": False, "flattened_range": None, "replica_id": None, "global_shape": None}
+OPTIONAL = {"is_flattened", "flattened_range", "replica_id", "global_shape", "local_shape", "flat_mapping"}
 
 
 class Piece(NamedTuple):
@@ -83,14 +83,20 @@ class _Class:
         self.name = name
 
 
+PLACES = {kind: {name: i for i, name in enumerate(fields)} for kind, fields in FIELDS.items()}
+
+
 class _Record:
-    """Stands for an object of one of them; `fields` is None until BUILD."""
+    """Stands for an object of one of them; `fields` is None until BUILD. Millions of them are to be small."""
 
     __slots__ = ("fields", "kind")
 
     def __init__(self, kind: str):
         self.kind = kind
-        self.fields: Any = None
+        self.fields: tuple[Any, ...] | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        return self.fields[PLACES[self.kind][name]] if self.fields is not None else None
 
     def build(self, state: Any) -> None:
         """Take over the fields, if they are those of the class and of the right types."""
@@ -100,9 +106,10 @@ class _Record:
         for name, value in state.items():
             if not allowed[name](value):
                 raise Refused(f"the {name} of a {self.kind} is {shown(value)}")
-        if missing := allowed.keys() - state.keys() - DEFAULTS.keys() - {"local_shape", "flat_mapping"}:
+        optional = OPTIONAL if self.kind != "LocalTensorMetadata" else OPTIONAL - {"local_shape"}
+        if missing := allowed.keys() - state.keys() - optional:
             raise Refused(f"a {self.kind} has no {', '.join(sorted(missing))}")
-        self.fields = DEFAULTS | state
+        self.fields = tuple(state.get(name, False if name == "is_flattened" else None) for name in allowed)
 
 
 class _Reader(Machine):
@@ -113,14 +120,14 @@ class _Reader(Machine):
     def __init__(self, file: Bounded, budget: Budget):
         super().__init__(file, budget)
         self.globals = {(module, name): _Class(name) for module in MODULES for name in FIELDS}
-        self.records: dict[str, _Record] = {}
+        self.stored: list[tuple[_Record, Any]] = []
 
     def load_newobj(self) -> None:
         """NEWOBJ: an object of a class, which is made of no arguments."""
         arguments, kind = self.stack.pop(), self.stack.pop()
         if not isinstance(kind, _Class) or arguments != ():
             raise Refused("it makes an object of something else than its three classes")
-        self.budget.charge(150)
+        self.budget.charge(180)
         self.stack.append(_Record(kind.name))
 
     def load_build(self) -> None:
@@ -129,23 +136,25 @@ class _Reader(Machine):
         if not isinstance(record, _Record):
             raise Refused(f"it gives a state to a {type(record).__name__}")
         record.build(state)
-        self.budget.charge(330 - 90 * len(state))
+        self.budget.charge(-90 * len(state))
         state.clear()
 
     def load_reduce(self) -> None:
         """REDUCE: a call, for which there is no use here."""
         raise Refused("it calls something, which no metadata needs")
 
-    def other_key(self, key: Any) -> str:
-        """Return a text for an index that is a key: texts are hashed with a secret, numbers are not."""
-        if not isinstance(key, _Record) or key.kind != "LocalTensorIndex" or key.fields is None:
-            return super().other_key(key)
-        text = repr([key.fields[k] for k in sorted(key.fields)])
-        self.budget.charge_text(text)
-        if text in self.records:
-            raise Refused(f"it says twice where {shown(key.fields['tensor_key'])} is stored")
-        self.records[text] = key
-        return text
+    def set_items(self, items: list[Any]) -> None:
+        """Keep what has an index for a key in a list: a dict of them could be made to collide."""
+        if not items or not isinstance(items[0], _Record):
+            super().set_items(items)
+            return
+        pairs = list(zip(items[::2], items[1::2], strict=False))
+        if type(self.stack[-1]) is not dict or len(items) % 2:
+            raise Refused("it sets items of what is no dict")
+        if not all(isinstance(k, _Record) and k.kind == "LocalTensorIndex" and k.fields for k, _ in pairs):
+            raise Refused("its storage_metadata has a key that is no LocalTensorIndex")
+        self.budget.charge(80 * len(pairs))
+        self.stored += pairs
 
 
 _Reader.dispatch[pickle.NEWOBJ[0]] = _Reader.load_newobj
@@ -160,42 +169,41 @@ def records(path: Path) -> Records:
         top = reader.result
         if not isinstance(top, _Record) or top.kind != "Metadata" or top.fields is None:
             raise Refused(f"it holds {shown(getattr(top, 'kind', top))}, expected a Metadata")
-        return _understood(top.fields, reader.records)
+        return _understood(top, reader.stored)
 
 
-def _understood(top: dict[str, Any], indices: dict[str, _Record]) -> Records:
+def _understood(top: _Record, stored: list[tuple[_Record, Any]]) -> Records:
     """The pieces of each key, each with its file."""
     pieces: dict[str, list[Piece]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    known: dict[str, dict[Any, dict[str, Any]]] = {}
+    known: dict[str, dict[str, _Record]] = {}  # by their places, as texts: these are hashed with a secret
+    unread: dict[str, set[str]] = {}
     for key, listed in top["state_dict_metadata"].items():
-        fields = [x.fields for x in listed if _is_piece(x)] if type(listed) is list else []
+        fields = [x for x in listed if _is_piece(x)] if type(listed) is list else []
         if not fields or len(fields) < len(listed):
             raise Refused(f"its pieces of {shown(key)} are no list of LocalTensorMetadata")
         known[key] = {_place(f): f for f in fields}
+        unread[key] = set(known[key])
         shapes[key] = _whole(key, fields)
         pieces[key] = []
-    stored: dict[str, set[Any]] = {key: set() for key in known}
-    for text, file in top["storage_metadata"].items():
-        if text not in indices:
-            raise Refused("its storage_metadata has a key that is no LocalTensorIndex")
-        index = indices[text].fields or {}
+    if top["storage_metadata"]:
+        raise Refused("its storage_metadata has a key that is no LocalTensorIndex")
+    for index, file in stored:
         key, place = index["tensor_key"], _place(index)
         if key not in known or place not in known[key]:
             raise Refused(f"it stores a piece of {shown(key)} that its state_dict_metadata does not have")
         piece = known[key][place]
-        if index.get("local_shape") not in (None, piece["local_shape"]):
+        if index["local_shape"] not in (None, piece["local_shape"]):
             raise Refused(f"it gives a piece of {shown(key)} two shapes")
-        stored[key].add(place)
+        unread[key].discard(place)
         if not index["replica_id"]:
-            pieces[key].append(
-                Piece(file, place[0], piece["local_shape"], place[1], piece["dtype"].removeprefix("paddle."))
-            )
-    for key, places in stored.items():
-        if absent := known[key].keys() - places:
-            at = min(absent, key=repr)[0]
+            dtype, stretch = piece["dtype"].removeprefix("paddle."), piece["flattened_range"]
+            pieces[key].append(Piece(file, piece["global_offset"], piece["local_shape"], stretch, dtype))
+    for key, places in unread.items():
+        if places:
+            at = known[key][min(places)]["global_offset"]
             raise Refused(f"it does not say where the piece of {shown(key)} at {at} is stored")
-    parts = {k: v for k, v in (top["flat_mapping"] if top.get("flat_mapping") else {}).items()}
+    parts = {k: v for k, v in (top["flat_mapping"] or {}).items()}
     if not all(type(v) is tuple and v and all(type(x) is str for x in v) for v in parts.values()):
         raise Refused("its flat_mapping is no table of the parts of keys")
     return Records(pieces, shapes, parts)
@@ -205,14 +213,14 @@ def _is_piece(x: Any) -> bool:
     return isinstance(x, _Record) and x.kind == "LocalTensorMetadata" and x.fields is not None
 
 
-def _place(fields: dict[str, Any]) -> tuple[Any, Any]:
+def _place(fields: _Record) -> str:
     """What tells a piece from the others of its key."""
     if fields["is_flattened"] != (fields["flattened_range"] is not None):
         raise Refused("a piece is flattened and has no flattened_range, or has one and is not")
-    return fields["global_offset"], fields["flattened_range"]
+    return f"{fields['global_offset']} {fields['flattened_range']}"
 
 
-def _whole(key: str, pieces: list[dict[str, Any]]) -> tuple[int, ...]:
+def _whole(key: str, pieces: list[_Record]) -> tuple[int, ...]:
     """The shape of the whole array: as all pieces say it, or where the last of them ends."""
     if any(len(f["global_offset"]) != len(pieces[0]["local_shape"]) for f in pieces) or any(
         len(f["local_shape"]) != len(pieces[0]["local_shape"]) for f in pieces

@@ -34,6 +34,11 @@ class Sum:
     tables: tuple[str | None, ...]
     scaled: bool = False  # as in `Call`
 
+    @functools.cached_property
+    def with_factor(self) -> "Sum":
+        """The same expression of a loss that is scaled, made once."""
+        return replace(self, scaled=True)
+
     def wrapped(self, wrap: Callable[..., Any]) -> "Sum":
         """The same expression of what `wrap` makes of every function."""
         return replace(self, calls=tuple(call.wrapped(wrap) for call in self.calls))

@@ -16,6 +16,7 @@ from ..optimizer.loss import Loss
 from ..optimizer.lr import Rate
 from ..optimizer.optimizer import Optimizer, Pairs
 from ..optimizer.parameter import Parameter
+from ..optimizer.programs import Watched, arrived
 from ..optimizer.transaction import run_atomically
 from ..optimizer.whole import in_one
 from ..rates import RuleState, set_learning_rate
@@ -132,7 +133,7 @@ class DGCMomentumOptimizer(Optimizer):
             clips=ByPosition(clipped),
             warns=warns,
         )
-        self._compiled_step = jax.jit(in_one(self._step), static_argnums=0, donate_argnums=(1, 2))
+        self._compiled_step = Watched(in_one(self._step), static_argnums=0, donate_argnums=(1, 2))
         self._steps = self._steps.afresh()
         self._applied = self._plan.number
 
@@ -227,6 +228,7 @@ class DGCMomentumOptimizer(Optimizer):
         """Forward, backward, exchange and update of all workers as one program."""
         self._renew()
         rate = self._rate_for_step()
+        arrived(loss.fixed, all_of_them=True)
         fixed, split = self._split(mesh, loss)
         for p in self.parameter_list:
             if not is_on_mesh(p.peek(), mesh):
@@ -247,7 +249,8 @@ class DGCMomentumOptimizer(Optimizer):
             self._spend({}, loss, {})
             self._stepped()
 
-        run_atomically(lambda: (self._compiled_step, (static, trained, state, kept, fixed, rate)), store)
+        program = self._compiled_step.beside if self._safe else self._compiled_step
+        run_atomically(lambda: (program, (static, trained, state, kept, fixed, rate)), store)
 
     def _step(
         self, static: "Program", trained: Arrays, state: RuleState, kept: Arrays, fixed: list[Any], rate: Any

@@ -67,7 +67,7 @@ What an interrupt leaves
 ------------------------
 
 A step happens as a whole or not at all: after an error while the program is made, and after a
-KeyboardInterrupt at any place. An error of the running program is not covered: what it was given is gone.
+KeyboardInterrupt at any place. An error of a program that runs comes below.
 
     before the program has run    `undo` puts the groups and masters back as they were. A part's `state`
                                   has changed nothing that can be seen, so all is as it was.
@@ -106,6 +106,31 @@ optimizer, and a loss that leaves out a sparse table: these keep a program per s
 
 Two optimizers share no program: it has the Parameters in it, which the rule's exclusions are asked about, and
 would keep their arrays alive.
+
+What an error of the running program leaves
+-------------------------------------------
+
+A donated array is gone also where the program fails. So every program is a `programs.Watched`: before it is
+compiled somebody looks at it.
+
+    it calls out (pure_callback, io_callback, debug.print, an effect, an FFI call), or it needs more than half
+    of the memory that is free:
+
+        a loss               Forward and backward run by themselves, donate nothing and are waited for. Then
+                             the step follows as a second program.
+        a rule, clip, decay  The update runs beside its arguments and is waited for (of those that need much
+                             memory only one that cannot run at all, as this takes memory too).
+
+    jax_debug_nans, _infs    No program donates.
+    set_safe()               Forward and backward, then the update, each waited for.
+
+What was computed elsewhere and could not be (a gradient, an array that a loss is given) is found before it is
+donated to, on a CPU; elsewhere that would take time from the device, and only `set_safe()` waits. All this is
+found out while a program is compiled: a step that needs none of it is as fast as without.
+
+What remains: without `set_safe()` an error that nobody could foresee, such as a device that is lost or memory
+that another process took meanwhile, may be raised by a later call, and what was donated is gone. With it, the
+call itself raises; only what an update was given can be gone.
 
 When a Loss is current
 ----------------------

@@ -22,6 +22,7 @@ from .average_methods import OptimizerMethods
 from .group import halves
 from .ledger import ArrayField, CountField, Entries, Field, load, written
 from .parameter import Parameter
+from .programs import Watched
 from .settings import HOOKS
 from .transaction import complete, run_atomically
 from .whole import in_one
@@ -121,7 +122,7 @@ class ParameterAverage(Attributes):
 # One program for all objects whose parameters have the same shapes: the numbers are data.
 
 
-@functools.partial(jax.jit, donate_argnums=1)
+@functools.partial(Watched, donate_argnums=1)
 @in_one
 def _decayed(values: list[Any], state: MovingAverageState, decay: Any, steps: Any) -> MovingAverageState:
     return exponential_moving_average(decay, steps).update(values, state)
@@ -132,7 +133,7 @@ def _decayed_value(state: MovingAverageState) -> list[jax.Array]:
     return exponential_moving_average().value(state)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=1)
+@functools.partial(Watched, static_argnums=(3, 4), donate_argnums=1)
 @in_one
 def _windowed(
     values: list[list[Any]], states: list[ModelAverageState], rate: Any, shortest: int, longest: int

@@ -13,6 +13,7 @@ from ..loss_scaling import times
 from ..sparse import value_and_grads
 from ..tracing import loss_inside
 from .parameter import Parameter
+from .programs import waited
 
 
 @dataclass(frozen=True)
@@ -98,5 +99,5 @@ def gradients_of(function: Callable[[Any], Any], parameters: Any) -> dict[Parame
         return total(name, loss), None
 
     tables = [leaves[i].name if leaves[i].sparse else None for i in trained]
-    _, grads = value_and_grads(of, [values[i] for i in trained], tables)
+    _, grads = waited(value_and_grads(of, [values[i] for i in trained], tables))
     return {leaves[i]: g for i, g in zip(trained, grads, strict=True)}

@@ -13,6 +13,7 @@ from ..trees import as_array
 from .call import Call, value_and_grad
 from .parameter import Parameter
 from .parts import Part
+from .programs import Watched
 from .spent import Stowage
 from .store import Store, gathered, spread
 from .whole import in_one
@@ -34,7 +35,7 @@ class CompiledStep:
         self._straight = self.order == list(range(len(parameters)))
         self._place = {parameters[i]: at for at, i in enumerate(self.order)}
         many = base.arrays > MANY and base.elements < SMALL * len(self.order)
-        self.step = jax.jit(
+        self.step = Watched(
             in_one(self.update), donate_argnums=(0, 1), compiler_options=fast_compile() if many else None
         )
         self.elsewhere: dict[Any, Any] = {}  # other ways to run `update`, by who made them

@@ -4,6 +4,7 @@ import functools
 import operator
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from jax.core import Tracer
 from ..tracing import READ, check_outside, refuse_abstract
 from .call import value_and_grad
 from .parameter import Parameter
+from .programs import Unseen, Watched, debugs, looking
 from .recent import Recent
 from .store import Values, Where
 from .transaction import complete
@@ -24,8 +26,8 @@ class _Known:
     follows = False
 
     def __init__(self, call: Any):
-        self.forward = jax.jit(functools.partial(_forward, call), static_argnums=0)
-        self.backward = jax.jit(functools.partial(_backward, call), static_argnums=0)
+        self.forward = Watched(functools.partial(_forward, call), static_argnums=0)
+        self.backward = Watched(functools.partial(_backward, call), static_argnums=0)
 
 
 _calls: Recent[Any, _Known] = Recent()
@@ -34,6 +36,9 @@ _calls: Recent[Any, _Known] = Recent()
 def _known_of(call: Any) -> _Known:
     """Return what is known of a call; equal calls share it."""
     return _calls.get(call) or _calls.put(call, _Known(call))
+
+
+_risky: WeakSet[Any] = WeakSet()  # calls whose programs may fail when they run
 
 
 def _forward(call: Any, where: Where | None, trained: list[jax.Array], fixed: list[Any]) -> Any:
@@ -170,7 +175,15 @@ class Loss:
         """Return whether all its parameters still hold the arrays that they held when it was built."""
         return self.trained.are_still([p.store for p in self.parameters])
 
-    def _run(self, compiled: Any) -> Any:
+    def is_risky(self) -> bool:
+        """Return whether computing it may fail, as far as is known: it calls out, or needs much memory."""
+        return self.call in _risky
+
+    def note_risk(self) -> None:
+        """From now on equal calls are waited for before anything is done with what they return."""
+        _risky.add(self.call)
+
+    def _run(self, compiled: Watched) -> Any:
         """Run a program over what the loss was built from; raise if a step has taken that memory."""
         given = (*self.trained.arrays, *self.fixed)
         if any([isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.is_deleted() for x in given]):
@@ -178,7 +191,17 @@ class Loss:
                 f"{self.name}: this loss was built before a step moved its parameters and was not computed "
                 "in time; call the loss function again"
             )
-        return compiled(self.trained.where, self.trained.arrays, self.fixed)
+        arguments = self.trained.where, self.trained.arrays, self.fixed
+        if self.is_risky() or debugs():
+            return compiled.beside(*arguments)
+        try:
+            return compiled.jit(*arguments)
+        except Unseen:
+            if compiled.may_fail(arguments):
+                self.note_risk()
+                return compiled.beside(*arguments)
+            with looking():
+                return compiled.jit(*arguments)
 
     # ------------------------------------------------------------------ a number
 

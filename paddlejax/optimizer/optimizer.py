@@ -164,8 +164,7 @@ class Optimizer(Views, Stepping, Named):
         wanted = self._wanted(chosen, excluded)
         self._check_loss(loss)
         check_outside("minimize")
-        if isinstance(loss, Loss) and self._fuses(loss, wanted):
-            self._run_fused(loss, wanted, grad_clip)
+        if isinstance(loss, Loss) and self._fuses(loss, wanted) and self._run_fused(loss, wanted, grad_clip):
             mine = set(loss.parameters)
             return pairs([p for p in self.parameter_list if p in mine and p in wanted])
         totals, taken = self.drawn(loss, wanted)

@@ -19,6 +19,7 @@ from .measured import Measured
 from .parameter import ZEROS, Parameter
 from .parts import Given, Masters, Part, Rules, leave, stay
 from .plan import Plan
+from .programs import Risky, Watched, arrived, waited
 from .recent import Recent
 from .settings import Settings
 from .spent import Stowed
@@ -58,6 +59,7 @@ class Stepping(Settings, Measured):
     layers: tuple[Part, ...] = ()  # what wrappers add to the step that is being made, innermost first
     _note: Callable[[], None] | None = None  # what else is stored with a step, see `noting`
     _stowed: Stowed | None = None  # where the gradients of a `minimize` go
+    _safe: bool = False  # see `set_safe`
     passed: bool = False  # whether a step was made since a wrapper set this to False
     parameter_list: list[Parameter]
     _replaces = False  # whether the backward of a `minimize` replaces the gradients that are there
@@ -98,6 +100,10 @@ class Stepping(Settings, Measured):
         if self._clips_outside and grad_clip is OWN:
             self._check_outside()
             grads = self._clipped_outside(grads)
+        if self._safe:
+            waited(grads)
+        else:
+            arrived(grads)
         present = tuple([g is not None for g in grads])
         flags = program_of is None  # another program may run where the arrays are, on several devices
         self._run(
@@ -150,7 +156,7 @@ class Stepping(Settings, Measured):
                 self._info = info
                 self._stepped()
 
-        if not run_atomically(prepare, store, lambda: setattr(self, "_steps", before)):
+        if not run_atomically(prepare, store, lambda: setattr(self, "_steps", before), self._safe):
             if taken is not None:
                 taken()
             for part in layers:
@@ -167,6 +173,21 @@ class Stepping(Settings, Measured):
             yield
         finally:
             own["_note"] = None
+
+    def set_safe(self, enabled: bool = True) -> None:
+        """Wait for every program of a step from now on, or no longer. Paddle has no such method.
+
+        Then whatever fails while it runs is raised by the call that ran it, and what fails before the update
+        leaves everything as it was. Without it that is so for a loss, a rule or a clip with a callback, and
+        for what would not find the memory; see `help(paddlejax.optimizer)`. `minimize` is two programs then.
+
+        >>> opt = optimizer.SGD(0.5, parameters={"w": jnp.array([3.0, 4.0])})
+        >>> opt.set_safe()
+        >>> _ = opt.minimize(lambda p: (p["w"] ** 2).sum())
+        """
+        if not isinstance(enabled, bool):
+            raise TypeError(f"set_safe's enabled: found {enabled!r}, expected True or False")
+        self._safe = enabled
 
     def _check_rows(self, grads: list[Any]) -> None:
         """Raise if a rule takes no SelectedRows; a Parameter that gets one leaves the packed buffers for
@@ -191,8 +212,8 @@ class Stepping(Settings, Measured):
 
     def _fuses(self, loss: Loss, wanted: Collection[Parameter]) -> bool:
         """Whether forward, backward and step can be one program: no gradient but this loss's takes part."""
-        outside = self._clips_outside or loss.has_gradients()
-        if loss.ran_backward or outside or not loss.is_current():
+        apart = self._clips_outside or self._safe or loss.has_gradients() or loss.is_risky()
+        if loss.ran_backward or apart or not loss.is_current():
             return False
         mine = set(loss.parameters)
         present = [p for p in wanted if p in mine]
@@ -203,8 +224,10 @@ class Stepping(Settings, Measured):
             return False
         return len(present) == len(wanted) or all([p in mine or p.lazy_grad is None for p in wanted])
 
-    def _run_fused(self, loss: Loss, wanted: Collection[Parameter], grad_clip: Any) -> None:
-        """Run forward, backward and step of this loss as one program."""
+    def _run_fused(self, loss: Loss, wanted: Collection[Parameter], grad_clip: Any) -> bool:
+        """Run forward, backward and step of this loss as one program; return False if that may fail on the
+        way, and then nothing has happened."""
+        arrived(loss.fixed, all_of_them=True)
         mine = set(loss.parameters)
         present = tuple([p in mine and p in wanted for p in self.parameter_list])
         loss.follow()
@@ -223,14 +246,19 @@ class Stepping(Settings, Measured):
             found = dict(zip(loss.parameters, stowed.keep(grads), strict=True))
             self._spend({p: g for p, g in found.items() if p in wanted}, loss, found)
 
-        def program(compiled: CompiledStep) -> Callable[..., Any]:
+        def program(compiled: CompiledStep) -> Watched:
             return self._fused(compiled, loss, stowed.stowage)
 
         # The rows of a table are stepped wherever they are listed.
         flags = all([here or not p.sparse for p, here in zip(self.parameter_list, present, strict=True)])
-        self._run(present, grad_clip, program, arguments, taken, flags)
+        try:
+            self._run(present, grad_clip, program, arguments, taken, flags)
+        except Risky:
+            loss.note_risk()
+            return False
+        return True
 
-    def _fused(self, compiled: CompiledStep, loss: Loss, stowage: Any) -> Callable[..., Any]:
+    def _fused(self, compiled: CompiledStep, loss: Loss, stowage: Any) -> Watched:
         """Return the program of this loss and the step; one that is equal to another has the same."""
         key = compiled, loss.call, compiled.places(loss.parameters), stowage
         known = self._steps.fused.get(key)

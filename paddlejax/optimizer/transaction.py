@@ -5,6 +5,7 @@ from itertools import starmap
 from typing import Any
 
 from ..tracing import check_outside
+from .programs import Unseen, Watched, debugs, looking, waited
 from .whole import opened
 
 
@@ -23,9 +24,10 @@ def complete(store: Callable[[], None]) -> None:
 
 
 def run_atomically(
-    prepare: Callable[[], tuple[Callable[..., Any], tuple[Any, ...]] | None],
+    prepare: Callable[[], tuple[Watched | Callable[..., Any], tuple[Any, ...]] | None],
     store: Callable[[Any], None],
     undo: Callable[[], None] = lambda: None,
+    waits: bool = False,
 ) -> bool:
     """Run a program that donates its arguments and store its result; or neither, whatever is raised.
 
@@ -35,6 +37,9 @@ def run_atomically(
     interrupt finds either the arguments or the result. It may come inside `store`, which is then called once
     more: so `store` only assigns, and to call it twice gives what once gives. `undo` is called where
     something is raised and the program did not run.
+
+    A `Watched` program that may fail runs beside its arguments. With `waits` the result is waited for, so
+    that an error is raised here whatever comes of it.
     """
     check_outside("a step or an update of an object")
     results: list[Any] = []
@@ -42,7 +47,20 @@ def run_atomically(
         made = prepare()
         if made is None:
             return False
-        results.extend(starmap(made[0], [made[1]]))
+        program, arguments = made
+        if not isinstance(program, Watched):
+            results.extend(starmap(program, [arguments]))
+        elif program.risky or debugs():
+            results.extend(starmap(program.beside, [arguments]))
+        else:
+            try:
+                results.extend(starmap(program.jit, [arguments]))
+            except Unseen:
+                program.look(arguments)
+                with looking():
+                    results.extend(starmap(program.beside if program.risky else program.jit, [arguments]))
+        if waits:
+            waited(results[0])
         store(opened(results[0]))
     except BaseException:
         store(opened(results[0])) if results else undo()

@@ -15,6 +15,7 @@ from .elsewhere import names_of
 from .hyper import FLAG, INT, ArgumentError, checked, number, unless
 from .loss_scaling import DECR_RATIO, INCR_RATIO, SCALE, all_finite, next_scale, times, unscaled
 from .optimizer.expression import Constant
+from .optimizer.gate import whole
 from .optimizer.ledger import Entries, StateDictError, load, written
 from .optimizer.loss import Loss
 from .optimizer.parameter import ZEROS, Parameter
@@ -385,6 +386,7 @@ class GradScaler(Attributes):
 
     # ------------------------------------------------------------------ state
 
+    @whole
     def state_dict(self) -> dict[str, Any]:
         """Scale, counts and settings under Paddle's names; empty if the scaler is not enabled."""
         if not self._enable:

@@ -11,6 +11,7 @@ from ..collectives import with_riders
 from ..hyper import ArgumentError, checked
 from ..optimizer.arguments import check_program
 from ..optimizer.compiled import CompiledStep
+from ..optimizer.gate import alone, whole
 from ..optimizer.ledger import ArrayField, Entries, written
 from ..optimizer.loss import Loss
 from ..optimizer.lr import Rate
@@ -224,6 +225,7 @@ class DGCMomentumOptimizer(Optimizer):
         """Inside a program: return what to add to the values, and the new state."""
         return self._tx.update(grads, set_learning_rate(state, rate), values)
 
+    @alone
     def _run_workers(self, mesh: Mesh, loss: Loss, mine: set[Parameter]) -> None:
         """Forward, backward, exchange and update of all workers as one program."""
         self._renew()
@@ -315,6 +317,7 @@ class DGCMomentumOptimizer(Optimizer):
 
     # ------------------------------------------------------------------ state
 
+    @whole
     def state_dict(self) -> dict[str, Any]:
         """Copies of u and v under Paddle's names, the number of steps, and `LR_Scheduler`; empty before any
         step.

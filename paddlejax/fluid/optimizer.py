@@ -14,6 +14,7 @@ from .. import distributed, pages, rules
 from ..distributed import PipelineOptimizer as PipelineOptimizer
 from ..lifting import Rule
 from ..optimizer.arguments import checked_clip
+from ..optimizer.gate import whole
 from ..optimizer.ledger import CountField, Entries, written
 from ..optimizer.optimizer import SCHEDULE, Optimizer, Pairs
 from ..optimizer.parameter import Parameter
@@ -128,6 +129,7 @@ class FluidOptimizer(Optimizer):
         schedule = self._learning_rate
         return float(schedule.current()) if isinstance(schedule, LearningRateDecay) else super().get_lr()
 
+    @whole
     def state_dict(self) -> dict[str, Any]:
         """As `Optimizer.state_dict`, with `global_step` under a schedule that counts steps."""
         counts = [(GLOBAL_STEP, self._learning_rate.step_num)] if _counts(self._learning_rate) else []

@@ -19,6 +19,7 @@ from ..tracing import check_outside
 from ..trees import compute_dtype
 from .arguments import check_distinct, checked_name, checked_pairs, read_parameters
 from .average_methods import OptimizerMethods
+from .gate import alone, one_at_a_time, whole
 from .group import halves
 from .ledger import ArrayField, CountField, Entries, Field, load, written
 from .parameter import Parameter
@@ -71,13 +72,10 @@ class ParameterAverage(Attributes):
                 "apply(): found another apply() in force, expected its with block to be left, or restore()"
             )
         check_outside("apply()")
-        averages = self._averages()
-        saved = {p: p.store.take() for p in averages}
+        averages = whole(self._averages)()
         entered = False
         try:
-            self._saved, self._inside = saved, True
-            for p, average in averages.items():
-                p.store.put(average)
+            self._enter(averages)
             entered = True
             yield
         finally:
@@ -90,6 +88,14 @@ class ParameterAverage(Attributes):
                         self.restore(executor)
                     raise
 
+    @one_at_a_time
+    def _enter(self, averages: dict[Parameter, jax.Array]) -> None:
+        """Put the averages in the parameters' place."""
+        self._saved, self._inside = {p: p.store.take() for p in averages}, True
+        for p, average in averages.items():
+            p.store.put(average)
+
+    @one_at_a_time
     def restore(self, executor: Any = None) -> None:
         """Give the parameters back what they held before `apply`."""
         if self._saved is None:
@@ -184,16 +190,18 @@ class ExponentialMovingAverage(ParameterAverage):
         if steps is not None:
             number("ExponentialMovingAverage's thres_steps", steps)
             steps = np.asarray(steps, self._state.decay.dtype)
-        values, count = self._values(), min(self._count + 1, MOST)
+        self._values([])
+        count = min(self._count + 1, MOST)
 
         def store(state: MovingAverageState) -> None:
             self._state, self._count = state, count
 
-        run_atomically(lambda: (_decayed, (values, self._state, self._decay, steps)), store)
+        run_atomically(lambda: (_decayed, (self._values(), self._state, self._decay, steps)), store)
 
     def _averages(self) -> dict[Parameter, jax.Array]:
         return self._in_place_of(self.parameter_list, _decayed_value(self._state))
 
+    @whole
     def state_dict(self) -> dict[str, Any]:
         """Copies of the averages under `<name><parameter>_ema_0`, with Paddle's counter and rate."""
         fields, state = self._fields(), self._state
@@ -282,6 +290,7 @@ class ModelAverage(OptimizerMethods, ParameterAverage):
         """Take the parameters as they are now into the average."""
         self._take_in([self._takes_part(p) for p in self.parameter_list])
 
+    @alone
     def _take_in(self, present: list[bool]) -> None:
         """Take those that are present into the average, as they are now."""
         self._values([])
@@ -327,6 +336,7 @@ class ModelAverage(OptimizerMethods, ParameterAverage):
             averages |= self._in_place_of(members, _windowed_value(cohort.state))
         return averages
 
+    @whole
     def state_dict(self) -> dict[str, Any]:
         """Copies of the sums and counters under Paddle's names; empty before any step.
 

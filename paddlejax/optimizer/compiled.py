@@ -1,7 +1,7 @@
 """The compiled programs of one optimizer step."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -72,12 +72,11 @@ class CompiledStep:
         self._constant = None, None
         self.base.adopt(plan)
 
-    def minimize(
-        self, call: Call, parameters: list[Parameter], stowage: Stowage | None
-    ) -> Callable[..., Any]:
+    def minimize(self, call: Call, parameters: list[Parameter], stowage: Stowage | None) -> Watched:
         """Return the program of forward, backward and update of a loss over these Parameters."""
-        return jax.jit(
+        return Watched(
             in_one(functools.partial(self._minimize, call, self.places(parameters), stowage)),
+            splits=True,
             donate_argnums=(0, 1, 2),
             keep_unused=True,  # the last gradients, which only give their memory
         )

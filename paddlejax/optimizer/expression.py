@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..loss_scaling import times
+from . import gate
 from .call import scalar
 from .loss import Loss
 from .parameter import Parameter
@@ -121,6 +122,7 @@ class Expression(Loss):
         self._freed = freed  # whether one of the numbers was a loss whose backward ran
         self.parts: list[Loss] = list({id(x): x for x in postfix if isinstance(x, Loss)}.values())
         self._numbers = [x for x in postfix if not isinstance(x, Loss | str)]
+        self.moves = gate.own.moves
         self.ran_backward = False
         self.result = self.ready = None
         self.left = {}

@@ -12,6 +12,7 @@ from ..hyper import COUNT, FLAG, checked
 from ..lifting import GradientTransformation
 from ..selected_rows import dense
 from ..trees import compute_dtype
+from .gate import whole
 from .ledger import ArrayField, CountField, Entries, written
 from .parameter import Parameter
 from .parts import Part
@@ -137,6 +138,7 @@ class GradientMergeOptimizer(Wrapper):
             raise TypeError("GradientMergeOptimizer's step: found a closure, expected none")
         return super().step(*closure)
 
+    @whole
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's, and between steps the sums and the counter."""
         count = self._part.count

@@ -15,6 +15,7 @@ from ..quasi_newton import METHOD, Call, Layout, LBFGSState, Method, absorb, beg
 from ..tracing import check_outside
 from ..trees import next_count
 from .compiled import CompiledStep
+from .gate import whole
 from .ledger import ArrayField, Entries, Field, Misfit, NumberField, written
 from .loss import Loss
 from .lr import Rate
@@ -159,6 +160,7 @@ class LBFGS(Optimizer):
 
     # ------------------------------------------------------------------ state
 
+    @whole
     def state_dict(self) -> dict[str, Any]:
         """Copies of the whole state under Paddle's names in `state`, the histories as lists, oldest first;
         and `LR_Scheduler`."""

@@ -48,6 +48,7 @@ import numpy as np
 
 from ..array_types import Stored
 from ..tracing import check_outside
+from .gate import one_at_a_time
 
 K = TypeVar("K", bound=Hashable)
 LETTERS = {bool: "b", int: "iu", float: "fiu"}  # of numpy's kinds of dtypes
@@ -223,6 +224,7 @@ def written(pairs: Iterable[tuple[Field, Any]]) -> dict[str, Any]:
     return {f.key: f.write(value) for f, value in pairs}
 
 
+@one_at_a_time
 def load(loading: "Loading", state_dict: Any, strict: bool = True, counters: bool = True) -> None:
     """Take over a state_dict, or raise one error with all that does not fit, and change nothing."""
     check_outside("set_state_dict", "call it outside")

@@ -12,6 +12,7 @@ from ..array_types import Numeric
 from ..average import LookaheadState, lookahead
 from ..hyper import COUNT, FRACTION, NAME, checked
 from ..trees import is_narrow, next_count
+from .gate import whole
 from .ledger import ArrayField, CountField, Entries, written
 from .optimizer import SCHEDULE
 from .parameter import Parameter
@@ -117,6 +118,7 @@ class LookAhead(Wrapper):
         """How many steps lie between two synchronizations; fixed at construction."""
         return self._part.k
 
+    @whole
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's, the slow weights and the counter."""
         count = int(self._part.count)

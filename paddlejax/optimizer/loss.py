@@ -3,6 +3,7 @@
 import functools
 import operator
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 from weakref import WeakSet
 
@@ -11,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ..tracing import READ, check_outside, refuse_abstract
+from . import gate
 from .call import value_and_grad
 from .parameter import Parameter
 from .programs import Unseen, Watched, debugs, looking
@@ -84,6 +86,7 @@ class Loss:
     def __init__(self, call: Any, parameters: list[Parameter], fixed: list[Any]):
         self.call, self.parameters, self.fixed = call, parameters, fixed
         self.trained: Any = Values.of([p.store for p in parameters])
+        self.moves = gate.own.moves
         self.ran_backward = False
         self.result: Any = None
         self.ready: Any = None  # gradients that were computed when it was read
@@ -173,7 +176,12 @@ class Loss:
 
     def is_current(self) -> bool:
         """Return whether all its parameters still hold the arrays that they held when it was built."""
-        return self.trained.are_still([p.store for p in self.parameters])
+        stores = [p.store for p in self.parameters]
+        still = self.trained.are_still(stores)
+        if not still and self.moves == gate.own.moves and not self.is_finished():
+            self.trained = Values.of(stores)  # as if it had been built after the other thread's step
+            return True
+        return still
 
     def is_risky(self) -> bool:
         """Return whether computing it may fail, as far as is known: it calls out, or needs much memory."""
@@ -185,23 +193,36 @@ class Loss:
 
     def _run(self, compiled: Watched) -> Any:
         """Run a program over what the loss was built from; raise if a step has taken that memory."""
-        given = (*self.trained.arrays, *self.fixed)
-        if any([isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.is_deleted() for x in given]):
+        with gate.lock:
+            arguments = self._arguments()
+            if not (compiled.new or self.is_risky() or debugs()):
+                try:
+                    return compiled.jit(*arguments)
+                except Unseen:
+                    pass
+        if self.is_risky() or debugs():
+            return compiled.beside(*arguments)
+        if compiled.may_fail(arguments):
+            self.note_risk()
+        compiled.new = False
+        with nullcontext() if self.is_risky() else gate.lock, looking():
+            return (compiled.beside if self.is_risky() else compiled.jit)(*self._arguments())
+
+    def _arguments(self) -> tuple[Any, ...]:
+        """Return what its programs take."""
+        if self._is_gone():
+            self.is_current()  # if another thread has stepped
+        if self._is_gone():
             raise RuntimeError(
                 f"{self.name}: this loss was built before a step moved its parameters and was not computed "
                 "in time; call the loss function again"
             )
-        arguments = self.trained.where, self.trained.arrays, self.fixed
-        if self.is_risky() or debugs():
-            return compiled.beside(*arguments)
-        try:
-            return compiled.jit(*arguments)
-        except Unseen:
-            if compiled.may_fail(arguments):
-                self.note_risk()
-                return compiled.beside(*arguments)
-            with looking():
-                return compiled.jit(*arguments)
+        return self.trained.where, self.trained.arrays, self.fixed
+
+    def _is_gone(self) -> bool:
+        """Return whether a step has taken an array that it was built from."""
+        given = (*self.trained.arrays, *self.fixed)
+        return any([isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.is_deleted() for x in given])
 
     # ------------------------------------------------------------------ a number
 

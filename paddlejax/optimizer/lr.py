@@ -18,22 +18,27 @@ from ..array_types import Numeric
 from ..hyper import Must, Named, checked, instance, require
 from ..pages import page, publish
 from ..schedule import BASE_RATE
+from .gate import whole
 from .ledger import AttributeField, DictField, Entries, Field, load, written
+from .transaction import complete
 
 
 def _whole(step: Callable[..., None]) -> Callable[..., None]:
-    """A step that leaves its scheduler as it was if it is interrupted; after an error it has counted."""
+    """A step that leaves its scheduler as it was if it is interrupted; after an error it has counted.
+
+    It is made aside: who reads meanwhile, in another thread or a signal handler, finds what was before.
+    """
 
     @functools.wraps(step)
     def stepping(self: Any, *args: Any, **kwargs: Any) -> None:
-        before = dict(vars(self))
+        aside = object.__new__(type(self))
+        vars(aside).update(vars(self))
         try:
-            step(self, *args, **kwargs)
+            step(aside, *args, **kwargs)
         except Exception:
+            vars(self).update(vars(aside))
             raise
-        except BaseException:
-            vars(self).update(before)
-            raise
+        complete(lambda: vars(self).update(vars(aside)))
 
     return stepping
 
@@ -93,6 +98,7 @@ class LRScheduler(Named, attributes.Schedule):
         """Set `keys`, the names of the attributes to save."""
         self.keys = ["last_epoch", "last_lr"]
 
+    @whole
     def state_dict(self):
         """The saved attributes; an array of one element becomes a float."""
         return written((f, vars(self)[f.key]) for f in self._fields() if f.key in vars(self))
@@ -272,6 +278,7 @@ class LinearWarmup(_Formula, family=schedules.linear_warmup, base=None):
             arguments["learning_rate"] = inner()
         return self._family.at(self.last_epoch, **arguments)
 
+    @whole
     def state_dict(self):
         """Return the state, with that of a scheduler inside."""
         state = super().state_dict()
@@ -600,6 +607,7 @@ class CosineAnnealingWarmRestarts(_Formula, family=schedules.cosine_annealing_wa
             self.T_cur = epoch - self.T_0 * (self.T_mult**cycle - 1) / (self.T_mult - 1)
             self.T_i = self.T_0 * self.T_mult**cycle
 
+    @whole
     def state_dict(self):
         """Return the state, with the place in the cycle."""
         return super().state_dict() | {key: getattr(self, key) for key in CYCLE}

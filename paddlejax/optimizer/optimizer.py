@@ -26,6 +26,7 @@ from .arguments import (
 )
 from .call import gradients_of
 from .flagged import Subsets
+from .gate import whole
 from .ledger import DictField, Entries, load, undone_on_error, written
 from .loss import Loss
 from .loss_function import LossFunction, with_gradients
@@ -322,6 +323,7 @@ class Optimizer(Views, Stepping, Named):
 
     # ------------------------------------------------------------------ state
 
+    @whole
     def state_dict(self) -> dict[str, Any]:
         """Copies of all accumulators under Paddle's names, and `LR_Scheduler`; empty before any step."""
         entries = written(saved.entries_of(self._steps.groups, self.parameter_list, self.owners()))

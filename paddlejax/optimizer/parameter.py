@@ -15,8 +15,10 @@ from ..regularizer import as_regularizer
 from ..selected_rows import SelectedRows
 from ..tracing import READ, check_outside, loss_inside, refuse_abstract
 from ..trees import flatten, path_name
-from . import models
+from . import gate, models
+from .gate import whole
 from .parameter_options import ParamAttr, ParameterOptions, path_map
+from .programs import arrived
 from .spent import Spent
 from .store import Store
 from .tensor_methods import TensorMethods
@@ -127,6 +129,7 @@ class Parameter(TensorMethods, ParameterOptions):
         self.set_value(value)
 
     @property
+    @whole
     def value(self) -> jax.Array:
         """The array as it is now; it stays valid after later steps, which leave it as it was."""
         self._check_outside()
@@ -167,9 +170,14 @@ class Parameter(TensorMethods, ParameterOptions):
         if jnp.iscomplexobj(new) and not jnp.issubdtype(self.dtype, jnp.complexfloating):
             found = f"found a value of dtype {new.dtype}, expected what {self.dtype} can hold"
             raise TypeError(f"Parameter {self.name}: {found}")
-        self.store.put(new.astype(self.dtype))
+        new = new.astype(self.dtype)
+        arrived([new])
+        with gate.turn, gate.lock:
+            gate.settle()
+            self.store.put(new)
 
     @property
+    @whole
     def grad(self) -> Any:
         """The gradient: an array or a SelectedRows; None if there was none, zeros after `clear_grad()`.
 
@@ -242,6 +250,7 @@ class Parameter(TensorMethods, ParameterOptions):
 
     clear_gradient = clear_grad
 
+    @whole
     def __getstate__(self) -> dict[str, Any]:
         """A copy lies by itself; it has the same array, which from then on neither may donate."""
         spent = self.spent.read(self) if type(self.spent) is Spent else self.spent
@@ -277,10 +286,12 @@ class Parameter(TensorMethods, ParameterOptions):
         vars(self).update(_dtype=jnp.dtype(dtype), lazy_grad=grad, spent=None)
         self.store.put(self.peek().astype(dtype))
 
+    @whole
     def numpy(self) -> np.ndarray:
         """Return a copy of the value as a NumPy array."""
         return np.array(self._read())
 
+    @whole
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self._read(), dtype)
 
@@ -289,17 +300,7 @@ class Parameter(TensorMethods, ParameterOptions):
         refuse_abstract(f"Parameter {self.name}", f"{self.name}.value")
         return lambda: self.value
 
-    def __getitem__(self, index: Any) -> jax.Array:
-        return self.value[index]
-
-    def __iter__(self) -> Any:
-        return iter(self.value)
-
-    def __len__(self) -> int:
-        if not self._shape:
-            raise TypeError(f"Parameter {self.name}: found len() of a scalar")
-        return self._shape[0]
-
+    @whole
     def item(self) -> Any:
         """The one element of the value, as a Python number."""
         return self._read().item()
@@ -336,7 +337,7 @@ def _delegate(name: str, swap: bool) -> Any:
         other = other.peek() if isinstance(other, Parameter) else other
         return apply(other, self._read()) if swap else apply(self._read(), other)
 
-    return method
+    return whole(method)
 
 
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"):
@@ -350,8 +351,11 @@ Parameter.__neg__ = lambda self: -self.value  # type: ignore[attr-defined]
 Parameter.__abs__ = lambda self: abs(self.value)  # type: ignore[attr-defined]
 
 
+@whole
 def values(tree: Any) -> Any:
     """The same tree with every Parameter replaced by its array, for jit, jnp functions and evaluation.
+
+    All arrays are of one moment: another thread takes no step between two of them.
 
     >>> print(values({"w": Parameter(jnp.ones(2)), "n": 3}))
     {'n': 3, 'w': Array([1., 1.], dtype=float32)}

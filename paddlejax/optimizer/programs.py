@@ -6,6 +6,7 @@ gives nothing away: it runs beside its arguments, and is waited for.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,21 +32,29 @@ class Risky(Exception):  # noqa: N818
 class Watched:
     """A function under `jax.jit`, with its options, and the same without giving any argument away.
 
-    `jit` raises Unseen where it would have to be compiled: then `look`. One that `splits` raises Risky there;
-    any other is `risky` from then on, and `beside` is what to run.
+    While it is `new`, or where `jit` raises Unseen, as it would be compiled for other arguments: `look`. One
+    that `splits` raises Risky there; any other is `risky` from then on, and `beside` is what to run.
     """
 
     def __init__(self, function: Callable[..., Any], splits: bool = False, **options: Any):
         @functools.wraps(function)
         def seen(*arguments: Any) -> Any:
-            if not _looking.value:
+            # What raises in `jit` is never dispatched fast again, so only what is not to run there may raise.
+            if not _looking.value and self._is_suspect(arguments):
                 raise Unseen
             return function(*arguments)
 
         self.jit: Any = jax.jit(seen, **options)
-        self.risky, self._splits, self._function = False, splits, function
+        self.new, self.risky, self._splits, self._function = True, False, splits, function
         self._options = {k: v for k, v in options.items() if k != "donate_argnums"}
         self._beside: dict[bool, Any] = {}
+
+    def _is_suspect(self, arguments: tuple[Any, ...]) -> bool:
+        """While `jit` traces it: return whether it calls out, or has so much between its operations that
+        `look` has to say how much memory it needs."""
+        static = self._options.get("static_argnums", ())
+        jaxpr = jax.make_jaxpr(self._function, static_argnums=static)(*arguments)
+        return _calls_out(jaxpr) or sum(_sizes(jaxpr.jaxpr)) > max(LEAST, free_memory(()) / 2)
 
     def lower(self, *arguments: Any) -> Any:
         """Return what `jax.jit` makes of it for these arguments; nothing runs."""
@@ -62,13 +71,14 @@ class Watched:
         # fits must not be made larger, so an update is only kept apart if it cannot run at all.
         if self._splits and self.may_fail(arguments):
             raise Risky
-        self.risky = self.risky or self.may_fail(arguments, 1.0)
+        self.risky = self.risky or (not self._splits and self.may_fail(arguments, 1.0))
+        self.new = False
 
     def may_fail(self, arguments: tuple[Any, ...], share: float = 0.5) -> bool:
         """Return whether the program calls out, or needs more than this share of the memory that is free."""
         with looking():
             traced = self.jit.trace(*arguments)
-            if traced.jaxpr.effects or not CALLS_OUT.isdisjoint(_primitives(traced.jaxpr.jaxpr, set())):
+            if _calls_out(traced.jaxpr):
                 return True
             memory = traced.lower().compile().memory_analysis()
         if memory is None:
@@ -123,16 +133,29 @@ def arrived(arrays: Sequence[Any], all_of_them: bool = False) -> None:
                     break
 
 
-def _primitives(jaxpr: Jaxpr, known: set[int]) -> Iterator[str]:
-    """Yield the names of all operations, those of loops, branches and calls inside too."""
+def _calls_out(closed: ClosedJaxpr) -> bool:
+    """Return whether a program may call what is not XLA's."""
+    return bool(closed.effects) or any(e.primitive.name in CALLS_OUT for e in _equations(closed.jaxpr, set()))
+
+
+def _sizes(jaxpr: Jaxpr) -> Iterator[int]:
+    """Yield how many bytes every result of every operation takes."""
+    for equation in _equations(jaxpr, set()):
+        for out in equation.outvars:
+            shape, dtype = getattr(out.aval, "shape", ()), getattr(out.aval, "dtype", None)
+            yield math.prod(shape) * getattr(dtype, "itemsize", 0)
+
+
+def _equations(jaxpr: Jaxpr, known: set[int]) -> Iterator[Any]:
+    """Yield all operations, those of loops, branches and calls inside too."""
     if id(jaxpr) in known:
         return
     known.add(id(jaxpr))
     for equation in jaxpr.eqns:
-        yield equation.primitive.name
+        yield equation
         for x in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
             if _is_jaxpr(x):
-                yield from _primitives(getattr(x, "jaxpr", x), known)
+                yield from _equations(getattr(x, "jaxpr", x), known)
 
 
 def _is_jaxpr(x: Any) -> bool:

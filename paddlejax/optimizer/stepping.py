@@ -13,6 +13,7 @@ from ..step import check_sparse
 from ..trees import is_narrow
 from .compiled import CompiledStep
 from .flagged import FlaggedRules, FlaggedStep, Subsets, apart, takes_flags, together
+from .gate import whole
 from .group import StepGroup, regroup
 from .loss import Loss
 from .measured import Measured
@@ -39,7 +40,7 @@ class Steps(NamedTuple):
     # By wrappers and plan the programs for those that are present; by these and groups all there are.
     ready: Recent[Any, CompiledStep] = Recent()
     compiled: Recent[Any, CompiledStep] = Recent()
-    fused: Recent[Any, Callable[..., Any]] = Recent()  # by program and loss: forward and backward are in it
+    fused: Recent[Any, Watched] = Recent()  # by program and loss: forward and backward are in it
 
     def afresh(self, **changes: Any) -> "Steps":
         """Return these without any program; the next step makes its own."""
@@ -59,7 +60,6 @@ class Stepping(Settings, Measured):
     layers: tuple[Part, ...] = ()  # what wrappers add to the step that is being made, innermost first
     _note: Callable[[], None] | None = None  # what else is stored with a step, see `noting`
     _stowed: Stowed | None = None  # where the gradients of a `minimize` go
-    _safe: bool = False  # see `set_safe`
     passed: bool = False  # whether a step was made since a wrapper set this to False
     parameter_list: list[Parameter]
     _replaces = False  # whether the backward of a `minimize` replaces the gradients that are there
@@ -173,21 +173,6 @@ class Stepping(Settings, Measured):
             yield
         finally:
             own["_note"] = None
-
-    def set_safe(self, enabled: bool = True) -> None:
-        """Wait for every program of a step from now on, or no longer. Paddle has no such method.
-
-        Then whatever fails while it runs is raised by the call that ran it, and what fails before the update
-        leaves everything as it was. Without it that is so for a loss, a rule or a clip with a callback, and
-        for what would not find the memory; see `help(paddlejax.optimizer)`. `minimize` is two programs then.
-
-        >>> opt = optimizer.SGD(0.5, parameters={"w": jnp.array([3.0, 4.0])})
-        >>> opt.set_safe()
-        >>> _ = opt.minimize(lambda p: (p["w"] ** 2).sum())
-        """
-        if not isinstance(enabled, bool):
-            raise TypeError(f"set_safe's enabled: found {enabled!r}, expected True or False")
-        self._safe = enabled
 
     def _check_rows(self, grads: list[Any]) -> None:
         """Raise if a rule takes no SelectedRows; a Parameter that gets one leaves the packed buffers for
@@ -401,6 +386,7 @@ class Stepping(Settings, Measured):
         return self._steps.compiled.values()
 
     @property
+    @whole
     def masters(self) -> dict[Parameter, jax.Array] | None:
         """The float32 masters of narrow parameters; None if the optimizer keeps none."""
         masters = self._steps.masters

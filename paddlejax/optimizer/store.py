@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from ..attributes import changes
+from . import gate
 
 
 class Store:
@@ -67,6 +68,7 @@ class Store:
 
     def put(self, array: jax.Array) -> None:
         """Hold a new array, which nobody else holds; the value leaves the buffer it was in."""
+        gate.own.moves += 1
         if self.buffer is not None:
             self.buffer.leave()
         old = self.holder.array

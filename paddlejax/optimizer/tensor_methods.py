@@ -55,6 +55,17 @@ class TensorMethods:
             return np.array(grad.values), np.array(grad.rows)
         return None if grad is None else np.array(grad)
 
+    def __getitem__(self: Any, index: Any) -> jax.Array:
+        return self.value[index]
+
+    def __iter__(self: Any) -> Any:
+        return iter(self.value)
+
+    def __len__(self: Any) -> int:
+        if not self.shape:
+            raise TypeError(f"Parameter {self.name}: found len() of a scalar")
+        return self.shape[0]
+
     def numel(self: Any) -> np.int64:
         """Return the number of elements."""
         return np.int64(np.prod(self.shape, dtype=np.int64))

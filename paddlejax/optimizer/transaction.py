@@ -5,6 +5,7 @@ from itertools import starmap
 from typing import Any
 
 from ..tracing import check_outside
+from . import gate
 from .programs import Unseen, Watched, debugs, looking, waited
 from .whole import opened
 
@@ -14,13 +15,17 @@ def complete(store: Callable[[], None]) -> None:
 
     Twice must give what once gives.
     """
-    try:
-        store()
-    except Exception:
-        raise
-    except BaseException:
-        store()
-        raise
+    with gate.lock:
+        try:
+            gate.pending[store] = None
+            store()
+        except Exception:
+            raise
+        except BaseException:
+            store()
+            raise
+        finally:
+            gate.pending.pop(store, None)
 
 
 def run_atomically(
@@ -43,26 +48,72 @@ def run_atomically(
     """
     check_outside("a step or an update of an object")
     results: list[Any] = []
-    try:
-        made = prepare()
-        if made is None:
-            return False
-        program, arguments = made
-        if not isinstance(program, Watched):
-            results.extend(starmap(program, [arguments]))
-        elif program.risky or debugs():
-            results.extend(starmap(program.beside, [arguments]))
-        else:
+
+    def finish() -> None:
+        if results:
+            store(opened(results[0]))
+
+    with gate.turn:
+        try:
+            looked = False
+            while True:
+                made, seen = _attempt(prepare, finish, results, looked, waits)
+                if made is None or results:
+                    return bool(results)
+                program, arguments = made
+                if not seen:
+                    program.look(arguments)
+                    looked = True
+                else:
+                    results.extend(starmap(getattr(program, "beside", program), [arguments]))
+                    complete(finish)
+                    gate.own.moves += 1
+                    return True
+        except BaseException:
+            with gate.lock:
+                finish() if results else undo()
+            raise
+
+
+def _attempt(
+    prepare: Callable[[], tuple[Any, tuple[Any, ...]] | None],
+    finish: Callable[[], None],
+    results: list[Any],
+    looked: bool,
+    waits: bool,
+) -> tuple[Any, bool]:
+    """Run and store what may donate, and let nobody read meanwhile; return what was prepared and whether
+    somebody has looked at it. There are results if it ran."""
+    with gate.lock:
+        if gate.pending:
+            raise RuntimeError(
+                "found a step or an update in a signal handler, while another is being stored; expected it "
+                "after that"
+            )
+        try:
+            gate.pending[finish] = None
+            made = prepare()
+            if made is None:
+                return None, True
+            program, arguments = made
+            if not isinstance(program, Watched) or program.risky or debugs():
+                return made, True
+            if program.new:
+                return made, False
             try:
                 results.extend(starmap(program.jit, [arguments]))
             except Unseen:
-                program.look(arguments)
+                if not looked:
+                    return made, False
                 with looking():
-                    results.extend(starmap(program.beside if program.risky else program.jit, [arguments]))
-        if waits:
-            waited(results[0])
-        store(opened(results[0]))
-    except BaseException:
-        store(opened(results[0])) if results else undo()
-        raise
-    return True
+                    results.extend(starmap(program.jit, [arguments]))
+            if waits:
+                waited(results[0])
+            finish()
+            gate.own.moves += 1
+        except BaseException:
+            finish()
+            raise
+        finally:
+            gate.pending.pop(finish, None)
+    return made, True

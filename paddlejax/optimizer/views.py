@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from . import saved
+from .gate import whole
 from .parameter import Parameter
 
 # Of the rules whose name in Paddle is not the class's in small letters.
@@ -59,6 +60,7 @@ class Views:
         return tuple(Group({"params": tuple(members), **own}) for members, own in self._given)
 
     @property
+    @whole
     def _accumulators(self: Any) -> MappingProxyType[str, dict[str, jax.Array]]:
         """Copies of the accumulators: {"moment1": {"w": array}}."""
         rows = saved.rows_of(self._steps.groups, self.parameter_list, self.owners())
@@ -76,6 +78,7 @@ class Views:
         return accumulators[name][param.name]
 
     @property
+    @whole
     def _master_weights(self: Any) -> MappingProxyType[str, jax.Array]:
         """Copies of the float32 masters, by the names of their Parameters."""
         return MappingProxyType({p.name: jnp.array(m) for p, m in (self.masters or {}).items()})

@@ -10,6 +10,7 @@ import numpy as np
 from ..attributes import Attributes, check_hooks
 from ..hyper import Must, checked, given
 from .arguments import check_program
+from .gate import whole
 from .ledger import Entries, load
 from .loss import Loss
 from .optimizer import Optimizer, Pairs
@@ -99,6 +100,7 @@ class Wrapper(Attributes):
         check_program(startup_program)
         return self.apply_gradients(params_grads)
 
+    @whole
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's, and the wrapper's own entries."""
         return self.inner_optimizer.state_dict()

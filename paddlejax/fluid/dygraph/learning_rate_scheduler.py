@@ -11,6 +11,7 @@ import numpy as np
 from ... import pages, schedules
 from ...attributes import Schedule
 from ...hyper import checked, function_of, instance, require
+from ...optimizer.gate import whole
 from ...optimizer.ledger import Entries, Field, load, written
 from ...pages import publish
 from ...schedule import BASE_RATE, RATE, RISES, RISING
@@ -69,6 +70,7 @@ class LearningRateDecay(Schedule):
         """Set `keys`, the names of the attributes to save."""
         self.keys = ["step_num"]
 
+    @whole
     def state_dict(self):
         """The saved attributes: Python numbers."""
         return written((field, getattr(self, field.key)) for field in self._fields())
@@ -277,6 +279,7 @@ class LinearLrWarmup(LearningRateDecay):
         if isinstance(self.learning_rate, LearningRateDecay):
             self.learning_rate._advance(calls)
 
+    @whole
     def state_dict(self):
         """Also the state of a wrapped schedule that moves on its own, which 1.8.5 loses."""
         state = super().state_dict()

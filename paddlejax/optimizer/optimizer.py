@@ -136,9 +136,8 @@ class Optimizer(Views, Stepping, Named):
     @staticmethod
     def _closed(closure: Any) -> Any:
         """Return what the closure returns."""
-        require(
-            callable(closure), "step's closure", closure, "a function without arguments, or None", TypeError
-        )
+        expected = "a function without arguments, or None"
+        require(callable(closure), "step's closure", closure, expected, TypeError)
         with with_gradients():
             return closure()
 

@@ -16,7 +16,6 @@ from ..selected_rows import SelectedRows
 from ..tracing import READ, check_outside, loss_inside, refuse_abstract
 from ..trees import flatten, path_name
 from . import gate, models
-from .gate import whole
 from .parameter_options import ParamAttr, ParameterOptions, path_map
 from .programs import arrived
 from .spent import Spent
@@ -129,7 +128,7 @@ class Parameter(TensorMethods, ParameterOptions):
         self.set_value(value)
 
     @property
-    @whole
+    @gate.whole
     def value(self) -> jax.Array:
         """The array as it is now; it stays valid after later steps, which leave it as it was."""
         self._check_outside()
@@ -177,7 +176,7 @@ class Parameter(TensorMethods, ParameterOptions):
             self.store.put(new)
 
     @property
-    @whole
+    @gate.whole
     def grad(self) -> Any:
         """The gradient: an array or a SelectedRows; None if there was none, zeros after `clear_grad()`.
 
@@ -250,7 +249,7 @@ class Parameter(TensorMethods, ParameterOptions):
 
     clear_gradient = clear_grad
 
-    @whole
+    @gate.whole
     def __getstate__(self) -> dict[str, Any]:
         """A copy lies by itself; it has the same array, which from then on neither may donate."""
         spent = self.spent.read(self) if type(self.spent) is Spent else self.spent
@@ -286,12 +285,12 @@ class Parameter(TensorMethods, ParameterOptions):
         vars(self).update(_dtype=jnp.dtype(dtype), lazy_grad=grad, spent=None)
         self.store.put(self.peek().astype(dtype))
 
-    @whole
+    @gate.whole
     def numpy(self) -> np.ndarray:
         """Return a copy of the value as a NumPy array."""
         return np.array(self._read())
 
-    @whole
+    @gate.whole
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self._read(), dtype)
 
@@ -300,7 +299,7 @@ class Parameter(TensorMethods, ParameterOptions):
         refuse_abstract(f"Parameter {self.name}", f"{self.name}.value")
         return lambda: self.value
 
-    @whole
+    @gate.whole
     def item(self) -> Any:
         """The one element of the value, as a Python number."""
         return self._read().item()
@@ -337,7 +336,7 @@ def _delegate(name: str, swap: bool) -> Any:
         other = other.peek() if isinstance(other, Parameter) else other
         return apply(other, self._read()) if swap else apply(self._read(), other)
 
-    return whole(method)
+    return gate.whole(method)
 
 
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"):
@@ -351,7 +350,7 @@ Parameter.__neg__ = lambda self: -self.value  # type: ignore[attr-defined]
 Parameter.__abs__ = lambda self: abs(self.value)  # type: ignore[attr-defined]
 
 
-@whole
+@gate.whole
 def values(tree: Any) -> Any:
     """The same tree with every Parameter replaced by its array, for jit, jnp functions and evaluation.
 

@@ -9,7 +9,7 @@ from regression import X, Y, mse, tree
 
 import paddlejax as paddle
 from paddlejax import nn, regularizer
-from paddlejax.optimizer import flagged
+from paddlejax.optimizer import flagged, stepping
 
 
 def adam_by_hand(grads, rate=0.1):
@@ -174,3 +174,18 @@ def test_a_state_that_is_set_keeps_the_programs():
         opt.set_state_dict(opt.state_dict())
     opt.minimize(mse(params, X, Y))
     assert [program._cache_size() for program in opt._steps.fused.values()] == [1]
+
+
+class OwnClip(paddle.nn.ClipGradByGlobalNorm):
+    """A user's: it may look at how many gradients there are."""
+
+
+def test_many_subsets_keep_their_programs_where_zeros_would_be_seen(monkeypatch):
+    """No step brings the state into the form of a program that there cannot be, and back again."""
+    monkeypatch.setattr(flagged, "FEW", 1)
+    monkeypatch.setattr(stepping, "together", lambda *_: pytest.fail("the state was put together"))
+    params = [paddle.Parameter(jnp.ones(2), name) for name in "ab"]
+    opt = paddle.optimizer.Adam(0.1, parameters=params, grad_clip=OwnClip(1.0))
+    for here in ((True, True), (True, False), (False, True), (True, True)):
+        opt.apply_gradients([(p, jnp.ones(2)) for p, h in zip(params, here, strict=True) if h])
+    assert not any(isinstance(program, flagged.FlaggedStep) for program in opt.compiled_steps)

@@ -307,7 +307,7 @@ class Stepping(Settings, Measured):
         none."""
         steps, parameters = self._steps, self.parameter_list
         if not steps.flagged or any(map(operator.gt, present, steps.flagged)):
-            fits = self._packing is None and not self._measures
+            fits = self._packing is None and not self._measures and takes_flags(plan.options, layers)
             groups = together(steps.groups, self._rules, parameters, present) if fits else None
             if groups is None:
                 return None

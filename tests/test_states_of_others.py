@@ -398,3 +398,15 @@ def test_a_file_of_torch(tmp_path, monkeypatch):
     torch.save(Path, file)
     with pytest.raises(CheckpointError, match="weights_only"):
         interop.from_torch(file, fresh)
+
+
+def test_masters_of_an_object_that_has_stepped_stay():
+    """A master has more digits than its parameter, from which it could not be made again."""
+    p = pj.Parameter(jnp.ones(2, jnp.bfloat16), "p")
+    opt = pj.optimizer.Adam(1e-4, parameters=[p], multi_precision=True)
+    opt.apply_gradients([(p, jnp.ones(2, jnp.bfloat16))])
+    before = np.asarray(opt.masters[p])
+    there = {0: {"step": 3, "exp_avg": np.ones(2, "f"), "exp_avg_sq": np.ones(2, "f")}}
+    interop.from_torch({"state": there}, opt, ["p"])
+    np.testing.assert_array_equal(opt.masters[p], before)
+    assert not np.array_equal(before, p.numpy().astype("f"))

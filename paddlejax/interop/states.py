@@ -129,9 +129,13 @@ def _kept(target: Any, place: int | None) -> dict[str, Any]:
     """The entries that say what stays as it is in the target: masters, an object's scheduler."""
     if isinstance(target, Optimizer):
         kept = {k: x for k, x in target.state_dict().items() if k == "LR_Scheduler"}
-        narrow = {p.name: p.value for p in target.parameter_list if is_narrow(p.value)}
-        masters = {name: np.asarray(x, np.float32) for name, x in narrow.items()}
-        return kept | ({"master_weights": masters} if target.masters is not None else {})
+        masters = target.masters
+        if masters is None:
+            return kept
+        narrow = [p for p in target.parameter_list if is_narrow(p.value)]
+        return kept | {
+            "master_weights": {p.name: np.asarray(masters.get(p, p.value), np.float32) for p in narrow}
+        }
     masters = {leaf.members[0]: leaf.value for leaf in State(target).leaves if leaf.kind == "master"}
     kept = {"master_weights": masters} if masters else {}
     return kept | ({} if place is None else {"LR_Scheduler": {"last_epoch": place}})

@@ -50,19 +50,20 @@ def mean(xs: Sequence[jax.Array], axis_name: Any) -> Arrays:
 
 
 def across(x: jax.Array, collective: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Return what a collective makes of a flat array that all devices of a machine have, sent once.
+    """Return what a collective makes of an array that all devices of a machine have, sent once.
 
-    Each of the n devices along `inner_axis` sends the n-th part of it, and then they gather the results,
-    which may have other dimensions before the last.
+    Each of the n devices along `inner_axis` sends the n-th part of its elements, and then they gather the
+    results, which may have other dimensions before. A number, and what other axes shard, each sends whole.
     """
     inner = inner_axis.value
-    if inner is None or x.ndim != 1:
+    if inner is None or not x.ndim or any(jax.typeof(x).sharding.spec):
         return collective(x)
     n = lax.axis_size(inner)
-    parts = jnp.reshape(jnp.pad(x, (0, -x.size % n)), (n, -1))
+    parts = jnp.reshape(jnp.pad(jnp.reshape(x, -1), (0, -x.size % n)), (n, -1))
     result = collective(lax.dynamic_index_in_dim(parts, lax.axis_index(inner), keepdims=False))
     whole = lax.all_gather(result, inner, axis=result.ndim - 1, tiled=True, to="invarying")
-    return lax.slice_in_dim(whole, 0, x.size, axis=whole.ndim - 1)
+    flat = lax.slice_in_dim(whole, 0, x.size, axis=whole.ndim - 1)
+    return jnp.reshape(flat, (*flat.shape[:-1], *x.shape))
 
 
 @dataclass(eq=False)

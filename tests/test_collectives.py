@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from test_dgc import collectives
 
 import paddlejax as paddle
+from paddlejax import collectives as messages
 from paddlejax.distributed import dgc_momentum, make_step
 
 AXES = {"data": ((8,), ("data",)), "machine": ((2, 4), ("machine", "local"))}
@@ -199,3 +200,17 @@ def test_norms_of_all_tensors_are_one_message(tx, messages):
     step = jax.shard_map(tx.update, mesh=mesh_of("data"), in_specs=specs, out_specs=(specs[0], specs[1]))
     text = jax.jit(step).lower(params, state, params).as_text()
     assert text.count("stablehlo.all_reduce") == messages
+
+
+def test_each_device_of_a_machine_sends_its_part_of_a_matrix_that_travels_alone():
+    x = np.random.default_rng(0).normal(size=(2, 3, 5)).astype("f")
+
+    def mean(x):
+        with messages.inner_axis.set("local"):
+            return messages.mean([x[0]], "machine")[0]
+
+    step = jax.jit(jax.shard_map(mean, mesh=mesh_of("machine"), in_specs=P("machine"), out_specs=P()))
+    np.testing.assert_allclose(step(x), x.mean(0), rtol=1e-6)  # one rounding of a sum of two
+    text = step.lower(x).as_text()
+    assert "(tensor<4xf32>) -> tensor<4xf32>" in text  # 15 elements on 4 devices
+    assert "(tensor<3x5xf32>) -> tensor<3x5xf32>" not in text

@@ -18,6 +18,7 @@ import paddlejax as paddle
 from paddlejax.__main__ import main
 from paddlejax.checkpoint import (
     CheckpointError,
+    folder_writer,
     inspect,
     load,
     load_npz,
@@ -420,3 +421,15 @@ def test_a_bar_where_it_takes_long_and_somebody_looks(monkeypatch, capsys):
             advance(10**9)
         shown = capsys.readouterr().err
         assert ("loading [#######" in shown and "1.0 of 4.0 GB" in shown) == (terminal and patience < 0)
+
+
+def test_every_process_finds_the_folder_that_is_written_behind_a_link(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere" / "empty").mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "elsewhere" / "empty")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(folder_writer, "_tell", lambda name: "written.tmp")
+    monkeypatch.setattr(folder_writer, "_meet", lambda where: None)
+    with folder_writer._together(link) as folder:
+        assert folder == tmp_path / "elsewhere" / "written.tmp"

@@ -184,7 +184,7 @@ def _together(target: Path) -> Iterator[Path]:
             _tell(temporary.name)
             yield temporary
     else:
-        yield target.parent / _tell("")
+        yield Path(os.path.realpath(target)).parent / _tell("")  # `target` may be a link, to an empty folder
     _meet("renamed")
 
 

@@ -354,3 +354,8 @@ def test_a_state_may_rest_in_the_hosts_memory():
     assert {x.sharding.memory_kind for x in jax.tree.leaves(state)} == {"pinned_host"}
     with pytest.raises(ArgumentError, match="memory_kind: found 'disk', expected one that .* pinned_host"):
         state_shardings(tx, params, memory_kind="disk")
+
+
+def test_matrices_without_elements_are_described():
+    tx = paddle.distributed.zero1(paddle.muon(0.1), jax.make_mesh((8,), ("data",)), "data")
+    assert "(0, 4)" in tx.describe({"w": jnp.zeros((0, 4)), "b": jnp.zeros(8)})

@@ -182,7 +182,8 @@ class Spread:
             for kind, shares in owners.items():
                 numbers = ", ".join(str(len(share)) for share in shares)
                 lines.append(f"matrices of {kind[0][0]} x {kind[0][1]} by device: {numbers}")
-            lines.append(f"largest share of their cost: 1/{sum(load) / max(load):.2f}")
+            if any(load):  # matrices without elements cost nothing
+                lines.append(f"largest share of their cost: 1/{sum(load) / max(load):.2f}")
         return lines
 
     # ---------------------------------------------------------------------------- inside of a program

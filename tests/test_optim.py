@@ -244,6 +244,7 @@ def test_distributed_fused_lamb_is_lamb_that_always_adapts(dtype):
     spread = jax.device_put(start, NamedSharding(mesh, PartitionSpec()))
     for opt in (
         DistributedFusedLamb(0.1, parameters=start, **common),
+        DistributedFusedLamb(0.1, parameters=start, mesh=mesh, **common),  # which lays them onto the mesh
         DistributedFusedLamb(0.1, parameters=spread, mesh=mesh, **common),
     ):
         for found, expected in zip(trained(opt), want, strict=True):

@@ -106,7 +106,8 @@ class _DiLoCo:
         inner = jax.tree.map(lambda x: x[None] if jnp.ndim(x) else x, in_dtypes_of(inner, new))
         own = apply_updates(own, updates)
         ride = waiting()
-        losses = state.losses + sum(x.astype(jnp.float32) for x in ride.xs)
+        # Without a loss that travels along there is none to report.
+        losses = state.losses + (sum(x.astype(jnp.float32) for x in ride.xs) if ride.xs else jnp.nan)
         count = next_count(state.count, self.k)
 
         def exchange(own: Any, outer: Any, losses: Any, loss: Any) -> Any:

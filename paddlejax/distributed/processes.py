@@ -53,7 +53,8 @@ def initialize(*, shutdown_timeout: float = 15) -> bool:
 
     A process that comes to its end waits there for the others, for `shutdown_timeout` seconds. Then it leaves
     with the status it has: either they took more steps and will wait for it, or they have other work, such as
-    to save results, for which more seconds must be given.
+    to save results, for which more seconds must be given. The status of a bare `raise SystemExit(n)` cannot
+    be seen then, and counts as 0: use `sys.exit(n)`.
 
     On a cluster set the three variables on every machine; under SLURM, Open MPI or on TPUs call
     `jax.distributed.initialize()` instead, which finds them by itself. Gloo listens where the machine's own

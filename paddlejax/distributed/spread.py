@@ -116,8 +116,8 @@ class Spread:
         if _is_traced((grads, state, params, extra)):
             return self._update(grads, state, params, **extra)
         arguments = at.placed(grads), self._placed(at, state), at.placed(params)
-        if not extra:
-            return self._compiled[self._update](*arguments)
+        if all(isinstance(x, jax.Array | float) for x in jax.tree.leaves(extra)):
+            return self._compiled[self._update](*arguments, **extra)
         return jax.jit(functools.partial(self._update, **extra))(*arguments)
 
     def whole(self, state: Any, params: ArrayTree) -> Any:

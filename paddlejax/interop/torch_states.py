@@ -228,7 +228,8 @@ def _axes(transpose: Any, called: Mapping[Key, str], labels: Mapping[Key, str]) 
     unknown = [str(name) for name in orders if name not in known]
     require(not unknown, "transpose", ", ".join(unknown), f"some of {', '.join(known)}", ValueError)
     for name, order in orders.items():
-        whole = order is None or sorted(order) == list(range(len(order)))
+        listed = isinstance(order, tuple | list)
+        whole = order is None or listed and sorted(order) == list(range(len(order)))
         require(whole, f"transpose[{name!r}]", order, "every axis once", ValueError)
     return {known[name]: order if order is None else tuple(order) for name, order in orders.items()}
 

@@ -113,7 +113,8 @@ def regroup(
     """Return groups that are wholly present or wholly absent; a parameter never seen before starts at t = 1.
 
     The state alone decides what these are, whatever led to it. So a training that was interrupted and loaded
-    again runs the same programs, and gets the same bits.
+    again runs the same programs, and gets the same bits; but for the steps past a few subsets (`flagged`),
+    whose one program may round otherwise than those that a fresh process makes first.
     """
     groups = [part for group in groups for part in group.split(present)]
     known = {i for group in groups for i in group.members}

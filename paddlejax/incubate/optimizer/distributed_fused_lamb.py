@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ...clip import ClipGradByGlobalNorm
 from ...distributed import zero1, zero1_shardings
@@ -84,7 +84,7 @@ class DistributedFusedLamb(GradientMergeOptimizer):
     are not all finite is left out, and counted in `skipped`: parameters, moments and powers stay. With
     gradient_accumulation_steps=k every k-th gradient makes a step, with the sum of k of them (not the mean),
     in float32. `mesh` is ours: then each device along its `axis` keeps its part of the moments, see
-    `distributed.zero1`; the parameters lie whole on the mesh, and so do masters.
+    `distributed.zero1`. Parameters that are not on the mesh are laid whole onto it; masters are whole too.
 
     JAX sums gradients over devices where the loss is differentiated, over all of the batch. So these have no
     effect: is_grad_scaled_by_nranks, alignment, use_master_acc_grad (sums are float32), nproc_per_node,
@@ -143,4 +143,15 @@ class DistributedFusedLamb(GradientMergeOptimizer):
         numbers = learning_rate, lamb_weight_decay, beta1, beta2, epsilon
         others = grad_clip, exclude_from_weight_decay_fn
         lamb = Lamb(*numbers, parameters, *others, multi_precision=True, always_adapt=True, name=name)
+        if mesh is not None:
+            _spread_over(mesh, lamb.parameter_list)
         super().__init__(_Guarded(lamb, mesh, axis), gradient_accumulation_steps, avg=False)
+
+
+def _spread_over(mesh: Mesh, parameters: Sequence[Parameter]) -> None:
+    """Lay Parameters that are not on these devices whole onto each of them: the moments are there too."""
+    whole_on_each, devices = NamedSharding(mesh, PartitionSpec()), set(mesh.devices.flat)
+    for p in parameters:
+        value = p.peek()
+        if value.sharding.device_set != devices:
+            p.store.put(jax.device_put(value, whole_on_each))

@@ -10,12 +10,20 @@ TABLE = """
 learning_rate: η, the factor on every step. A number lives in the state or in the optimizer, where it can be set without a new compilation; also a schedule or scheduler
 schedule.learning_rate: η₀, the rate from which the schedule starts
 rprop.learning_rate: where the step size of every element starts
+lr: η, the factor on every step: a number, or a scheduler
+rprop.lr: where the step size of every element starts
+muon.lr: η, the factor on every step, and on AdamW's for the other parameters
 beta1: β₁, the part of the running mean of gradients that a step keeps
 beta2: β₂, the part of the running mean of squares that a step keeps
 epsilon: ε, what keeps the division from a denominator of zero
+betas: β₁ and β₂, the parts of the running means of gradients and of squares that a step keeps: two numbers in [0, 1)
+eps: ε, what keeps the division from a denominator of zero
+rmsprop.alpha: ρ, the part of the running means that a step keeps
 rho: ρ, the part of the running means that a step keeps
 decay: ρ, the part of the running mean of squares that a step keeps
 momentum: μ, the part of the velocity that a step keeps
+dampening: τ, the part of a gradient that does not enter the velocity
+maximize: whether a step goes along the gradients, not against them
 use_nesterov: whether the step looks ahead along the new velocity
 rescale_grad: c, the factor on the gradient before all else
 lars_coeff: κ, the trust coefficient
@@ -35,6 +43,7 @@ amsgrad: whether the largest mean of squares so far divides
 scaled_epsilon: whether ε is multiplied by √(1-c₂), as Paddle 2 and 3 do
 lazy_mode: whether a gradient of rows (`SelectedRows`) moves those rows only
 initial_accumulator_value: where the sum of squares starts
+lr_decay: the rate is divided by 1 + n lr_decay after n steps
 use_learning_rate: whether the step is multiplied by η, as Paddle 2 and 3 do
 momentum_decay: ψ, how fast the momentum grows towards β₁
 centered: whether the mean gradient is subtracted from the mean square
@@ -44,6 +53,7 @@ lr_power: the power of the sum of squares in the rate; -0.5 is the square root
 guard: what is added to both penalties, as Paddle 3's kernel does
 batch_num: n, how many batches an epoch has; a gradient of each is kept
 learning_rate_range: the smallest and the largest step of an element
+step_sizes: the smallest and the largest step of an element
 etas: η₋ and η₊, the factors on an element's step where the gradient changes its sign, and where it does not
 clip: the largest norm of a tensor's gradient
 batch_size: how many examples a gradient is the mean of; the noise is divided by it
@@ -76,6 +86,9 @@ multi_precision: whether bfloat16 and float16 parameters have float32 masters
 name: becomes a part of the keys of `state_dict()`
 packed: whether small parameters lie end to end in common buffers, which makes many of them fast
 use_multi_tensor: without effect: a step is one program anyway
+foreach: without effect: a step is one program anyway
+fused: without effect: a step is one program anyway
+capturable: without effect: a step is one program anyway
 use_lowprecision_moment: without effect: accumulators are float32 or wider
 rule: the `Rule` that makes the step
 masters: whether narrow parameters have float32 masters
@@ -87,7 +100,7 @@ history_size: how many differences of steps and gradients are kept
 line_search_fn: "strong_wolfe", or None for a step of fixed length
 inner: the transformation that this one goes around
 inner_optimizer: the optimizer that this one goes around
-optimizer: the optimizer that this one goes around
+optimizer: the optimizer that this one goes around, or whose rate it sets
 alpha: how far the slow weights go towards the fast ones
 k: how many steps are taken between two of what this adds
 k_steps: how many gradients are summed up before a step
@@ -135,7 +148,7 @@ call: what computes the loss
 fixed: the arguments that are not Parameters
 places: where each parameter lies in the buffers
 count: updates made
-params: the parameters, a tree of arrays
+params: the parameters, a tree of arrays; for an optimizer also a list of Parameters or of group dicts
 updates: what is to be added to the parameters
 cls: the class
 function: the function
@@ -184,6 +197,7 @@ epochs: how many epochs there are
 boundaries: the counts at which the rate changes
 values: the rates, one more than there are boundaries
 gamma: the factor
+cycliclr.gamma: the factor of "exp_range"
 step_size: after how many epochs the rate falls
 milestones: the epochs at which the rate falls
 T_max: half the period of the cosine
@@ -193,11 +207,18 @@ eta_min: the lowest rate
 start_factor: the factor at the start
 end_factor: the factor at the end
 total_steps: how many steps there are
+total_iters: for how many epochs the factor acts or changes
+steps_per_epoch: how many steps an epoch has
 max_learning_rate: the highest rate
+max_lr: the highest rate
 base_learning_rate: the lowest rate
+base_lr: the lowest rate
 divide_factor: the highest rate over the first one
+div_factor: the highest rate over the first one
+final_div_factor: the first rate over the last one
 end_learning_rate: the last rate
 phase_pct: which part of the steps the rate rises
+pct_start: which part of the steps the rate rises
 anneal_strategy: "cos" or "linear"
 three_phase: whether the rate falls in two phases
 step_size_up: how many steps the rate rises
@@ -212,7 +233,9 @@ threshold: how much better counts as progress
 threshold_mode: whether the threshold is relative, "rel", or absolute, "abs"
 cooldown: how many epochs pass after a fall before it counts again
 min_lr: the lowest rate
-eps: a fall by less is left out
+reduceonplateau.epsilon: a fall by less is left out
+reduce_on_plateau.epsilon: a fall by less is left out
+reducelronplateau.eps: a fall by less is left out
 rampup_begin_step: the step at which compression begins
 rampup_step: over how many steps the sparsity rises
 sparsity: which part of the elements is not sent; a list while it rises

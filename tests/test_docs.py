@@ -143,14 +143,14 @@ def test_every_public_name_has_a_page_with_an_example():
 
 def functions():
     """Each public function and class once, but exceptions and what is made for the user."""
-    for name, thing in dict(public()).items():
+    for name, thing in {id(thing): (name, thing) for name, thing in public()}.values():
         if name not in ("CheckpointError", "FluidOptimizer"):
             yield name, thing
 
 
 @pytest.fixture(scope="module")
 def pages():
-    return {name: (thing, inspect.getdoc(thing)) for name, thing in functions()}
+    return [(name, thing, inspect.getdoc(thing)) for name, thing in functions()]
 
 
 def arguments_of(doc):
@@ -160,14 +160,14 @@ def arguments_of(doc):
 
 
 def test_every_page_begins_with_a_sentence(pages):
-    for name, (_, doc) in pages.items():
+    for name, _, doc in pages:
         assert doc.split("\n\n")[0].rstrip()[-1] in ".:", name
 
 
 def test_every_argument_is_said(pages):
     """In the table of the glossary, or in the words of the page; with its range and default."""
     missing = []
-    for name, (thing, doc) in pages.items():
+    for name, thing, doc in pages:
         said = arguments_of(doc)
         for p in inspect.signature(thing).parameters.values():
             if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):

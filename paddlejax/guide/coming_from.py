@@ -56,6 +56,7 @@ This is the example of LarsMomentumOptimizer's page of Paddle 1.x, `reduce_sum(f
 | `optax.apply_if_finite(tx, 3)` | the same, or `pj.skip_nonfinite(tx)` |
 | `optax.warmup_cosine_decay_schedule(...)` | the same as a `learning_rate`; our `pj.schedules` work in optax |
 | `optax.lars`, `optax.lamb` | `pj.lars_momentum`, `pj.lamb`: other formulas, see their pages |
+| the state of a run | `interop.from_optax(opt_state, tx.init(params))`, and back: `interop.to_optax(state, optax_tx.init(params))` |
 | extra arguments of `update` inside optax's wrappers | `as_optax(pj.lbfgs())`: optax drops them before a type that is not its own |
 
 `nnx.Optimizer(model, tx, wrt=nnx.Param)`, flax's `TrainState.create(..., tx=tx)` and an equinox loop over
@@ -80,17 +81,18 @@ A clip, a decay and LAMB in optax's chain:
 
 | torch | paddlejax |
 |---|---|
-| `torch.optim.AdamW(net.parameters(), lr=1e-3)` | `paddle.optimizer.AdamW(learning_rate=1e-3, parameters=params)` |
+| `torch.optim.AdamW(net.parameters(), lr=1e-3)` | `paddle.optim.AdamW(params, lr=1e-3)`, or `paddle.optimizer.AdamW(learning_rate=1e-3, parameters=params)` |
 | `opt.zero_grad(); loss.backward(); opt.step()` | `loss.backward(); opt.step(); opt.clear_grad()` |
-| `SGD(lr=0.1, momentum=0.9, weight_decay=1e-4)` | `Momentum(0.1, 0.9, weight_decay=1e-4)`: the same numbers, with torch's dampening of 0 |
+| `SGD(params, lr=0.1, momentum=0.9, dampening=0.1)` | the same, from `optim`; with a dampening of 0 also `Momentum(0.1, 0.9)` |
 | `RMSprop(lr, alpha=0.99, eps=1e-8)` | `decayed_adagrad(lr, decay=0.99, epsilon=1e-8)`; `rmsprop` has its epsilon under the root |
 | `Adam(amsgrad=True)`, `NAdam`, `RAdam`, `Adadelta(rho=0.9)` | the same numbers, with torch's values of the arguments |
 | `ASGD` | none: Paddle's `asgd` is another method |
 | `SparseAdam` | `adam(lazy_mode=True)` with `sparse.value_and_grad` |
 | `LBFGS(...).step(closure)` | `optimizer.LBFGS`, or `lbfgs()` as a function |
-| `[{"params": head, "lr": 1e-2}]` | `[{"params": head, "learning_rate": 10.0}]`: a factor on the optimizer's rate |
+| `[{"params": head, "lr": 1e-2}]` | the same in `optim`; in `optimizer` `[{"params": head, "learning_rate": 10.0}]`, a factor on the optimizer's rate |
 | `opt.param_groups[0]["lr"] = 1e-4` | `opt.set_lr(1e-4)`; of a function `set_learning_rate(state, 1e-4)` |
-| `lr_scheduler.StepLR(opt, 5, 0.6)` | `optimizer.Momentum(optimizer.lr.StepDecay(0.1, 5, 0.6))` |
+| `lr_scheduler.StepLR(opt, 5, 0.6)` | `optim.lr_scheduler.StepLR(opt, 5, 0.6)`, or `optimizer.Momentum(optimizer.lr.StepDecay(0.1, 5, 0.6))` |
+| the `state_dict` of a run | `interop.from_torch(file, opt)`, or with `tx.init(params)` in place of `opt` |
 | `clip_grad_norm_(net.parameters(), 1.0)` | the same, from `nn.utils`; or `grad_clip=` of the optimizer |
 | `torch.amp.GradScaler` | `amp.GradScaler` |
 | `swa_utils.AveragedModel` | `incubate.ModelAverage`, `static.ExponentialMovingAverage` |

@@ -17,6 +17,7 @@ stands behind every row.
 | Momentum | 3.3.1: Momentum's `rescale_grad` has no effect on CPU | it rescales |
 | Momentum | 3.3.1: Momentum built twice over the same group dicts loses its decay | it does not |
 | Momentum | 3.3.1: Momentum with an L1Decay ignores a group's `weight_decay=0.0` | the group has none |
+| optim.SGD | the main branch's `optim.SGD` ignores momentum, dampening and nesterov with a warning | they act, as in torch |
 | Momentum, RMSProp | sparse Momentum and RMSProp lose rows whose ids come unsorted | they do not |
 | Ftrl | 1.8.5: the Ftrl class hands l1 to the kernel in place of l2 | l2 is l2 |
 | Ftrl, RMSProp | FTRL at a rate of 0 sets parameters to 0 and its state to NaN; centered RMSProp may become NaN by rounding | all stays; it does not |
@@ -26,6 +27,7 @@ stands behind every row.
 | clips | 1.8.5: clip by norm turns a zero gradient into NaN | into zero |
 | clips | ClipGradByGlobalNorm: gradients of 1e20 or 1e-30 have a norm of inf or 0; limits of 0 and below pass | the right norm; refused |
 | schedulers | 3.3.1: LinearLR and CosineAnnealingDecay with `last_epoch=k` start at wrong rates (`LinearLR(0.5, 10, last_epoch=0)`: 0.6), CosineAnnealingWarmRestarts in a wrong cycle | on the curve (0.2) |
+| schedulers | `optim.lr_scheduler.ConstantLR` is PiecewiseDecay | given an optimizer, `ConstantLR(opt)` is torch's |
 | schedulers | 1.8.5: LinearLrWarmup and `linear_lr_warmup` rise from 0 | from `start_lr`, as documented |
 | schedulers | ReduceOnPlateau keeps a first NaN or inf as the best for ever | the next number is the best |
 | LookAhead | a parameter that joins LookAhead late is pulled towards 0 | its slow weight begins where it is |
@@ -53,6 +55,7 @@ stands behind every row.
 | LookAhead | 3.3.1: LookAhead saves neither its counter nor the inner state; `get_lr` is alpha; groups fail | all is saved; the inner rate; groups work |
 | averages | 3.3.1: static.ExponentialMovingAverage cannot be constructed | it can |
 | wrappers | 1.8.5: wrappers need a static program | none does |
+| DistributedFusedLamb | DistributedFusedLamb needs a static program and a GPU, and saves two buffers of all moments | it needs neither, and saves Lamb's state_dict |
 | RecomputeOptimizer | 1.8.5: RecomputeOptimizer demands checkpoints | it does not |
 | GradScaler | GradScaler switches itself off on CPU and outside float16 | it works everywhere |
 | clips | `clip_grad_norm_` of a generator scales nothing; negative limits pass | it scales; they are refused |

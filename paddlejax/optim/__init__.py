@@ -16,6 +16,7 @@ from ..elsewhere import names_of
 from ..optimizer import LBFGS as _LBFGS
 from ..optimizer import Muon as _Muon
 from ..optimizer import Optimizer
+from ..pages import publish
 from . import lr_scheduler
 from .faces import face
 
@@ -81,6 +82,8 @@ __all__ = [
     "ASGD", "LBFGS", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Muon", "NAdam", "Optimizer",
     "RAdam", "RMSProp", "Rprop", "lr_scheduler",
 ]  # fmt: skip
+
+publish(globals())
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__)

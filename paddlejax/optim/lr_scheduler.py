@@ -13,6 +13,7 @@ from typing import Any
 from ..optimizer import lr
 from ..optimizer.lr import LRScheduler
 from ..optimizer.wrappers import is_optimizer
+from ..pages import publish
 
 NEEDED = inspect.Parameter.empty
 NOTE = """
@@ -68,7 +69,7 @@ def scheduler(
         cls.__init__(self, **begin(rate, **given))
         optimizer.set_lr_scheduler(self)
 
-    body = {"__init__": __init__, "__module__": __name__}
+    body = {"__init__": __init__, "__module__": __name__, "__signature__": signature}
     made = type(name, (cls,), body)
     words = f"`optimizer.lr.{cls.__name__}`; given an optimizer, with torch's arguments and attached to it:"
     made.__doc__ = f"{words}\n\n    {name}{signature}{NOTE.format(name, example)}"
@@ -150,3 +151,5 @@ __all__ = [
     "LRScheduler", "LambdaLR", "LinearLR", "MultiStepLR", "MultiplicativeLR", "OneCycleLR",
     "ReduceLROnPlateau", "StepLR",
 ]  # fmt: skip
+
+publish(globals())

@@ -587,3 +587,20 @@ def test_parameters_of_one_name_are_refused(tree, key, tmp_path):
     with pytest.raises(ArgumentError, match=words):
         load_parameters(tree, {key: np.ones(1)})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("objects", [False, True])
+def test_parameters_come_back_from_what_save_made_of_a_tree(objects, tmp_path):
+    """The levels of a tree are nested dicts in the file, or names with dots: both mean the same."""
+    tree = {"layers": [{"w": jnp.ones(2)}, {"w": jnp.full(2, 2.0), "b": jnp.zeros(1)}], "scale": jnp.ones(())}
+    empty = jax.tree.map(jnp.zeros_like, tree)
+    if objects:
+        tree, empty = paddle.parameters(tree), paddle.parameters(empty)
+    paddle.save(tree, tmp_path / "model.pdparams")
+    for file in (tmp_path / "model.pdparams", load(tmp_path / "model.pdparams")):
+        found = load_parameters(empty, file)
+        assert jax.tree.structure(found) == jax.tree.structure(tree)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(tree), strict=True):
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    with pytest.raises(StateDictError, match="found layers.0.w more than once"):
+        load_parameters(empty, {"layers": {"0": {"w": 1}}, "layers.0.w": 2})

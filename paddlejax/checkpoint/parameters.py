@@ -68,7 +68,8 @@ def load_parameters(
     """The parameters of a `.pdparams`: for a tree of arrays a new tree; Parameters in it are set.
 
     `file` may also be a `.npz` or a `.safetensors` of the same, or the dict that `load` made of one, or the
-    folder of a large training: see `paddlejax.checkpoint.folders`. A leaf that is on several devices, or a
+    folder of a large training: see `paddlejax.checkpoint.folders`. Nested dicts in it, as `save` makes of a
+    tree, are read as levels: {"0": {"weight": x}} is `0.weight`. A leaf that is on several devices, or a
     `jax.ShapeDtypeStruct` with a sharding, gets an array that is laid out as it is; of a folder each process
     reads only what its own devices hold. A
     parameter is found under its path (`0/weight`, in the file `0.weight`), its Parameter's name, or its
@@ -183,10 +184,31 @@ def _contents(file: PathLike | Mapping[Any, Any], most: int) -> tuple[dict[str, 
         arrays, names = {k: v for k, v in file.items() if k not in (NAMES, OURS)}, file.get(NAMES, {})
         if not isinstance(names, Mapping) or not all(isinstance(x, str) for x in names.values()):
             raise StateDictError(f"{NAMES}: found {names!r:.100}, expected a dict of names")
+        arrays = _flat(arrays)
         return arrays, {k: names.get(k, k) for k in arrays}
-    tree = {k: v for k, v in read_any(file, most).tree.items() if k != OURS}
+    tree = _flat({k: v for k, v in read_any(file, most).tree.items() if k != OURS})
     names = {k: v.name if is_tensor(v) else k for k, v in tree.items()}
     return {k: v.array if is_tensor(v) else v for k, v in tree.items()}, names
+
+
+def _flat(tree: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The entries of nested dicts and lists, as `save` writes a tree, with dots between the levels."""
+    flat: dict[Any, Any] = {}
+    for key, x in tree.items():
+        level = _level(x)
+        inner = {key: x} if level is None else {f"{key}.{k}": v for k, v in _flat(level).items()}
+        if twice := sorted(map(str, flat.keys() & inner.keys())):
+            raise StateDictError(f"found {', '.join(twice)} more than once, expected distinct names")
+        flat |= inner
+    return flat
+
+
+def _level(x: Any) -> Mapping[Any, Any] | None:
+    """The entries of a dict or a list; None for an array, and for a list of plain numbers."""
+    if isinstance(x, list | tuple) and not is_tensor(x):
+        plain = all(v is None or isinstance(v, int | float | complex | str | bytes) for v in x)
+        return None if plain else dict(enumerate(x))
+    return x if isinstance(x, Mapping) else None
 
 
 def _in_folder(

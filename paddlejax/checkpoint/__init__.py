@@ -25,6 +25,7 @@ one, never half of one.
 >>> _ = opt.minimize(lambda p: jnp.sum(p["w"] @ p["b"] + p["w"].sum()))
 >>> save(model, f"{folder}/model.pdparams")
 >>> save(opt.state_dict(), f"{folder}/model.pdopt")
+>>> model = load_parameters(model, f"{folder}/model.pdparams")  # sets the Parameters; of arrays a new tree
 >>> opt.set_state_dict(load(f"{folder}/model.pdopt"))
 
 The same file is read as functions, and written back:
@@ -69,8 +70,9 @@ dense.weight moment1 (4, 2)
 
 ## Other formats
 
-The ending of the file chooses: `.safetensors` and `.npz` carry the same (`pip install
-"paddlejax[formats]"`). On the command line:
+`save_parameters`, `load_parameters`, `save_optimizer` and `load_optimizer` choose by the ending of the file:
+`.safetensors` and `.npz` carry the same (`pip install "paddlejax[formats]"`). `save` and `load` are Paddle's
+and write and read Paddle's format whatever the ending is. On the command line:
 
     python -m paddlejax inspect model.pdopt
     python -m paddlejax convert model.pdopt model.safetensors

@@ -56,7 +56,9 @@ def _in_folder(path: Path) -> Folder:
     steps = {int(m[1]): m[0] for m in (re.fullmatch(r"checkpoint-(\d{1,18})", n) for n in names) if m}
     if steps:
         last = path / steps[max(steps)]
-        raise CheckpointError(f"{path}: it holds {len(steps)} checkpoints, expected one; the last is {last}")
+        raise CheckpointError(
+            f"{path}: found a folder of checkpoints ({len(steps)}), expected one of them; the last is {last}"
+        )
     if ".metadata" in names:
         raise CheckpointError(f"{path}: it is a distributed checkpoint of PyTorch, expected {NAMED}")
     raise CheckpointError(f"{path}: found {listed(names) or 'nothing'} in the folder, expected {NAMED}")

@@ -266,3 +266,11 @@ def test_distributed_fused_lamb_sums_and_skips():
     assert opt.skipped == 1
     other = DistributedFusedLamb(0.1, parameters=start, gradient_accumulation_steps=2)
     other.set_state_dict(opt.state_dict())
+
+
+@pytest.mark.parametrize("name", ["lr", "learning_rate", "param_groups"])
+def test_what_torch_reads_of_an_optimizer_says_the_way(name):
+    opt = paddle.optim.SGD([paddle.Parameter(jnp.ones(2), "w")], lr=0.1)
+    assert not hasattr(opt, name)
+    with pytest.raises(AttributeError, match=r"get_lr\(\) returns the rate, set_lr\(value\) changes it"):
+        getattr(opt, name)

@@ -34,6 +34,11 @@ RULE = (
     "write the formula as a Rule, optimizer.Optimizer(rate, params, rule=MyRule()), see help(paddlejax.Rule)"
 )
 RATIO = f"a rate per Parameter is AdamW's lr_ratio=, optimize_attr or a group; {RULE}"
+# What torch's users read of an optimizer, and Paddle's optimizers do not have either.
+READ: Mapping[str, str] = {
+    **dict.fromkeys(("lr", "learning_rate"), "get_lr() returns the rate, set_lr(value) changes it"),
+    "param_groups": "get_lr() returns the rate, set_lr(value) changes it; _parameter_list has the Parameters",
+}
 
 # Methods that Paddle's optimizers call and that subclasses define there.
 HOOKS: Mapping[str, str] = {
@@ -281,7 +286,8 @@ class Settings(Attributes):
     def __getattr__(self, name: str) -> Any:
         field = self._field_of(name)
         if field is None:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            words = f"{type(self).__name__!r} object has no attribute {name!r}"
+            raise AttributeError(f"{words}; {READ[name]}" if name in READ else words)
         return getattr(self._base.source.rule, field)
 
     def _field_of(self, name: str) -> str | None:

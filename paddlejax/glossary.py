@@ -240,6 +240,86 @@ rampup_begin_step: the step at which compression begins
 rampup_step: over how many steps the sparsity rises
 sparsity: which part of the elements is not sent; a list while it rises
 num_trainers: how many workers there are; for the clip of DGC
+buffers: {dtype: (n,) array}, one buffer for each dtype
+init: a function of the parameters that returns the state
+update: a function (updates, state, params) that returns the new updates and the new state
+shared: {name: () array}, the accumulators that all parameters share, such as `beta1_pow_acc`
+slots: {name: tree like the parameters}, the accumulators of each parameter, such as `moment1`
+rows: (n,) int, which rows `values` belong to
+selectedrows.values: (n, ...) the values of those rows
+height: how many rows the whole tensor has
+by_path.table: a list of pairs (pattern, options); the first pattern that matches a path decides
+local_grad_clip_norm: a worker's gradient has at most this norm times √N; None for no clip
+state: what `tx.init(params)` or an `update` returned
+from_optax.state: what `tx.init(params)` of ours returned, or an optimizer object
+from_torch.state: what `tx.init(params)` of ours returned, or an optimizer object
+to_optax.state: a state of ours, or an optimizer object
+to_optax.opt_state: what `init` of optax's optimizer returned
+save_checkpoint.state: what an `update` returned, or an optimizer object; None for the parameters alone
+leaf: a function of a path: what the rule is asked about, and the factor on the leaf's rate
+dampening: τ, the part of a new gradient that does not enter the velocity; None keeps no state for it
+parameters.tree: the model's parameters, nested dicts and lists of arrays
+separator: what stands between the parts of a path
+names: {name there, in the file or the other library: path or name here}; None where both are the same
+parameters.names: {Paddle's name: path}; None to name every Parameter by its path
+from_torch.names: the names of the model's parameters, in torch's order; None where the keys have them
+protocol: the pickle protocol: 2, 3 or 4; Paddle 1.8.5 needs 2
+schedules: the schedules, in their order; a number stands for a constant one
+best: the best value so far
+num_bad_epochs: how many epochs have passed since then
+cooldown_counter: how many epochs are left in which none counts as bad
+plateaustate.learning_rate: the rate in force
+plateaustate.last_epoch: the epoch
+checkpoint.layout: which kind of file it was read from
+save_checkpoint.layout: which kind of folder is written
+array: the values, a numpy array
+max_bytes: the most bytes that a compressed file may unpack to
+file: the file, or the folder of a large training where the page says so
+folder: the new folder, which must not exist or be empty
+max_shard_size: the most bytes of one file, a number or a text such as "5GB"
+schedule: `count -> rate`, which the transformation was made with; None for a constant rate
+save_optimizer.source: an optimizer object, or the state of a transformation
+save_parameters.source: a tree of arrays or Parameters
+mesh: the mesh of devices, such as `jax.make_mesh((8,), ("data",))`
+place_list: a device for each section; None for `jax.devices()` in turn
+concurrency_list: how many devices each section has; None for one
+outer: the transformation of the step between the workers; None for `momentum(0.7, 0.9, use_nesterov=True)`
+fsdp_shardings.axis: the name of the mesh axis along which the batch is cut
+zero1.axis: the name of the mesh axis along which the state is cut
+zero1_shardings.axis: the name of the mesh axis along which the state is cut
+distributedfusedlamb.axis: the name of the mesh axis along which the moments are cut
+param_shardings: a tree of NamedShardings, for parameters that other axes shard; None where there are none
+timeout: the seconds after which all processes are ended; None for no limit
+log_dir: the folder for the output of each process; None for none
+inner_axis: the mesh axis of the devices inside one machine; None where each worker is one device
+join: whether all gradients travel as one message; None for yes on CPUs and no elsewhere
+embedding.table: (height, ...) array or Parameter
+ids: int array of any shape: which rows are taken
+padding_idx: the id whose row is zeros and has no gradient; None for none
+split: how each matrix is divided further; None for not at all
+head_sizes: how wide the parts of one head are; None for `heads` equal blocks
+v_head_dim: how wide the values of a head are; None for `head_dim`
+models: a tree of Parameters, or a list of such trees
+optimizers: one optimizer object, or a list; None for none
+master_weight: whether the optimizers keep float32 masters; None for yes
+excluded_layers: a tree of Parameters that stay as they are
+device: without effect
+nproc_per_node: without effect
+decorate.dtype: the dtype of the Parameters
+to_variable.dtype: the dtype of the array; None to keep it
+to_variable.name: without effect
+make_step.axis_name: the mesh axis over which the batch is split
+state_specs.axis_name: the mesh axis of the workers
+diloco.axis_name: the mesh axis of the workers
+diloco.num_trainers: how many workers there are
+redistribute.num_trainers: how many workers there will be
+convert.target: the file that is written
+pipelineoptimizer.mode: "sync" for the step of the uncut network, "async" for Paddle 1.x's
+model_path: the name of the file without its ending
+zero_copy: without effect
+opt_state: the state of optax's optimizer: what its `init` or `update` returned
+arrays: the `state_dict()` of torch's optimizer, or a file of torch.save with one in it
+transpose: the names of weights that torch holds as [out, in] and you as [in, out], or {name: order of axes}
 """  # noqa: E501
 
 

@@ -30,8 +30,9 @@ PAGES = "https://paddlejax.github.io/paddlejax/"
 RAW = "https://raw.githubusercontent.com/paddlejax/paddlejax/main/"
 # What a user imports from; all else is reached through these.
 PUBLIC = """
-    paddlejax paddlejax.optimizer paddlejax.optimizer.lr paddlejax.optimizer.models paddlejax.schedules
-    paddlejax.checkpoint paddlejax.distributed paddlejax.sparse paddlejax.splits paddlejax.info paddlejax.amp
+    paddlejax paddlejax.optimizer paddlejax.optimizer.lr paddlejax.optimizer.models paddlejax.optim
+    paddlejax.optim.lr_scheduler paddlejax.interop paddlejax.schedules paddlejax.checkpoint
+    paddlejax.distributed paddlejax.sparse paddlejax.splits paddlejax.info paddlejax.amp
     paddlejax.nn paddlejax.nn.utils paddlejax.regularizer paddlejax.static paddlejax.incubate
     paddlejax.incubate.optimizer paddlejax.incubate.optimizer.functional paddlejax.rules paddlejax.fluid
     paddlejax.fluid.optimizer paddlejax.fluid.clip paddlejax.fluid.regularizer paddlejax.fluid.layers
@@ -123,7 +124,8 @@ def build(out: Path) -> None:
 
 
 def without_dead_names(text: str) -> str:
-    """The page, with names as text where pdoc links a member that it leaves out, such as an inherited one."""
+    """The page, with names as text where pdoc links a member that it leaves out: inherited or private."""
+    text = re.sub(r'<a href="[^"#]*#_[^"]*">(.*?)</a>', r"\1", text, flags=re.S)
     anchors = set(re.findall(r'\bid="([^"]+)"', text))
     link = re.compile(r'<a href="#([^"]+)">(.*?)</a>', re.S)
     return link.sub(lambda m: m[0] if m[1] in anchors else m[2], text)

@@ -135,6 +135,60 @@ def test_many_subsets_share_a_program(make, dtype, minimizes, monkeypatch):
     chex.assert_trees_all_equal(fresh.state_dict(), seen[-1][2])
 
 
+def many_subsets(names="abcd"):
+    """Parameters of which every one was stepped by itself, their optimizer, and a loss."""
+    params = {name: paddle.Parameter(jnp.ones(2), name) for name in names}
+    opt = paddle.optimizer.SGD(0.1, parameters=params)
+    square = paddle.loss(lambda p: sum(jnp.sum(w * w) for w in p.values()))
+
+    def loss(names):
+        return square({name: params[name] for name in names})
+
+    for name in names:
+        opt.minimize(loss(name))
+    return params, opt, loss
+
+
+def numbers_of(params):
+    return [round(float(p.numpy()[0]), 3) for p in params.values()]
+
+
+@pytest.fixture
+def few(monkeypatch):
+    monkeypatch.setattr(flagged, "FEW", 2)
+
+
+def test_a_loss_may_read_a_frozen_parameter_that_the_shared_program_has(few):
+    params, opt, loss = many_subsets()
+    params["a"].stop_gradient = True
+    for _ in range(2):
+        opt.minimize(loss("abcd"))
+    assert numbers_of(params) == [0.8, 0.512, 0.512, 0.512]
+    params["a"].stop_gradient = False
+    opt.minimize(loss("ab"))
+    assert numbers_of(params) == [0.64, 0.41, 0.512, 0.512]
+
+
+@pytest.mark.parametrize("frozen", ["", "a"])
+def test_a_loss_over_parameters_that_no_step_has_reached_stays_good(few, frozen):
+    params, opt, loss = many_subsets()
+    params["a"].stop_gradient = bool(frozen)
+    losses = [loss(frozen + name) for name in "bcd"]
+    for each in losses:
+        opt.minimize(each)
+    assert numbers_of(params) == [0.8, 0.64, 0.64, 0.64]
+
+
+def test_what_no_loss_reads_keeps_its_memory(few):
+    params, opt, loss = many_subsets()
+    for name in "abcd":
+        opt.minimize(loss(name))
+    before = [p.peek().unsafe_buffer_pointer() for p in params.values()]
+    for name in "abcd":
+        opt.minimize(loss(name))
+    assert before == [p.peek().unsafe_buffer_pointer() for p in params.values()]
+
+
 def test_one_subset_for_long_has_a_program_of_its_own_again(monkeypatch):
     monkeypatch.setattr(flagged, "FEW", 1)
     monkeypatch.setattr(flagged, "LONG", 4)

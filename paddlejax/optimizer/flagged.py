@@ -196,6 +196,12 @@ class FlaggedStep(CompiledStep):
         """Return the rates, and who is reached."""
         return super().rate(rate, stays), self._flags
 
+    def values(self) -> list[Any]:
+        """Return the arrays to donate. Those of the unreached may be read by a loss, of a frozen Parameter
+        also by the one that is minimized."""
+        pairs = zip(self.stores, self._flags, strict=True)
+        return [s.take() if reached else s.spare() for s, reached in pairs]
+
     def arguments(self, grads: list[Any], rate: Any) -> tuple[Any, ...]:
         """As for a CompiledStep, with zeros in place of the gradients that are not there.
 

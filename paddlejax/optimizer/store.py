@@ -6,6 +6,7 @@ page of `paddlejax.optimizer`.
     peek    the array, for a reader that does not keep it
     share   the array, for somebody who keeps it: from then on it is not the Store's alone
     take    the array, to be donated to a program: a copy where somebody else holds it too
+    spare   as `take`, for a program that leaves the value as it is: a copy where a loss will read it too
     keep    the result of the program that was given what `take` returned
     put     any other new array that nobody else holds
 
@@ -14,6 +15,7 @@ A Store and a `packing.Buffer`, in which the values of many Parameters lie end t
 """
 
 import functools
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -62,6 +64,12 @@ class Store:
             self.put(jnp.copy(self.peek()))
         return self.array
 
+    def spare(self) -> jax.Array:
+        """Return the array to donate to a step that does not reach the value: a Loss over it stays good."""
+        if sys.getrefcount(self.array) > ALONE:
+            self.put(jnp.copy(self.peek()))
+        return self.take()
+
     def keep(self, array: jax.Array) -> None:
         """Hold what a program made of the array that `take` returned; twice is as good as once."""
         self.array = array
@@ -86,6 +94,15 @@ class Store:
         """Drop what was read out of this buffer: it is not the value any more."""
         if self.buffer is buffer:
             self.array = None
+
+
+def _references() -> int:
+    """Return what Python counts where nobody but a Store has an array."""
+    store = Store(object())
+    return sys.getrefcount(store.array)
+
+
+ALONE = _references()
 
 
 def same_place(a: jax.Array, b: jax.Array) -> bool:

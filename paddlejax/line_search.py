@@ -45,7 +45,7 @@ def advance(search: Search, p: Point) -> tuple[Search, jax.Array, Point]:
     f ≤ f₀ + c₁ t g₀·d, or has an acceptable point before it. Then shrink this bracket around the
     minimizer of the cubic through its ends. Nocedal & Wright, Numerical Optimization, algorithms 3.5 and 3.6.
     """
-    search, found = jax.lax.cond(search.zooming, _narrow, _bracket, search, p)
+    search, found = jax.lax.cond(search.zooming, _narrow, _bracket, search, defined(p))
     a, b = search.ends
     left, right = jnp.minimum(a.t, b.t), jnp.maximum(a.t, b.t)
     small = (right - left) * search.reach < SMALLEST_BRACKET
@@ -99,6 +99,11 @@ def _armijo(search: Search, p: Point) -> jax.Array:
 
 def _flat(search: Search, p: Point) -> jax.Array:
     return jnp.abs(p.slope) <= -CURVATURE * search.start.slope
+
+
+def defined(p: Point) -> Point:
+    """The point, with ∞ in place of -∞, which is no value to go down to: nothing comes after it."""
+    return p._replace(f=jnp.where(p.f == -jnp.inf, jnp.inf, p.f))
 
 
 def cubic(a: Point, b: Point, least: jax.Array, most: jax.Array) -> jax.Array:

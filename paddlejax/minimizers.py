@@ -26,7 +26,7 @@ from .hyper import (
     unless,
     whole,
 )
-from .line_search import ARMIJO, CURVATURE, Point, cubic, select
+from .line_search import ARMIJO, CURVATURE, Point, cubic, defined, select
 from .quasi_newton import Layout, two_loop
 from .trees import flatten, path_name
 
@@ -93,7 +93,7 @@ def _begun(method: Method, x: jax.Array, f: jax.Array, g: jax.Array, memory: Any
 
 def _evaluated(method: Method, run: Run, f: jax.Array, g: jax.Array) -> Run:
     """Go on with the value and the gradient at the trial."""
-    trial = Point(run.search.trial, f, jnp.vdot(g, run.p), g)
+    trial = defined(Point(run.search.trial, f, jnp.vdot(g, run.p), g))
     first = ~run.search.zooming & (run.search.rounds == 0)
     search, over, accepted, end = _advanced(run.search, trial, method.max_line_search_iters)
     # Paddle evaluates the start of each search again, and forgets the trial that ends a second phase.

@@ -384,6 +384,14 @@ def test_a_search_backs_off_from_values_that_are_not_finite():
     np.testing.assert_allclose(y, 1, atol=1e-3)
 
 
+def test_a_search_does_not_step_onto_minus_infinity():
+    f = jax.value_and_grad(lambda x: jnp.sum(jnp.log(jnp.maximum(x, 0))))
+    tx, x = paddle.lbfgs(line_search_fn="strong_wolfe"), jnp.ones(2)
+    value, g = f(x)
+    u, state = tx.update(g, tx.init(x), x, value=value, value_and_grad=f)
+    assert np.all(np.isfinite(u)) and np.all(x + u > 0) and np.isfinite(state.last.value)
+
+
 def test_an_optimum_and_no_parameters_at_all_are_left_alone():
     tx = paddle.lbfgs()
     p, state, _ = updating(tx, lambda x: x @ x)(jnp.zeros(2), tx.init(jnp.zeros(2)))

@@ -288,6 +288,12 @@ def test_the_search_backs_off_from_what_is_not_finite(minimize):
     assert not never[0][0] and np.array_equal(never[2], [1, 1])
 
 
+@pytest.mark.parametrize("minimize", [minimize_bfgs, minimize_lbfgs])
+def test_the_search_does_not_step_onto_minus_infinity(minimize):
+    _, _, x, f, *_ = minimize(lambda x: jnp.sum(jnp.log(jnp.maximum(x, 0))), jnp.ones(2))
+    assert np.isfinite(f) and np.all(x > 0) and f < 0
+
+
 def test_no_iteration_is_one_evaluation():
     start = jnp.array([1.0, 2.0])
     for limit in (0, -3):

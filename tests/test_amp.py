@@ -348,11 +348,11 @@ def test_float16_training_of_objects_without_compiling_again():
             scaler.minimize(opt, scaled)
         opt.clear_grad()
         if i == 0:
-            programs = [f._cache_size() for f in (loss_module._backward, amp._unscale, amp._next_scale)]
+            programs = [f._cache_size() for f in (backward, amp._unscale, amp._next_scale)]
     assert float(loss) < 1e-4 and loss.ran_backward  # its value came with the scaled one's
     assert scaler.total_skips > 10 and scaler.consecutive_skips == 0
     assert scaler.state_dict()["scale"] < 2.0**30
-    after = [f._cache_size() for f in (loss_module._backward, amp._unscale, amp._next_scale)]
+    after = [f._cache_size() for f in (backward, amp._unscale, amp._next_scale)]
     assert after == programs
     assert all(plan.step._cache_size() == 1 for plan in opt.compiled_steps)
 

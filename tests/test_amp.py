@@ -348,6 +348,7 @@ def test_float16_training_of_objects_without_compiling_again():
             scaler.minimize(opt, scaled)
         opt.clear_grad()
         if i == 0:
+            backward = loss_module._known_of(scaled.call).backward
             programs = [f._cache_size() for f in (backward, amp._unscale, amp._next_scale)]
     assert float(loss) < 1e-4 and loss.ran_backward  # its value came with the scaled one's
     assert scaler.total_skips > 10 and scaler.consecutive_skips == 0

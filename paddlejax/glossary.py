@@ -239,6 +239,12 @@ reducelronplateau.eps: a fall by less is left out
 rampup_begin_step: the step at which compression begins
 rampup_step: over how many steps the sparsity rises
 sparsity: which part of the elements is not sent; a list while it rises
+layer: a function (p, x) of one layer's parameters and its input, whose result is like x
+mesh: the devices, with named axes
+pipelined.axis: the mesh axis of the stages
+micro_batches: M, into how many parts the batch is cut
+batch_axis: the mesh axis over which the batch is sharded; None for none
+remat: whether the backward pass computes the layers again, and holds less
 num_trainers: how many workers there are; for the clip of DGC
 buffers: {dtype: (n,) array}, one buffer for each dtype
 init: a function of the parameters that returns the state

@@ -16,6 +16,7 @@ package is for the cases where that is not enough.
 | the same, and another optimizer than momentum | `diloco(adamw(1e-3), 500, N)` | the workers meet once in 500 steps |
 | machines of several devices each | `make_step(..., inner_axis="local")` | each device sends its part to other machines |
 | a model that does not fit on one device | parameters sharded over `model` | tensors are divided |
+| the same, and its layers are equal | `pipelined(layer, mesh, "stage", 16)` | each device has some of the layers |
 | a Paddle program with a pipeline, to port | `PipelineOptimizer` | layers are divided |
 | a batch of many thousands | `lamb` or `lars_momentum` | the rate follows the norms of each tensor |
 
@@ -130,6 +131,7 @@ from .diloco import diloco
 from .pipeline import PipelineOptimizer
 from .processes import initialize, launch
 from .sharding import fsdp_shardings, state_shardings, zero1, zero1_shardings
+from .stacked import pipelined
 
 __all__ = [
     "DGCMomentumOptimizer",
@@ -141,6 +143,7 @@ __all__ = [
     "launch",
     "local_grads",
     "make_step",
+    "pipelined",
     "redistribute",
     "state_shardings",
     "state_specs",

@@ -36,6 +36,9 @@ from .transfer import elsewhere, everywhere, is_here, put, put_tree
 class PipelineOptimizer(Attributes):
     """Train a network that is cut into stages, each on its own device, on several micro-batches at once.
 
+    For porting: stages may differ, as in Paddle's programs, and each device has its thread. Where layers are
+    equal, `pipelined` makes one program of them, which is faster.
+
     `cut_list` holds k stage functions: `f(params, x)` returns any tree of arrays, the next one's x; the last
     is `f(params, x, y)` and returns the mean loss of the micro-batch. They make 2k-1 sections: forwards 0 to
     k-2, forward and backward of the last stage, backwards k-2 to 0. `place_list` has a device for each

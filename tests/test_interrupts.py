@@ -24,7 +24,7 @@ import reference
 import paddlejax as paddle
 from paddlejax.distributed.dgc_optimizer import COUNTER
 from paddlejax.fluid import dygraph
-from paddlejax.optimizer import lr, saved
+from paddlejax.optimizer import gate, lr, saved
 from paddlejax.optimizer.compiled import CompiledStep
 from paddlejax.optimizer.group import StepGroup
 from paddlejax.optimizer.loss import Loss
@@ -152,6 +152,7 @@ def everywhere(action, check, through, once=False):
         except Exception as e:
             raise AssertionError(f"after an interrupt at place {len(places.tried)}") from e
     check()
+    assert not gate.lock._is_owned() and not gate.turn._is_owned()  # other threads would wait for ever
     missing = {f.__code__ for f in map(inspect.unwrap, through)} - {place[0] for place in places.tried}
     assert not missing, f"not interrupted in {missing}"
     return len(places.tried)

@@ -45,7 +45,8 @@ def whole(read: Callable[..., Any]) -> Any:
     def reading(*args: Any, **kwargs: Any) -> Any:
         with lock:
             settle()
-            return read(*args, **kwargs)
+            found = read(*args, **kwargs)
+        return found
 
     return reading
 
@@ -56,7 +57,8 @@ def alone(change: Callable[..., Any]) -> Any:
     @functools.wraps(change)
     def changing(*args: Any, **kwargs: Any) -> Any:
         with turn:
-            return change(*args, **kwargs)
+            found = change(*args, **kwargs)
+        return found
 
     return changing
 
@@ -68,7 +70,8 @@ def one_at_a_time(change: Callable[..., Any]) -> Any:
     def changing(*args: Any, **kwargs: Any) -> Any:
         with turn, lock:
             settle()
-            return change(*args, **kwargs)
+            found = change(*args, **kwargs)
+        return found
 
     return changing
 

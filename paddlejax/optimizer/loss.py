@@ -3,7 +3,6 @@
 import functools
 import operator
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 from weakref import WeakSet
 
@@ -193,20 +192,26 @@ class Loss:
 
     def _run(self, compiled: Watched) -> Any:
         """Run a program over what the loss was built from; raise if a step has taken that memory."""
-        with gate.lock:
-            arguments = self._arguments()
-            if not (compiled.new or self.is_risky() or debugs()):
-                try:
-                    return compiled.jit(*arguments)
-                except Unseen:
-                    pass
+        if not (compiled.new or self.is_risky() or debugs()):
+            try:
+                return self._locked(compiled)
+            except Unseen:
+                pass
+        if not (self.is_risky() or debugs()):
+            if compiled.may_fail(self._arguments()):
+                self.note_risk()
+            compiled.new = False
         if self.is_risky() or debugs():
-            return compiled.beside(*arguments)
-        if compiled.may_fail(arguments):
-            self.note_risk()
-        compiled.new = False
-        with nullcontext() if self.is_risky() else gate.lock, looking():
-            return (compiled.beside if self.is_risky() else compiled.jit)(*self._arguments())
+            return compiled.beside(*self._arguments())
+        with looking():
+            result = self._locked(compiled)
+        return result
+
+    def _locked(self, compiled: Watched) -> Any:
+        """Run it while no other thread takes the memory."""
+        with gate.lock:
+            result = compiled.jit(*self._arguments())
+        return result
 
     def _arguments(self) -> tuple[Any, ...]:
         """Return what its programs take."""

@@ -58,8 +58,9 @@ def run_atomically(
             looked = False
             while True:
                 made, seen = _attempt(prepare, finish, results, looked, waits)
-                if made is None or results:
-                    return bool(results)
+                ran = bool(results)
+                if made is None or ran:
+                    return ran
                 program, arguments = made
                 if not seen:
                     program.look(arguments)

@@ -143,7 +143,9 @@ def test_npz_refuses_a_key_too_long_for_it(tmp_path):
 @formats
 def test_load_names_the_reader_of_another_format(ending, tmp_path):
     FORMATS[ending][0]({"a": jnp.ones(1)}, tmp_path / f"x{ending}")
-    with pytest.raises(CheckpointError, match=f"(no pickle of protocol 2 to 4|a zip archive).*; load_{ending[1:]} reads"):
+    with pytest.raises(
+        CheckpointError, match=f"(no pickle of protocol 2 to 4|a zip archive).*; load_{ending[1:]} reads"
+    ):
         load(tmp_path / f"x{ending}")
 
 

@@ -160,6 +160,14 @@ A Parameter has at most one of the two, and `.grad` shows it.
     minimize, of Parameters that  keeps their gradients with the loss (`left`), for the `minimize` of the
     another optimizer has         optimizer that has them. They add to no gradient.
 
+Several threads
+---------------
+
+Two locks are for all objects, see `gate`. Whoever reads (`.value`, `.grad`, `state_dict`, `values(params)`)
+waits while a program has the memory and its result is not stored, and no longer. A reader in a signal handler
+first stores what is pending. Programs that call out do not run under the lock, so a callback may read. Each
+read is of one moment: `values(params)` is all of one step, `p.numpy()` of one Parameter after another is not.
+
 Inside a trace
 --------------
 

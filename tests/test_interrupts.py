@@ -693,14 +693,15 @@ def at_once(*actions):
         except BaseException as e:
             failures.append(e)
 
-    threads = [threading.Thread(target=run, args=(action,)) for action in actions]
+    threads = [threading.Thread(target=run, args=(action,), daemon=True) for action in actions]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
         for t in threads:
             t.start()
         for t in threads:
-            t.join()
+            t.join(120)
+            assert not t.is_alive()  # else a lock was left held
     finally:
         sys.setswitchinterval(interval)
     assert not failures, failures

@@ -267,7 +267,7 @@ def test_inspect_convert_and_load_take_a_folder_an_index_and_a_metadata(tmp_path
 def test_a_folder_of_checkpoints_proposes_the_last(tmp_path):
     for name in ("checkpoint-9", "checkpoint-10", "checkpoint-x"):
         (tmp_path / name).mkdir()
-    with pytest.raises(CheckpointError, match=r"holds 2 checkpoints.*the last is .*checkpoint-10$"):
+    with pytest.raises(CheckpointError, match=r"a folder of checkpoints \(2\).*the last is .*checkpoint-10$"):
         load_parameters({}, tmp_path)
     (tmp_path / "0.metadata").touch()
     (tmp_path / "optimizer.pdopt").touch()

@@ -18,7 +18,7 @@ from ..trees import flatten, path_name
 from . import gate, models
 from .parameter_options import ParamAttr, ParameterOptions, path_map
 from .programs import arrived
-from .spent import Spent
+from .spent import Spent, has_rows
 from .store import Store
 from .tensor_methods import TensorMethods
 
@@ -244,7 +244,7 @@ class Parameter(TensorMethods, ParameterOptions):
     def clear_grad(self, set_to_zero: bool = True) -> None:
         """Zero the gradient if there is one; drop a SelectedRows, and with set_to_zero=False any other."""
         grad = self.spent if self.lazy_grad is None else self.lazy_grad
-        stays = set_to_zero and grad is not None and not isinstance(grad, SelectedRows)
+        stays = set_to_zero and grad is not None and not has_rows(grad, self)
         self.put_grads(ZEROS if stays else None, None)
 
     clear_gradient = clear_grad

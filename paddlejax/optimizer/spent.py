@@ -17,6 +17,7 @@ from jax.sharding import SingleDeviceSharding
 
 from ..attributes import changes
 from ..packing import Layout
+from ..selected_rows import SelectedRows
 from .store import same_place
 
 LARGEST = 16384  # elements; from there on, copying a gradient costs more than an array less saves
@@ -75,6 +76,10 @@ class Spent:
         self.handed: set[int] = set()  # arrays that somebody has
         self.pairs: Any = None  # a reference to pairs that may still be looked at
 
+    def held(self, p: Any) -> Any:
+        """Return what the gradient of a Parameter lies in; nobody keeps it."""
+        return self.arrays[self._places[p][0]]
+
     def read(self, p: Any) -> Any:
         """Return the gradient of a Parameter. It stays valid."""
         at, part = self._places[p]
@@ -83,6 +88,11 @@ class Spent:
             self.handed.add(at)
             return self.arrays[at]
         return layout.part_on_host(self.arrays[at], part)
+
+
+def has_rows(grad: Any, p: Any) -> bool:
+    """Return whether the gradient of a Parameter, or what it lies in, is a SelectedRows."""
+    return isinstance(grad.held(p) if type(grad) is Spent else grad, SelectedRows)
 
 
 class Stowed:

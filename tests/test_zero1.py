@@ -348,8 +348,13 @@ def test_a_state_may_rest_in_the_hosts_memory():
     here, away = state_shardings(tx, params), state_shardings(tx, params, memory_kind="pinned_host")
     assert {s.memory_kind for s in jax.tree.leaves(away)} == {"pinned_host"}
     state = jax.device_put(tx.init(params), away)
-    step = jax.jit(lambda g, s, p: tx.update(g, jax.device_put(s, here), p), out_shardings=(None, away))
+    # jaxlib 0.10.0 has a partitioner for CPUs that refuses these `out_shardings` with an internal error.
+    puts_back = jax.__version_info__ >= (0, 10, 2)
+    step = jax.jit(
+        lambda g, s, p: tx.update(g, jax.device_put(s, here), p), out_shardings=(None, away if puts_back else here)
+    )
     updates, state = step(params, state, params)
+    state = state if puts_back else jax.device_put(state, away)
     assert worst(updates, tx.update(params, tx.init(params), params)[0]) < 1e-7
     assert {x.sharding.memory_kind for x in jax.tree.leaves(state)} == {"pinned_host"}
     with pytest.raises(ArgumentError, match="memory_kind: found 'disk', expected one that .* pinned_host"):

@@ -40,7 +40,8 @@ def state_shardings(
     shapes, from `jax.eval_shape`. `param_shardings`, a tree like `params` of NamedShardings, stands in for
     the parameters' own. With `memory_kind="pinned_host"` the state rests in the host's memory, where the
     backend has that: a step brings it over by `jax.device_put(state, state_shardings(tx, params))`, inside
-    `jit`, and has the others as `out_shardings`.
+    `jit`, and has the others as `out_shardings`. (jaxlib 0.10.0 refuses such `out_shardings` on CPUs: there,
+    put the state back by `jax.device_put` after the step.)
 
     >>> mesh = jax.make_mesh((1,), ("model",))
     >>> across = jax.NamedSharding(mesh, jax.P("model"))

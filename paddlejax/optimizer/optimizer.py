@@ -300,8 +300,8 @@ class Optimizer(Views, Stepping, Named):
 
     def get_lr(self) -> float:
         """The rate of the next step: the number, or the scheduler's current value."""
-        scheduled = isinstance(self._learning_rate, LRScheduler)
-        return float(self._learning_rate()) if scheduled else self._learning_rate
+        rate = self._rate
+        return float(rate()) if isinstance(rate, LRScheduler) else rate
 
     def set_lr(self, value: float) -> None:
         """Replace the rate; under a scheduler use `set_lr_scheduler`."""

@@ -129,7 +129,8 @@ class Stepping(Settings, Measured):
         It returns (values, state), and what else it computed is given to `taken`, which only assigns. `flags`
         says whether the program may have other Parameters in it too.
         """
-        self.passed = True
+        own = self.__dict__  # past `__setattr__`, which would show in the time of a step
+        own["passed"] = True
         self._settled()
         layers = self._reached() if self.layers else ()
         waits = bool(layers) and layers[0].waits
@@ -141,7 +142,7 @@ class Stepping(Settings, Measured):
             compiled = self._compiled(present, grad_clip, flags)
             if compiled is None:
                 return None
-            given = compiled.rate(rate, type(self._learning_rate) is float)
+            given = compiled.rate(rate, type(self._rate) is float)
             program = compiled.step if program_of is None else program_of(compiled)
             return program, arguments_of(compiled, given)
 
@@ -153,7 +154,7 @@ class Stepping(Settings, Measured):
             if self._note is not None:
                 self._note()
             if not waits:
-                self._info = info
+                own["_info"] = info
                 self._stepped()
 
         if not run_atomically(prepare, store, lambda: setattr(self, "_steps", before), self._safe):

@@ -23,8 +23,15 @@ class _Whole(functools.partial):
 @functools.lru_cache(KEPT)
 def _joining(structure: Any) -> Callable[[Any], Any]:
     """Return what puts leaves together; JAX compares it, so a structure has one."""
-    # JAX may take a result apart and build it again, which puts the leaves into one more tuple.
-    return lambda nested: jax.tree.unflatten(structure, jax.tree.leaves(nested))
+    count = structure.num_leaves
+
+    def join(leaves: Any) -> Any:
+        # JAX may take a result apart and build it again, which puts the leaves into one more tuple.
+        while len(leaves) != count or (count and type(leaves[0]) in (tuple, list)):
+            leaves = leaves[0]
+        return structure.unflatten(leaves)
+
+    return join
 
 
 # Both are made in C.

@@ -222,12 +222,11 @@ class Parameter(TensorMethods, ParameterOptions):
             raise TypeError(
                 f"Parameter {self.name}: found a gradient of type {type(grad).__name__}, expected an array"
             )
-        if not isinstance(grad, (jax.Array, SelectedRows)):  # asking `asarray` takes longer than all the rest
-            grad = jnp.asarray(grad)
+        # `asarray` of an array takes longer than a step.
+        grad = grad if isinstance(grad, (jax.Array, SelectedRows)) else jnp.asarray(grad)
         if grad.shape != self._shape:
-            raise ValueError(
-                f"Parameter {self.name}: found a gradient of shape {grad.shape}, expected {self.shape}"
-            )
+            expected = f"expected {self.shape}"
+            raise ValueError(f"Parameter {self.name}: found a gradient of shape {grad.shape}, {expected}")
         if grad.dtype != self._dtype and not jnp.issubdtype(grad.dtype, jnp.floating):
             expected = "expected a real floating dtype"
             raise TypeError(f"Parameter {self.name}: found a gradient of dtype {grad.dtype}, {expected}")

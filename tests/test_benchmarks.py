@@ -79,3 +79,35 @@ def test_a_slow_network_is_measured_where_it_can_be_built(tmp_path):
 def test_wrong_arguments_say_what_is_wrong(options, message, tmp_path):
     ran = run("peers.py", *options, cwd=tmp_path)
     assert ran.returncode != 0 and message in ran.stderr
+
+
+# What the quick run gave in quiet on two cores, and a third more: a loss of 30 % is seen, noise is not.
+BOUNDS = {
+    "update, Adam, one tensor": 1.0,
+    "update, Adam, 200 tensors": 1.0,
+    "update, LAMB, matrices": 0.55,
+    "update, LARS, matrices": 0.4,
+    "step, 6 tiny tensors": 1.0,
+    "step, 6 tiny tensors, packed": 0.6,
+    "minimize, one tensor": 1.1,
+    "minimize, 200 tensors of a network": 1.1,
+    "minimize, 200 tensors, gradients": 1.1,
+    "step, a random half of 50": 1.5,
+    "first minimize, 200 tensors": 1.1,
+    "trace, 300 leaves": 0.2,
+    "trace to program, 300 leaves": 0.75,
+}
+
+
+@pytest.mark.slow  # three minutes, and nothing else should run beside it
+def test_the_main_ratios_hold(tmp_path):
+    """Of a row that is beyond its bound another run has to say the same."""
+    beyond = list(BOUNDS)
+    for _ in range(2):
+        options = ["--quick", "--only", ";".join(beyond), "--json", "found.json"]
+        ran = run("ratios.py", *options, cwd=tmp_path)
+        assert ran.returncode == 0, ran.stderr
+        rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+        assert set(beyond) <= set(rows) and all(name in ran.stdout for name in beyond)
+        beyond = [name for name in beyond if rows[name]["ratio"] > 1.3 * BOUNDS[name]]
+    assert not beyond, {name: rows[name] for name in beyond}

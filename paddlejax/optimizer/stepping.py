@@ -253,10 +253,11 @@ class Stepping(Settings, Measured):
     def _spend(self, totals: Mapping[Parameter, Any], loss: Any, found: Mapping[Parameter, Any]) -> None:
         """Note that a `minimize` stepped with these totals, and what it found for Parameters of other
         optimizers. It only assigns."""
-        for p in self.parameter_list:
-            if p in totals:
-                p.put_grads(None, totals[p])
-            elif p.lazy_grad is None:
+        for p, g in totals.items():
+            own = vars(p)  # what `put_grads` does; a call for each would show in the step's time
+            own["lazy_grad"], own["spent"] = None, g
+        for p in self.parameter_list if len(totals) < len(self.parameter_list) else ():
+            if p.lazy_grad is None and p not in totals:
                 p.spent = None
         if isinstance(loss, Loss):
             loss.left = {p: g for p, g in found.items() if p not in self._position}

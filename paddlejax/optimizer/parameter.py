@@ -318,7 +318,7 @@ def _array(value: Any, what: str) -> jax.Array:
         check_outside(what)
     try:
         array = jnp.array(value.peek() if isinstance(value, Parameter) else value)
-        return array.astype(array.dtype)  # for good, where it was Python's: else a step would compile twice
+        return array.astype(array.dtype) if array.weak_type else array  # else a step would compile twice
     except (TypeError, ValueError, NotImplementedError) as e:  # the last for a random key
         raise TypeError(f"{what}: found {type(value).__name__}, expected an array") from e
 

@@ -25,7 +25,6 @@ from .pipeline_arguments import (
     checked_places,
     split_batch,
 )
-from .pipeline_processes import ProcessesPass
 from .pipeline_run import Pass, PipelinePass, Span
 from .pipeline_schedule import pipeline_schedule
 from .pipeline_update import ObjectUpdate, TreeUpdate
@@ -96,7 +95,7 @@ class PipelineOptimizer(Attributes):
     _processes: bool
     _stages: int
     _sections: Sections
-    _seen: set[Any]
+    _seen: dict[Any, list[Any]]
     _update: Any
     _ways = WAYS
     _once = dict.fromkeys(("inner_optimizer", "num_microbatches", "mode"), "it is fixed; make a new pipeline")
@@ -130,7 +129,7 @@ class PipelineOptimizer(Attributes):
         self._stages = len(functions)
         lanes = [len(place) for place in self._places]
         self.schedule = pipeline_schedule(self._stages, num_microbatches, schedule, queue_size, lanes)
-        self._sections, self._seen = Sections(functions, recompute), set()
+        self._sections, self._seen = Sections(functions, recompute), {}
         self.timeline = []
         first = self._places[0][0]
         if isinstance(optimizer, Optimizer):
@@ -259,22 +258,20 @@ class PipelineOptimizer(Attributes):
         self, params: list[Any], micro_batches: list[Any], update: Any = None, carries: Any = None
     ) -> Pass:
         """Run forward and backward of all micro-batches and return what came of it."""
-        self._check_shapes(params, *micro_batches[0])
-        if self._processes:
-            done = ProcessesPass(self._sections, self.schedule, self._places)(params, micro_batches)
-        else:
-            run = PipelinePass(self._sections, self.schedule, self._places, update)
-            done = run(params, [None] * self._stages if carries is None else carries, micro_batches)
+        handed = self._shapes(params, *micro_batches[0])
+        run = PipelinePass(self._sections, self.schedule, self._places, handed, update)
+        done = run(params, [None] * self._stages if carries is None else carries, micro_batches)
         self.timeline = done.timeline
         return done
 
-    def _check_shapes(self, params: list[Any], x: Any, y: Any) -> None:
-        """Trace new shapes through all stages before anything runs."""
-        leaves, tree = jax.tree.flatten((params, x, y))
-        key = tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    def _shapes(self, params: list[Any], x: Any, y: Any) -> list[Any]:
+        """What every stage hands on; new shapes are traced through all stages before anything runs."""
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (params, x, y))
+        leaves, tree = jax.tree.flatten(like)
+        key = tree, tuple(leaves)
         if key not in self._seen:
-            self._sections.shapes(params, x, y)
-            self._seen.add(key)
+            self._seen[key] = self._sections.shapes(like[0], x, y)
+        return self._seen[key]
 
     def _placed(self, params: list[Any]) -> list[Any]:
         """Return every stage's parameters on the first device of its stage."""

@@ -1,5 +1,4 @@
-"""One pass of all micro-batches through a pipeline: a thread for each device, walking its part of the
-schedule."""
+"""One pass of all micro-batches through a pipeline: workers that walk the schedule and run its sections."""
 
 import threading
 import time
@@ -10,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 
 from .pipeline_schedule import Schedule, Task, stage_of
-from .sections import Sections, add_to, section_note, start_sum
+from .sections import Sections, add_to, floats, section_note, start_sum
+from .transfer import elsewhere, is_here, put_tree
 
 
 class Span(NamedTuple):
@@ -77,22 +77,29 @@ class Handover:
             self._changed.notify_all()
 
 
-class _Lane(NamedTuple):
-    """One device of a stage, and which of the stage's micro-batches it works on."""
+class _Lane:
+    """One device of a stage: what it holds for its micro-batches."""
 
-    stage: int
-    at: int
-    device: Any
+    def __init__(self, stage: int, device: Any, params: Any, carry: Any):
+        self.stage, self.device, self.params, self.carry = stage, device, put_tree(params, device), carry
+        self.residuals: dict[int, Any] = {}
+        self.losses: dict[int, Any] = {}
+        self.grads: Any = None
 
 
 class PipelinePass:
-    """Runs the schedule once; `places[s]` are the devices of stage s.
+    """Runs the schedule once; `places[s]` are the devices of stage s, `handed` what `Sections.shapes` says.
 
     `update(stage, params, carry, grads) -> (params, carry)`, if given, is called after every backward of a
     stage (asynchronous training); `carries` are what it starts from. A worker waits until a result is
     computed, and then hands it on. So there are never more micro-batches under way than the schedule says,
     and an error is raised in the section that caused it. After a failure all threads end, and the first
     error is raised.
+
+    In one process each device of a stage has a thread, its worker. With stages in several processes each
+    process has one worker that walks the whole schedule, for both ends of a hand-over must come to it in one
+    order: its own sections take turns, those of different processes work at the same time. What another
+    process has is stood for by ShapeDtypeStructs.
     """
 
     def __init__(
@@ -100,109 +107,106 @@ class PipelinePass:
         sections: Sections,
         schedule: Schedule,
         places: Sequence[tuple[Any, ...]],
+        handed: Sequence[Any],
         update: Callable[..., tuple[Any, Any]] | None = None,
     ):
-        self.sections, self.schedule, self.places, self.update = sections, schedule, places, update
-        self.lanes = [_Lane(s, at, d) for s, devices in enumerate(places) for at, d in enumerate(devices)]
+        self.sections, self.schedule, self.places, self.handed = sections, schedule, places, handed
+        self.update, self.handover, self.spans = update, Handover(), list[Span]()
 
     def __call__(self, params: Sequence[Any], carries: Sequence[Any], micro_batches: Sequence[Any]) -> Pass:
-        handover, began = Handover(), time.perf_counter()
-        workers = [_Worker(self, lane, handover, micro_batches, began) for lane in self.lanes]
-
-        def guarded(worker: _Worker) -> None:
-            try:
-                worker.run(params[worker.lane.stage], carries[worker.lane.stage])
-            except BaseException as e:
-                if not isinstance(e, _Stopped):
-                    handover.stop(e)
-
+        self.micro_batches, self.began = micro_batches, time.perf_counter()
+        given = zip(self.places, params, carries, strict=True)
+        self.lanes = [[_Lane(s, d, p, c) for d in devices] for s, (devices, p, c) in enumerate(given)]
+        flat = [lane for lanes in self.lanes for lane in lanes]
+        workers = [[lane] for lane in flat] if all(is_here(lane.device) for lane in flat) else [flat]
         with ThreadPoolExecutor(len(workers), "paddlejax-pipeline") as pool:
-            futures = [pool.submit(guarded, worker) for worker in workers]
+            futures = [pool.submit(self._walk, lanes) for lanes in workers]
             try:
                 wait(futures)
             except BaseException as e:  # such as KeyboardInterrupt
-                handover.stop(e)
+                self.handover.stop(e)
                 raise
-        if handover.failure is not None:
-            raise handover.failure
-        losses = {j: loss for worker in workers for j, loss in worker.losses.items()}
-        timeline = sorted((span for worker in workers for span in worker.spans), key=lambda span: span.start)
-        homes = [worker for worker in workers if worker.lane.at == 0]
-        grads = [self._sum(home, workers) for home in homes]
+        if self.handover.failure is not None:
+            raise self.handover.failure
+        losses = {j: loss for lane in self.lanes[-1] for j, loss in lane.losses.items()}
+        grads, homes = list(map(self._sum, self.lanes)), [lanes[0] for lanes in self.lanes]
         params, carries = [home.params for home in homes], [home.carry for home in homes]
+        timeline = sorted(self.spans, key=lambda span: span.start)
         return Pass([losses[j] for j in sorted(losses)], grads, params, carries, timeline)
 
-    def _sum(self, home: "_Worker", workers: Sequence["_Worker"]) -> Any:
+    def _sum(self, lanes: Sequence[_Lane]) -> Any:
         """The gradients of a stage from all its devices, on the first."""
-        total = home.grads
-        for worker in workers:
-            if worker.lane.stage == home.lane.stage and worker is not home and worker.grads is not None:
-                total = add_to(total, jax.device_put(worker.grads, home.lane.device))
+        total, *others = [lane.grads for lane in lanes[: len(self.micro_batches)]]
+        for other in others:
+            other = put_tree(other, lanes[0].device)
+            total = add_to(total, other) if is_here(lanes[0].device) else total
         return total
 
+    def _walk(self, lanes: Sequence[_Lane]) -> None:
+        """Do all tasks of these lanes, in the order of the schedule."""
+        try:
+            for task in self.schedule.tasks:
+                lane = self._lane(task.section, task.micro_batch)
+                if lane in lanes:
+                    with section_note(task.section, task.micro_batch):
+                        self._do(task, lane)
+        except BaseException as e:
+            if not isinstance(e, _Stopped):
+                self.handover.stop(e)
 
-class _Worker:
-    """The thread of one device."""
+    def _lane(self, section: int, micro_batch: int) -> _Lane:
+        """The lane that runs this section for this micro-batch."""
+        lanes = self.lanes[stage_of(section, self.sections.stages)]
+        return lanes[micro_batch % len(lanes)]
 
-    def __init__(
-        self, whole: PipelinePass, lane: _Lane, handover: Handover, micro_batches: Sequence[Any], began: float
-    ):
-        self.whole, self.lane, self.handover = whole, lane, handover
-        self.micro_batches, self.began = micro_batches, began
-        self.residuals: dict[int, Any] = {}
-        self.losses: dict[int, jax.Array] = {}
-        self.grads: Any = None
-        self.carry: Any = None
-        self.spans: list[Span] = []
-
-    def run(self, params: Any, carry: Any) -> None:
-        """Do all tasks of this worker's lane, in the order of the schedule."""
-        lane, stages = self.lane, self.whole.sections.stages
-        self.params, self.carry = jax.device_put(params, lane.device), carry
-        for task in self.whole.schedule.tasks:
-            mine = task.micro_batch % len(self.whole.places[lane.stage]) == lane.at
-            if mine and stage_of(task.section, stages) == lane.stage:
-                with section_note(task.section, task.micro_batch):
-                    self._do(task)
-
-    def _do(self, task: Task) -> None:
+    def _do(self, task: Task, lane: _Lane) -> None:
         """Do one task: wait for what it needs, run it, and hand its result over."""
-        section, j, last = task.section, task.micro_batch, self.whole.sections.stages - 1
+        section, j, last = task.section, task.micro_batch, self.sections.stages - 1
         self.handover.check()  # the first forwards wait for nothing
         if task.after is not None:
             self.handover.wait(task.after)
-        if section:
-            entered = self.handover.take((section - 1, j))
+        x, y = self.micro_batches[j]
+        entered = self.handover.take((section - 1, j)) if section else x
+        if is_here(lane.device):
+            result = self._run(section, j, lane, entered, y)
         else:
-            entered = jax.device_put(self.micro_batches[j][0], self.lane.device)
-        start = time.perf_counter()
-        if section < last:
-            result, self.residuals[j] = self.whole.sections.forward(section, self.params, entered)
-        elif section == last:
-            y = jax.device_put(self.micro_batches[j][1], self.lane.device)
-            self.losses[j], grads, result = self.whole.sections.last(self.params, entered, y)
-            self._gather(grads)
-        else:
-            grads, result = self.whole.sections.backward(section, self.residuals.pop(j), entered)
-            self._gather(grads)
+            result = self._elsewhere(section, j, lane)
         del entered
-        jax.block_until_ready((result, self.grads, self.params, self.losses.get(j)))
-        self.spans.append(
-            Span(section, j, self.lane.device, start - self.began, time.perf_counter() - self.began)
+        goes_on = section < 2 * last
+        self.handover.give(
+            (section, j), put_tree(result, self._lane(section + 1, j).device) if goes_on else None
         )
-        self.handover.give((section, j), self._sent(section + 1, j, result))
 
-    def _gather(self, grads: list[Any]) -> None:
-        """Step by these gradients if there is an update for every micro-batch, else add them up."""
-        if self.whole.update is not None:
-            self.params, self.carry = self.whole.update(self.lane.stage, self.params, self.carry, grads)
+    def _run(self, section: int, j: int, lane: _Lane, entered: Any, y: Any) -> Any:
+        """Run one section on one micro-batch; what it hands on."""
+        sections, last = self.sections, self.sections.stages - 1
+        entered, y = jax.device_put((entered, y if section == last else None), lane.device)
+        jax.block_until_ready(entered)
+        start, grads = time.perf_counter(), None
+        if section < last:
+            result, lane.residuals[j] = sections.forward(section, lane.params, entered)
+        elif section == last:
+            lane.losses[j], grads, result = sections.last(lane.params, entered, y)
         else:
-            self.grads = start_sum(grads) if self.grads is None else add_to(self.grads, grads)
+            grads, result = sections.backward(section, lane.residuals.pop(j), entered)
+        del entered
+        if grads is not None and self.update is not None:
+            lane.params, lane.carry = self.update(lane.stage, lane.params, lane.carry, grads)
+        elif grads is not None:
+            lane.grads = start_sum(grads) if lane.grads is None else add_to(lane.grads, grads)
+        jax.block_until_ready((result, lane.grads, lane.params, lane.losses.get(j)))
+        self.spans.append(Span(section, j, lane.device, start - self.began, time.perf_counter() - self.began))
+        return result
 
-    def _sent(self, section: int, micro_batch: int, result: Any) -> Any:
-        """The result on its way to the device of the next section, if there is one."""
-        stages = self.whole.sections.stages
-        if section == 2 * stages - 1:
-            return None
-        devices = self.whole.places[stage_of(section, stages)]
-        return jax.device_put(result, devices[micro_batch % len(devices)])
+    def _elsewhere(self, section: int, j: int, lane: _Lane) -> Any:
+        """What stands for the results of a section that another process runs."""
+        last = self.sections.stages - 1
+        if section < last:
+            like = self.handed[lane.stage]
+        else:
+            like = floats(self.handed[lane.stage - 1]) if lane.stage else []
+            sums = jax.eval_shape(start_sum, jax.tree.leaves(lane.params))
+            lane.grads = [elsewhere(x, lane.device) for x in sums]
+        if section == last:
+            lane.losses[j] = elsewhere(self.handed[-1], lane.device)
+        return jax.tree.map(lambda x: elsewhere(x, lane.device), like)

@@ -12,7 +12,6 @@ from ..optimizer.compiled import CompiledStep
 from ..optimizer.optimizer import Optimizer
 from ..optimizer.parameter import Parameter
 from ..transform import apply_updates, chain
-from .pipeline_processes import homes_of_state
 from .placed import Placed
 from .transfer import home, put
 
@@ -50,7 +49,7 @@ class TreeUpdate:
 
     def init_apart(self, params: list[Any], places: Sequence[Any]) -> Any:
         """The state for stages in several processes; here are the values of all."""
-        owners = homes_of_state(self.init, params, _only)
+        owners = _homes_of_state(self.init, params, _only)
         return jax.tree.map(lambda x, s: put(x, places[s]), self.init(params), owners)
 
     def init_stages(self, params: list[Any]) -> list[Any]:
@@ -128,3 +127,18 @@ class ObjectUpdate:
             return put_like(placed(values, state, grads, rate), (values, state))
 
         return run
+
+
+def _homes_of_state(init: Any, params: Sequence[Any], only: Any) -> Any:
+    """For every leaf of init(params) the stage that it belongs to; stage 0 for what all have in common."""
+    stages = range(len(params))
+    tree = jax.eval_shape(init, params)
+    owned = [_paths(jax.eval_shape(init, only(params, s))) for s in stages]
+    owners = {path: [s for s in stages if path in owned[s]] for path in _paths(tree)}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: owners[path][0] if len(owners[path]) == 1 else 0, tree
+    )
+
+
+def _paths(tree: Any) -> list[Any]:
+    return [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]

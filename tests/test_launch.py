@@ -34,11 +34,13 @@ def trained(mode, who):
                     sys.exit(4)
                 except SystemExit as e:
                     assert e.code == 4
+                    e.code = 5
+                    assert vars(SystemExit)["code"].__get__(e) == e.code == 5
                 mode = "short"
             if mode == "short":
                 return
             if mode == "status":
-                sys.exit(3)
+                raise SystemExit(3)
 
 
 def alone(mode, folder):

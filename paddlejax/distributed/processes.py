@@ -1,7 +1,8 @@
 """One program in several processes: started together on this machine, or by a cluster on many."""
 
 import atexit
-import builtins
+import ctypes
+import gc
 import ipaddress
 import os
 import queue
@@ -48,13 +49,12 @@ def initialize(*, shutdown_timeout: float = 15) -> bool:
     PADDLEJAX_PROCESSES and PADDLEJAX_PROCESS_ID (0, 1, ...), which `launch` sets; without them it does
     nothing, so a script that starts with it also runs alone. CPU devices talk through Gloo. A process that
     does not join within 60 s is an error. When one dies, the others notice within about 10 s and abort; so
-    that none waits for it, an exception that nobody catches, and `sys.exit` of a failure, end a process at
-    once.
+    that none waits for it, an exception that nobody catches, a SystemExit with a failure's status too, ends a
+    process at once.
 
     A process that comes to its end waits there for the others, for `shutdown_timeout` seconds. Then it leaves
     with the status it has: either they took more steps and will wait for it, or they have other work, such as
-    to save results, for which more seconds must be given. The status of a bare `raise SystemExit(n)` cannot
-    be seen then, and counts as 0: use `sys.exit(n)`.
+    to save results, for which more seconds must be given.
 
     On a cluster set the three variables on every machine; under SLURM, Open MPI or on TPUs call
     `jax.distributed.initialize()` instead, which finds them by itself. Gloo listens where the machine's own
@@ -81,7 +81,7 @@ def initialize(*, shutdown_timeout: float = 15) -> bool:
         )
         report(JOINED)
         sys.excepthook = _leave_at_once
-        sys.exit = builtins.exit = builtins.quit = _exit
+        _watch_exits()
         atexit.register(_wait_for_others, run, shutdown_timeout)
     return True
 
@@ -121,15 +121,15 @@ def _leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-class _Exit(SystemExit):
-    """Ends the process at once if it is a failure that nobody catches: sys.excepthook is not asked then."""
+def _watch_exits() -> None:
+    """Let a SystemExit of a failure end the process at once too: sys.excepthook is not asked then."""
+    stored = SystemExit.__dict__["code"]
 
-    @property
-    def code(self) -> Any:  # type: ignore[override]
-        status = self.args[0]
+    def code(error: SystemExit) -> Any:
+        status = stored.__get__(error)
         try:
             sys._getframe(1)
-        except ValueError:  # no Python function asks but the interpreter, at its end
+        except ValueError:  # no Python function asks but the interpreter, at its end: nobody caught it
             if status is not None and not isinstance(status, int):
                 print(status, file=sys.stderr)
                 _leave(1)
@@ -137,11 +137,10 @@ class _Exit(SystemExit):
                 _leave(status & 0xFF)
         return status
 
-
-def _exit(status: Any = None, /) -> NoReturn:
-    """As `sys.exit`, of a process that others may wait for."""
-    main = threading.current_thread() is threading.main_thread()
-    raise _Exit(status) if main else SystemExit(status)
+    # `setattr` refuses built-in classes. Another class in its place would miss what C code raises.
+    members = gc.get_referents(SystemExit.__dict__)[0]
+    members["code"] = property(code, stored.__set__, stored.__delete__)
+    ctypes.pythonapi.PyType_Modified(ctypes.py_object(SystemExit))
 
 
 def _wait_for_others(run: Run, seconds: float) -> None:

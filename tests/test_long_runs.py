@@ -15,7 +15,9 @@ import pytest
 from jax import monitoring
 
 import paddlejax as paddle
-from paddlejax.optimizer import recent
+from paddlejax import recent
+from paddlejax.distributed.placed import Placed
+from paddlejax.distributed.spread import Spread
 
 MEMORY = 16  # MB by which the peak of the second half of a run may exceed that of the first
 compiled = [0]
@@ -137,6 +139,20 @@ def check(name, warm, steps):
 def test_some_steps(name, monkeypatch):
     monkeypatch.setattr(recent, "KEPT", 4)
     check(name, 20 if not SCENARIOS[name][1] else 6, 40 if not SCENARIOS[name][1] else 6)
+
+
+def test_tables_of_layouts_are_bounded(monkeypatch):
+    """Of trees of ever other shapes; what has gone is made anew."""
+    monkeypatch.setattr(recent, "KEPT", 2)
+    mesh, first = jax.make_mesh((8,), ("data",)), jax.devices()[0]
+    spread, placed = Spread(paddle.sgd(0.1), mesh, "data", None), Placed(lambda x: x + 1, first)
+    opt = paddle.incubate.DistributedFusedLamb(parameters=[paddle.Parameter(jnp.ones(8))], mesh=mesh)
+    guard = opt.inner_optimizer._part
+    for n in (1, 2, 3, 1):
+        assert f"({n}" in spread.describe(jnp.zeros(n))
+        assert float(placed(jax.device_put(np.ones(n, "f"), first)).sum()) == 2 * n
+        guard._shardings([0] * n, jnp.ones(8))
+    assert [len(table) for table in (spread._layouts, placed._plans, guard._parts)] == [2, 2, 2]
 
 
 @pytest.mark.slow  # minutes each

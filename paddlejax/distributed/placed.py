@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun  # pyright: ignore[reportPrivateImportUsage]  # jax 0.12 does not export all of them
 
 from ..norms import plain_norms
+from ..recent import Recent
 from .transfer import elsewhere, home, is_here, put
 
 
@@ -56,22 +57,20 @@ class Placed:
     It is traced as a whole and its equations are dealt out to the devices of their arrays: what concerns one
     array is computed beside it, and only scalars, such as the parts of a norm, go from device to device.
     What has no device of its own is computed on `first`, and so is an equation that takes whole arrays of
-    several devices, such as a branch over the whole tree. Compiled once per shapes and devices. So an
-    optimizer sees the whole tree, a global norm is one norm, and nothing is gathered.
+    several devices, such as a branch over the whole tree. Compiled once per shapes and devices, the last few
+    of them. So an optimizer sees the whole tree, a global norm is one norm, and nothing is gathered.
     """
 
     def __init__(self, function: Callable[..., Any], first: Any):
         self.function, self.first = function, first
-        self._plans: dict[Any, _Plan] = {}
+        self._plans: Recent[Any, _Plan] = Recent()
 
     def __call__(self, *args: Any) -> Any:
         leaves, tree = jax.tree.flatten(args)
         homes = [home(x) or (None if jnp.shape(x) else self.first) for x in leaves]
         avals = [(x.shape, x.dtype, getattr(x, "weak_type", False)) for x in leaves]
         key = (tree, tuple(avals), tuple(homes))
-        if key not in self._plans:
-            self._plans[key] = self._plan(args, homes)
-        plan = self._plans[key]
+        plan = self._plans.get(key) or self._plans.put(key, self._plan(args, homes))
         known = {**plan.consts, **dict(zip(plan.inputs, leaves, strict=True))}
         for program in plan.programs:
             values = [put(known[v], program.device) for v in program.inputs]

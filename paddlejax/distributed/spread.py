@@ -16,6 +16,7 @@ from .. import spreading
 from ..array_types import ArrayTree, Gradients
 from ..hyper import ArgumentError
 from ..lifting import GradientTransformation
+from ..recent import Recent
 from ..selected_rows import dense, is_rows
 from ..transform import chain
 from ..trees import align, flatten, path_name
@@ -87,7 +88,7 @@ class Spread:
         self.explicit = AxisType.Explicit in mesh.axis_types
         # Inside a program all axes are Auto, where parts need not be equal.
         self.auto = mesh.update(axis_types=(AxisType.Auto,) * len(mesh.axis_names)) if self.explicit else mesh
-        self._layouts: dict[Any, _Layout] = {}
+        self._layouts: Recent[Any, _Layout] = Recent()
         # For calls outside of jit: eager operations cannot take parts that are not equal.
         self._compiled = {f: jax.jit(f) for f in (self._init, self._update, self._whole, self._load)}
 
@@ -324,18 +325,19 @@ class Spread:
         ]
         about = tuple(None if p is None else (p.shape, p.dtype) for p in structs)
         key = tree, about, tuple(s.spec for s in own)
-        if key not in self._layouts:
-            if all(p is None for p in leaves):
-                raise ArgumentError("zero1: found no parameter, expected at least one")
-            shapes, specs = [None if p is None else p.shape for p in structs], [s.spec for s in own]
-            n = self.mesh.shape[self.axis]
-            cuts = cuts_of(n, self.axis, shapes, specs)
-            parts = [with_axis(spec, cut.dim, self.axis) for spec, cut in zip(specs, cuts, strict=True)]
-            state = jax.eval_shape(lambda p: self.inner.init(p)[0], tree.unflatten(structs))
-            held = Held.of(self.mesh, self.axis, state, paths, shapes, specs, cuts)
-            at = _Layout(tree, paths, structs, own, cuts, parts, held, True)
-            self._layouts[key] = replace(at, longer=self._takes_longer(at))
-        return self._layouts[key]
+        known = self._layouts.get(key)
+        if known is not None:
+            return known
+        if all(p is None for p in leaves):
+            raise ArgumentError("zero1: found no parameter, expected at least one")
+        shapes, specs = [None if p is None else p.shape for p in structs], [s.spec for s in own]
+        n = self.mesh.shape[self.axis]
+        cuts = cuts_of(n, self.axis, shapes, specs)
+        parts = [with_axis(spec, cut.dim, self.axis) for spec, cut in zip(specs, cuts, strict=True)]
+        state = jax.eval_shape(lambda p: self.inner.init(p)[0], tree.unflatten(structs))
+        held = Held.of(self.mesh, self.axis, state, paths, shapes, specs, cuts)
+        at = _Layout(tree, paths, structs, own, cuts, parts, held, True)
+        return self._layouts.put(key, replace(at, longer=self._takes_longer(at)))
 
     def _takes_longer(self, at: _Layout) -> bool:
         """Whether zeros behind the tensors change nothing: then XLA need not take them off and on."""

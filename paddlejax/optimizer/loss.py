@@ -10,12 +10,12 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from ..recent import Recent
 from ..tracing import READ, check_outside, refuse_abstract
 from . import gate
 from .call import value_and_grad
 from .parameter import Parameter
 from .programs import Unseen, Watched, debugs, looking
-from .recent import Recent
 from .store import Values, Where
 from .transaction import complete
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ..recent import Recent
 from ..tracing import InForce
 from ..trees import compute_dtype
 from .call import Call
 from .loss import Loss
 from .parameter import Parameter
-from .recent import Recent
 
 _without_grad = InForce()  # True in a `no_grad` block
 

@@ -11,6 +11,7 @@ from ..hyper import FACTOR, MAGNITUDE, ArgumentError, Named, number, require, sc
 from ..lifting import Rule, check, check_rounded_of
 from ..paths import describe_leaves
 from ..rates import refuse_rate
+from ..recent import Recent
 from ..regularizer import as_regularizer
 from ..tracing import check_outside
 from ..trees import compute_dtype, is_narrow
@@ -32,7 +33,6 @@ from .loss import Loss
 from .loss_function import LossFunction, with_gradients
 from .lr import LambdaDecay, LRScheduler, Rate
 from .parameter import Parameter
-from .recent import Recent
 from .spent import pairs
 from .stepping import OWN, Stepping, Steps
 from .transaction import complete

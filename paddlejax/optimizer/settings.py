@@ -10,13 +10,13 @@ from ..clip import ClipGradBase
 from ..hyper import FLAG, scalar, verify
 from ..leaves import LeafOptions
 from ..lifting import Lifted, check_rounded_of, lift
+from ..recent import Recent
 from ..regularizer import WeightDecayRegularizer, as_regularizer
 from ..tracing import check_outside
 from ..trees import compute_dtype, is_narrow
 from .arguments import Group, checked_clip, checked_pairs, read_group
 from .parameter import Parameter
 from .plan import Plan, planned, renewed
-from .recent import Recent
 
 # Paddle's names of hyperparameters, where they are not those of the rule with an underscore.
 ALIASES = {

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..recent import Recent
 from ..selected_rows import SelectedRows
 from ..step import check_sparse
 from ..trees import is_narrow
@@ -21,7 +22,6 @@ from .parameter import ZEROS, Parameter
 from .parts import Given, Masters, Part, Rules, leave, stay
 from .plan import Plan
 from .programs import Risky, Watched, arrived, waited
-from .recent import Recent
 from .settings import Settings
 from .spent import Stowed
 from .transaction import run_atomically

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from .recent import KEPT
+from ..recent import KEPT
 
 
 class _Whole(functools.partial):

@@ -9,13 +9,13 @@ import numpy as np
 
 from ..attributes import Attributes, check_hooks
 from ..hyper import Must, checked, given
+from ..recent import Recent
 from .arguments import check_program
 from .gate import whole
 from .ledger import Entries, load
 from .loss import Loss
 from .optimizer import Optimizer, Pairs
 from .parameter import Parameter
-from .recent import Recent
 from .settings import ANEW, HOOKS, SET_LR
 
 INNER = "assign it to the inner_optimizer"

@@ -18,6 +18,7 @@ from ...optimizer.lr import Rate
 from ...optimizer.parameter import Parameter
 from ...optimizer.parts import Part, stay
 from ...optimizer.wrappers import Wrapper
+from ...recent import Recent
 
 TRUE = FLAG, Must(lambda x: x, "True", NotImplementedError)
 CLIP = instance(ClipGradByGlobalNorm | None, "an instance of nn.ClipGradByGlobalNorm, or None")
@@ -30,7 +31,7 @@ class _Guard(Part):
 
     def __init__(self, parameters: Sequence[Parameter], mesh: Mesh | None, axis: str):
         self._parameters, self._mesh, self._axis = parameters, mesh, axis
-        self._parts: dict[tuple[int, ...], Any] = {}  # by positions: where the state lies
+        self._parts: Recent[tuple[int, ...], Any] = Recent()  # by positions: where the state lies
         self.skips: tuple[jax.Array, jax.Array] = (jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
     def around(self, tx: GradientTransformation) -> GradientTransformation:
@@ -47,11 +48,12 @@ class _Guard(Part):
     def _shardings(self, positions: Sequence[int], inner: Any) -> Any:
         """Where `zero1` leaves this state: the first step would else donate in vain."""
         key = tuple(positions)
-        if key not in self._parts:
-            params = [self._parameters[i].peek() for i in positions]
-            tx = GradientTransformation(lambda params: inner, stay)
-            self._parts[key] = zero1_shardings(tx, params, self._mesh, self._axis)  # type: ignore[arg-type]
-        return self._parts[key]
+        known = self._parts.get(key)
+        if known is not None:
+            return known
+        params = [self._parameters[i].peek() for i in positions]
+        tx = GradientTransformation(lambda params: inner, stay)
+        return self._parts.put(key, zero1_shardings(tx, params, self._mesh, self._axis))  # type: ignore[arg-type]
 
     def keep(self, positions: Sequence[int], state: SkipState) -> Any:
         """Store the counts."""

@@ -15,6 +15,7 @@ examples/monitor.py` plots all of it.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 
 from .array_types import ArrayTree, Gradients
 from .clip import CLIP, as_clip
+from .collectives import attempt, lockstep
 from .hyper import SHARDED, checked
 from .lifting import GradientTransformation
 from .loss_scaling import LossScaleState, SkipState
@@ -210,17 +212,19 @@ def measure(
 ) -> Measures:
     """The norms of one step, from its leaves; `clipped` is None if there is no clip."""
     dtype = widest(params)
+    reached = [_reached(u, p) for u, p in zip(updates, params, strict=True)]
+    asked = [grads, updates, reached, *([] if clipped is None else [clipped])]
 
     def norm(leaves: list[Any]) -> jax.Array:
         return _norm(leaves, dtype, axis_name, sharded or [None] * len(leaves))
 
-    before, update = norm(grads), norm(updates)
-    reached = [_reached(u, p) for u, p in zip(updates, params, strict=True)]
+    attempts = {i: partial(attempt, partial(norm, leaves)) for i, leaves in enumerate(asked)}
+    before, update, param, *after = lockstep(attempts).values()
     factor = None
-    if clipped is not None:
+    if after:
         nothing = before == 0
-        factor = jnp.where(nothing, 1, norm(clipped) / jnp.where(nothing, 1, before))
-    return Measures(before, update, norm(reached), factor)
+        factor = jnp.where(nothing, 1, after[0] / jnp.where(nothing, 1, before))
+    return Measures(before, update, param, factor)
 
 
 def apart(grads: Gradients) -> Any:

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from .array_types import ArrayTree, Gradients, Init, LearningRate, Update
+from .collectives import Sums, attempt, lockstep
 from .hyper import (
     RATE,
     Declaration,
@@ -96,6 +97,7 @@ class Rule:
     A subclass is declared with `@rule`: its float fields are data (they may be traced), all others static.
     It names its `slots`, declares which of them are running means (`means`) and says what a `step` adds to p.
     One whose step mixes elements, as by a norm, says `elementwise = False`: others' tensors may be packed.
+    `norms(xs, self.axis_name)` of `paddlejax.norms` are of whole tensors, over devices one message for all.
     Use it with `lift(MyRule(), rate)` or, as an object, `optimizer.Optimizer(rate, params, rule=MyRule())`.
 
     >>> @rule
@@ -269,20 +271,21 @@ class Lifted(GradientTransformation):
         """Return the factor on the rate that a step chose for each leaf, None where it has no gradient."""
         source = self.source
         columns = {k: jax.tree.leaves(slot, is_leaf=lambda x: x is None) for k, slot in after.slots.items()}
-        ratios: list[Any] = [None] * len(params)
+        attempts = {}
         for i, (path, g, p) in enumerate(zip(paths, grads, params, strict=True)):
             if g is not None:
                 leaf, factor = source.leaf(path)
                 k, _ = advance(source.rule, after.learning_rate, before.shared, factor)
                 slots = {name: column[i] for name, column in columns.items()}
-                ratios[i] = _trust_ratio(source.rule.at(leaf), dense(g), p, k, slots)
-        return ratios
+                attempts[i] = functools.partial(_trust_ratio, source.rule.at(leaf), (dense(g), p, k, slots))
+        ratios = lockstep(attempts)
+        return [ratios.get(i) for i in range(len(params))]
 
 
 @jax.jit
-def _trust_ratio(rule: Rule, *about: Any) -> jax.Array:
+def _trust_ratio(rule: Rule, about: Any, sums: list[Sums]) -> tuple[Any, Sums | None]:
     wide = compute_dtype((), about[1])
-    return in_wide(rule, wide).trust_ratio(*in_wide(about, wide))
+    return attempt(lambda: in_wide(rule, wide).trust_ratio(*in_wide(about, wide)), sums)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from .collectives import joined
+from .collectives import in_parts, totals
 from .tracing import InForce
 from .trees import varying_axes
 
@@ -33,17 +33,24 @@ def squared_norms(
     Plain sum(x*x): guarding against overflow first costs 15 times as much, and Paddle does not either. See
     `norm_of_all` for a guard afterwards, which costs a branch: too much where every tensor has its own norm.
     """
-    totals = [jnp.sum(x * x) for x in xs]
-    if axis_name is None:
-        return totals
-    cuts: dict[tuple[str, ...], list[int]] = {}
-    for i, (x, said) in enumerate(zip(xs, sharded or [None] * len(xs), strict=True)):
-        cuts.setdefault(cut_over(x, axis_name, said), []).append(i)
-    for cut, same in cuts.items():
-        summed = joined([totals[i] for i in same], lambda x, cut=cut: jax.lax.psum(x, cut))
-        for i, total in zip(same, summed, strict=True):
-            totals[i] = total
-    return totals
+    return sums([x * x for x in xs], axis_name, sharded)
+
+
+def sums(
+    xs: Sequence[jax.Array], axis_name: Any = None, sharded: Sequence[Any] | None = None
+) -> list[jax.Array]:
+    """Σ x over each whole tensor; see `squared_norms`."""
+    if axis_name is not None:
+        own = [jnp.sum(x) for x in xs]
+        cuts = [cut_over(x, axis_name, said) for x, said in zip(xs, sharded or [None] * len(xs), strict=True)]
+    elif in_parts.value is not None:
+        own = [in_parts.value.of(x) for x in xs]
+        cuts = [(in_parts.value.axis,) if x.ndim else () for x in own]
+    else:
+        return [jnp.sum(x) for x in xs]
+    together = totals({cut: [x for x, over in zip(own, cuts, strict=True) if over == cut] for cut in cuts})
+    arrived = {cut: iter(xs) for cut, xs in together.items()}
+    return [next(arrived[cut]) for cut in cuts]
 
 
 def norms(

@@ -1,5 +1,6 @@
 """The compiled step of a rule on one tensor, and of many alike at once."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from .collectives import Sums, attempt, in_parts, lockstep
 from .selected_rows import SelectedRows, dense
 from .spreading import all_at_once, together
 from .trees import compute_dtype
@@ -29,6 +31,11 @@ def stepped(given: dict[int, tuple[Any, ...]]) -> dict[int, tuple[Any, Slots]]:
     if all_at_once.value is not None:
         done = _all_at_once({i: x for i, x in given.items() if x[0].has_matrices})
         given = {i: x for i, x in given.items() if i not in done}
+    across = {i: x for i, x in given.items() if _sums_up(x[0]) and not isinstance(x[1], SelectedRows)}
+    # Under zero1 not jitted: a call in the cache would lie on the mesh of another.
+    run = _jitted_with if in_parts.value is None else _step_with
+    done |= lockstep({i: functools.partial(run, *x) for i, x in across.items()})
+    given = {i: x for i, x in given.items() if i not in across}
     alike: dict[Any, list[int]] = {}
     for i, (rule, g, p, k, slots) in given.items():
         if isinstance(g, SelectedRows):
@@ -115,6 +122,21 @@ def unjitted(rule: Any, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tup
 def step(rule: Any, g: jax.Array, p: jax.Array, k: Any, slots: Slots) -> tuple[jax.Array, Slots]:
     """`unjitted`, so that leaves of one shape are traced once, whatever the numbers in the rule."""
     return unjitted(rule, g, p, k, slots)
+
+
+def _sums_up(rule: Any) -> bool:
+    """Return whether the rule may have to sum over devices, for norms of tensors that are cut."""
+    return getattr(rule, "axis_name", None) is not None or not rule.elementwise and in_parts.value is not None
+
+
+def _step_with(
+    rule: Any, g: jax.Array, p: jax.Array, k: Any, slots: Slots, sums: list[Sums]
+) -> tuple[Any, Sums | None]:
+    """Step one tensor in `lockstep` with others."""
+    return attempt(lambda: unjitted(rule, g, p, k, slots), sums)
+
+
+_jitted_with = jax.jit(_step_with)
 
 
 @jax.jit

@@ -13,6 +13,8 @@ from test_dgc import collectives
 import paddlejax as paddle
 from paddlejax import collectives as messages
 from paddlejax.distributed import dgc_momentum, make_step
+from paddlejax.lifting import Rule, lift, rule
+from paddlejax.norms import norms
 
 AXES = {"data": ((8,), ("data",)), "machine": ((2, 4), ("machine", "local"))}
 WIDE = 64
@@ -184,22 +186,57 @@ def test_what_does_not_fit_both_axes_is_refused():
         step_on("machine", paddle.sgd(0.1), params={"w": sharded})
 
 
+CLIP = paddle.clip_by_global_norm(0.1, axis_name="data")
+LAMB = paddle.lamb(0.1, axis_name="data")
+
+
 @pytest.mark.parametrize(
     "tx, messages",
     [
-        (paddle.clip_by_global_norm(0.1, axis_name="data"), 2),  # once more in the branch for what overflows
+        (CLIP, 2),  # once more in the branch for what overflows
         (paddle.clip_by_norm(0.1, axis_name="data"), 1),
-        (paddle.lamb(0.1, axis_name="data"), 3),  # for each tensor, both its norms
+        (LAMB, 1),
+        (paddle.lars_momentum(0.1, 0.9, axis_name="data"), 1),
+        (paddle.dpsgd(0.1, axis_name="data", key=jax.random.key(0)), 1),
+        (paddle.skip_nonfinite(paddle.chain(CLIP, LAMB), axis_name="data"), 4),
+        (paddle.with_info(LAMB, axis_name="data"), 3),  # the rule, what was measured, the trust ratios
     ],
-    ids=["global", "each", "lamb"],
+    ids=["global", "each", "lamb", "lars", "dpsgd", "all", "info"],
 )
 def test_norms_of_all_tensors_are_one_message(tx, messages):
-    params = {k: jnp.ones((8, n)) for k, n in zip("abc", (2, 3, 4), strict=True)}
-    state = tx.init(params)
-    specs = jax.tree.map(lambda x: P("data") if jnp.ndim(x) else P(), (params, state, params))
-    step = jax.shard_map(tx.update, mesh=mesh_of("data"), in_specs=specs, out_specs=(specs[0], specs[1]))
-    text = jax.jit(step).lower(params, state, params).as_text()
+    params = {f"w{i}": jnp.ones((8, 2 + i % 3)) for i in range(20)}
+    text = sharded_step(tx, params).as_text()
     assert text.count("stablehlo.all_reduce") == messages
+
+
+def sharded_step(tx, params, cut=lambda x: P("data") if jnp.ndim(x) else P()):
+    state = tx.init(params)
+    specs = jax.tree.map(cut, (params, state, params))
+    step = jax.shard_map(tx.update, mesh=mesh_of("data"), in_specs=specs, out_specs=(specs[0], specs[1]))
+    return jax.jit(step).lower(params, state, params)
+
+
+def test_a_rule_of_ones_own_may_ask_twice_and_each_time_is_one_message():
+    """The second norm is of what the first has scaled; a tensor that is whole on every device takes part."""
+
+    @rule
+    class Twice(Rule):
+        elementwise = False
+        axis_name: str | None = None
+
+        def step(self, g, p, k, slots):
+            g = g / norms([g], self.axis_name)[0]
+            return -k * g * norms([p + g], self.axis_name)[0], slots
+
+    rng = np.random.default_rng(0)
+    params = {f"w{i}": rng.normal(size=(8, 2 + i % 3)).astype("f") for i in range(9)} | {"b": np.ones(3, "f")}
+    tx, plain = (lift(Twice(axis_name=axis), 0.1) for axis in ("data", None))
+    step = sharded_step(tx, params, lambda x: P("data") if jnp.ndim(x) == 2 else P())
+    assert step.as_text().count("stablehlo.all_reduce") == 2
+    found = step.compile()(params, tx.init(params), params)[0]
+    want = plain.update(params, plain.init(params), params)[0]
+    for name in params:
+        np.testing.assert_allclose(found[name], want[name], rtol=1e-6)  # other orders of the sums
 
 
 def test_each_device_of_a_machine_sends_its_part_of_a_matrix_that_travels_alone():

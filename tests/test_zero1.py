@@ -250,6 +250,30 @@ def test_updates_are_sent_once_per_real_step(name, kind, want):
     assert collectives(text) == [(want, "all-gather")]
 
 
+CLIP = paddle.clip_by_global_norm(1.0)
+
+
+@pytest.mark.parametrize(
+    "tx, kind, sent",
+    [
+        (paddle.lamb(0.1), AxisType.Auto, [16]),
+        (paddle.lars_momentum(0.1, 0.9), AxisType.Explicit, [16]),
+        (paddle.chain(paddle.clip_by_norm(1.0), paddle.adam(0.1)), AxisType.Auto, [8]),
+        # whether all is finite; the clip, and once more for what overflows; the rule
+        (paddle.skip_nonfinite(paddle.chain(CLIP, paddle.lamb(0.1))), AxisType.Auto, [8, 8, 8, 16]),
+    ],
+    ids=["lamb", "lars", "each", "all"],
+)
+def test_sums_over_all_tensors_are_one_message(tx, kind, sent):
+    """Of eight tensors one array, whether the devices divide them or not."""
+    mesh = mesh_of(8, kind)
+    shapes = {"table": (401, 31), "b": (48,), **{f"w{i}": (8 * i + 8, 24 + i % 2) for i in range(6)}}
+    spread, params = zero1(tx, mesh, "data"), whole(mesh, values(shapes, 0))
+    text = jax.jit(spread.update).lower(params, spread.init(params), params).compile().as_text()
+    found = re.findall(r"= (.*) all-reduce(?:-start)?\(", text)
+    assert sorted(found) == sorted(f"f32[{size}]{{0}}" for size in sent)
+
+
 # -------------------------------------------------------------------------------------------- matrices
 
 LAYERS = {f"{i:02}{k}": s for i in range(16) for k, s in dict(q=(32, 32), up=(32, 64), down=(64, 32)).items()}

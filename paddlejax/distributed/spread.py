@@ -14,6 +14,7 @@ from jax.tree_util import tree_flatten_with_path
 
 from .. import spreading
 from ..array_types import ArrayTree, Gradients
+from ..collectives import in_parts
 from ..hyper import ArgumentError
 from ..lifting import GradientTransformation
 from ..recent import Recent
@@ -25,6 +26,7 @@ from .elementwise import is_elementwise
 from .held import Cut, Held, constrained, cuts_of, lengthened, padded, with_axis
 from .iterations import Assignment, dealt_out
 from .own import own_shardings
+from .partial_sums import PartialSums
 
 SMALL = 2**16  # updates of so many elements are gathered with others: a message has its own price
 
@@ -253,7 +255,11 @@ class Spread:
             return at.tree.unflatten(self._gathered(at, align(at.tree, at.paths, updates, "updates")))
 
         deal = dealt_out(self.auto, self.axis, lambda *about: owners.append(about))
-        with spreading.whole_updates.set(send), spreading.all_at_once.set(deal):
+        dims = {
+            at.shape(i): c.dim for i, c in enumerate(at.cuts) if c.dim is not None and not any(at.own[i].spec)
+        }
+        parts = PartialSums(self.auto, self.axis, dims)
+        with spreading.whole_updates.set(send), spreading.all_at_once.set(deal), in_parts.set(parts):
             updates, (new,) = self.inner.update(grads, (state,), there, **extra)
         us = align(at.tree, at.paths, updates if sent else send(updates), "updates")
         us = [constrained(u, self.auto, own.spec) for u, own in zip(us, at.own, strict=True)]

@@ -107,7 +107,7 @@ these are counts, not times.
 - **Failures.** With thousands of devices one is always failing: `initialize` makes a death end the run
   within about 10 s, instead of the 100 s of JAX's default, and a checkpoint brings it back.
 - **Checkpoints.** Orbax saves a state from N processes and restores it into M, each its part; nothing is
-  gathered. What `make_step` or `zero1` start with says where all belongs:
+  gathered. What a run starts with, of `make_step`, `pipelined` or `fsdp_shardings`, says where all belongs:
 
       with orbax.checkpoint.CheckpointManager(folder) as manager:
           manager.save(count, args=orbax.checkpoint.args.StandardSave((params, state)))
@@ -116,6 +116,8 @@ these are counts, not times.
       target = jax.tree.map(orbax.checkpoint.utils.to_shape_dtype_struct, (params, state))
       params, state = manager.restore(count, args=orbax.checkpoint.args.StandardRestore(target))
 
+  `zero1` holds a state in parts that depend on N: save `tx.whole(state, params)`, restore it where the
+  state of the transformation inside lies (`state_shardings`), and `tx.load(state, params)` holds it again.
   `dgc_momentum` and `diloco` keep something for each worker: restore it for as many as there were, then
   `redistribute`.
 """  # noqa: E501

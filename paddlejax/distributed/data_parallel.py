@@ -237,19 +237,23 @@ def _shardings(state: Any, params: Any, mesh: Mesh, axis_name: str) -> Any:
 
 
 def split_batch(batch: Any, mesh: Mesh, axes: tuple[str, ...]) -> Any:
-    """The arrays of a batch, split over the workers of one axis or several; or an error that names the one
-    that is not one."""
-    pairs, tree = jax.tree_util.tree_flatten_with_path(batch)
-    workers, size = math.prod(mesh.shape[axis] for axis in axes), None
-    for path, x in pairs:
-        shape = jnp.shape(x)
-        if not shape or not shape[0] or shape[0] % workers or size not in (None, shape[0]):
-            others = "" if size in (None, *shape[:1]) else f", as others have {size}"
-            expected = f"expected a leading dimension that the {workers} workers can share{others}"
-            raise ValueError(f"the batch at {path_name(path)}: found shape {shape}, {expected}")
-        size = shape[0]
+    """The arrays of a batch, split over the workers of one axis or several."""
+    workers = math.prod(mesh.shape[axis] for axis in axes)
+    check_leading("the batch", batch, workers, f"dimension that the {workers} workers can share")
     sharding = NamedSharding(mesh, PartitionSpec(axes))
-    return tree.unflatten([placed(x, sharding) for _, x in pairs])
+    return jax.tree.map(lambda x: placed(x, sharding), batch)
+
+
+def check_leading(name: str, tree: Any, n: int, expected: str) -> None:
+    """Refuse arrays without a common leading axis that n divides; the error says which is `expected`."""
+    size = None
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        shape = jnp.shape(x)
+        if not shape or not shape[0] or shape[0] % n or size not in (None, shape[0]):
+            others = "" if size in (None, *shape[:1]) else f", as others have {size}"
+            found = f"found shape {shape}, expected a leading {expected}{others}"
+            raise ArgumentError(f"{name} at {path_name(path)}: {found}")
+        size = shape[0]
 
 
 def on_mesh(params: ArrayTree, mesh: Mesh, axes: tuple[str, ...]) -> Any:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ..array_types import ArrayTree
 from ..hyper import COUNT, FLAG, ArgumentError, Must, checked, function_of, optional, refuse
 from ..trees import path_name, varying_axes
-from .data_parallel import MESH, placed
+from .data_parallel import MESH, check_leading, placed
 from .sharding import AXIS, ONE_KIND
 
 APART = Must(lambda batch_axis, axis: batch_axis != axis, "another axis than axis", ArgumentError)
@@ -130,9 +130,9 @@ def pipelined(
     parts = micro_batches * (1 if batch_axis is None else mesh.shape[batch_axis])
 
     def apply(params: ArrayTree, x: ArrayTree) -> Any:
-        _check_leading("params", params, k, f"layers that the {k} stages along {axis!r} share evenly")
+        _check("params", params, k, f"axis of layers that the {k} stages along {axis!r} share evenly")
         among = f"{micro_batches} micro-batches" + (f" on each of {batch_axis!r}" if batch_axis else "")
-        _check_leading("x", x, parts, f"examples that {among} share evenly, a multiple of {parts}")
+        _check("x", x, parts, f"axis of examples that {among} share evenly, a multiple of {parts}")
         return mapped(_put(params, NamedSharding(mesh, stacked)), _put(x, NamedSharding(mesh, of_batch)))
 
     return apply
@@ -144,19 +144,10 @@ def _put(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(lambda x: placed(lax.convert_element_type(x, x.dtype), sharding), leaves)
 
 
-def _check_leading(name: str, tree: Any, n: int, expected: str) -> None:
-    """Refuse arrays without a common leading axis that n divides."""
-    pairs = jax.tree_util.tree_leaves_with_path(tree)
-    if not pairs:
-        refuse(f"apply's {name}", tree, f"arrays with a leading axis of {expected}")
-    size = None
-    for path, x in pairs:
-        shape = jnp.shape(x)
-        if not shape or not shape[0] or shape[0] % n or size not in (None, shape[0]):
-            others = "" if size in (None, *shape[:1]) else f"; others have {size}"
-            found = f"found shape {shape}, expected a leading axis of {expected}{others}"
-            raise ArgumentError(f"apply's {name}: at {path_name(path)}: {found}")
-        size = shape[0]
+def _check(name: str, tree: Any, n: int, expected: str) -> None:
+    if not jax.tree.leaves(tree):
+        refuse(f"apply's {name}", tree, f"arrays with a leading {expected}")
+    check_leading(f"apply's {name}:", tree, n, expected)
 
 
 def _like(y: Any, x: Any) -> Any:

@@ -14,6 +14,7 @@ import os
 import signal
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -129,6 +130,31 @@ class Loaded:
         return flat(self.opt.state_dict()) | {"rate": self.opt.get_lr()}
 
 
+class Piped:
+    """An optimizer around a network that is cut into two stages."""
+
+    def __init__(self):
+        def hidden(params, x):
+            return jnp.tanh(x @ params["w"])
+
+        def last(params, x, y):
+            return jnp.mean((x @ params["w"] - y) ** 2)
+
+        self.params = [paddle.Parameter(jnp.full((2, 2), 0.5), f"p{i}") for i in range(2)]
+        trees = [{"w": p} for p in self.params]
+        self.opt = paddle.optimizer.Adam(0.05, parameters=trees)
+        self.pipeline = paddle.fluid.optimizer.PipelineOptimizer(
+            self.opt, [hidden, last], place_list=jax.devices()[:1] * 3, num_microbatches=2
+        )
+
+    def minimize(self, n):
+        x = jnp.arange(8.0).reshape(4, 2) + n % 7
+        self.pipeline.minimize(self.pipeline.loss(x, x))
+
+    def seen(self):
+        return {p.name: p.numpy() for p in self.params} | flat(self.opt.state_dict())
+
+
 class Scheduled:
     """A scheduler around a scheduler."""
 
@@ -167,6 +193,7 @@ CALLS = {
     ),
     "ExponentialMovingAverage.update": (Moving, Moving.update, Moving.seen),
     "ExponentialMovingAverage.apply": (Moving, Moving.apply, Moving.seen),
+    "PipelineOptimizer.minimize": (Piped, Piped.minimize, Piped.seen),
     "LinearWarmup.step": (Scheduled, Scheduled.step, Scheduled.seen),
     "set_state_dict": (Loaded, Loaded.load, Loaded.seen),
 }

@@ -1,9 +1,11 @@
 """One pass of all micro-batches through a pipeline: workers that walk the schedule and run its sections."""
 
+import _thread
+import operator
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import starmap
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +33,9 @@ class Pass(NamedTuple):
     params: list[Any]  # per stage, as the last update left them
     carries: list[Any]
     timeline: list[Span]
+
+
+ACQUIRE = operator.methodcaller("acquire")
 
 
 class _Stopped(Exception):
@@ -119,13 +124,7 @@ class PipelinePass:
         self.lanes = [[_Lane(s, d, p, c) for d in devices] for s, (devices, p, c) in enumerate(given)]
         flat = [lane for lanes in self.lanes for lane in lanes]
         workers = [[lane] for lane in flat] if all(is_here(lane.device) for lane in flat) else [flat]
-        with ThreadPoolExecutor(len(workers), "paddlejax-pipeline") as pool:
-            futures = [pool.submit(self._walk, lanes) for lanes in workers]
-            try:
-                wait(futures)
-            except BaseException as e:  # such as KeyboardInterrupt
-                self.handover.stop(e)
-                raise
+        self._work(workers)
         if self.handover.failure is not None:
             raise self.handover.failure
         losses = {j: loss for lane in self.lanes[-1] for j, loss in lane.losses.items()}
@@ -141,6 +140,45 @@ class PipelinePass:
             other = put_tree(other, lanes[0].device)
             total = add_to(total, other) if is_here(lanes[0].device) else total
         return total
+
+    def _work(self, workers: Sequence[Sequence[_Lane]]) -> None:
+        """Let each of these walk in a thread, and wait for all."""
+        at_work = [threading.Lock() for _ in workers]  # each is held until its worker has ended
+        for lock in at_work:
+            lock.acquire()
+
+        def work(lanes: Sequence[_Lane], lock: Any) -> None:
+            try:
+                self._walk(lanes)
+            finally:
+                lock.release()
+
+        rows = zip(workers, at_work, strict=True)
+        threads = [threading.Thread(target=work, args=r, name="paddlejax-pipeline", daemon=True) for r in rows]
+
+        def start() -> None:
+            for thread, lock in zip(threads, at_work, strict=True):
+                try:
+                    thread.start()
+                except BaseException as e:
+                    self.handover.stop(e)
+                    lock.release()
+
+        # A KeyboardInterrupt comes in the main thread alone. Inside `Thread.start` it could leave a lock held
+        # for which the new thread waits for ever. Here it comes before or after a call into C, and the lists
+        # say how far that came.
+        started: list[int] = []
+        ended: list[bool] = []
+        try:
+            started.extend(starmap(_thread.start_new_thread, [(start, ())]))
+            ended.extend(map(ACQUIRE, at_work))
+        except BaseException as e:
+            self.handover.stop(e)
+            if started:
+                ended.extend(map(ACQUIRE, at_work[len(ended) :]))
+            raise
+        for thread in threads:
+            thread.join()
 
     def _walk(self, lanes: Sequence[_Lane]) -> None:
         """Do all tasks of these lanes, in the order of the schedule."""

@@ -189,6 +189,33 @@ def test_what_no_loss_reads_keeps_its_memory(few):
     assert before == [p.peek().unsafe_buffer_pointer() for p in params.values()]
 
 
+def test_a_sum_of_losses_from_before_a_step_that_did_not_reach_them(monkeypatch):
+    monkeypatch.setattr(flagged, "FEW", 1)
+    ps = [paddle.Parameter(jnp.ones(3), f"p{i}") for i in range(4)]
+    opt = paddle.optimizer.Adam(0.1, parameters=ps)
+    squares = paddle.loss(lambda *params: sum(jnp.sum(p * p) for p in params))
+
+    def step(*reached):
+        for i, p in enumerate(ps):
+            p.grad = jnp.ones(3) if i in reached else None
+        opt.step()
+
+    for reached in ([0], [1, 2], [0, 3]):
+        step(*reached)
+    early = squares(ps[0], ps[1])
+    step(2, 3)
+    late = squares(ps[1], ps[2])
+    assert isinstance(opt.compiled_steps[-1], flagged.FlaggedStep) and early.is_current()
+    expected = sum(float(np.sum(p.numpy() ** 2)) for p in (ps[0], ps[1], ps[1], ps[2]))
+    total = early + late
+    opt.minimize(total)
+    assert float(total) == pytest.approx(expected)
+    early = squares(ps[0])
+    step(0)
+    with pytest.raises(RuntimeError, match="before and after a step"):
+        opt.minimize(early + squares(ps[1]))
+
+
 def test_one_subset_for_long_has_a_program_of_its_own_again(monkeypatch):
     monkeypatch.setattr(flagged, "FEW", 1)
     monkeypatch.setattr(flagged, "LONG", 4)

@@ -182,6 +182,7 @@ class FlaggedStep(CompiledStep):
         self._mixed = base.mixed([p.dtype for p in own])
         self._present: tuple[bool, ...] = ()
         self._flags: Any = None
+        self._left: set[int] = set()  # arrays that stay where they are: the program has a copy
 
     def reach(self, present: tuple[bool, ...], parameters: Sequence[Parameter]) -> None:
         """Say which Parameters the next step reaches."""
@@ -198,9 +199,10 @@ class FlaggedStep(CompiledStep):
 
     def values(self) -> list[Any]:
         """Return the arrays to donate. Those of the unreached may be read by a loss, of a frozen Parameter
-        also by the one that is minimized."""
-        pairs = zip(self.stores, self._flags, strict=True)
-        return [s.take() if reached else s.spare() for s, reached in pairs]
+        also by the one that is minimized: these stay, and a copy is donated."""
+        pairs = enumerate(zip(self.stores, self._flags, strict=True))
+        self._left = {at for at, (s, reached) in pairs if not reached and s.is_read()}
+        return [jnp.copy(s.array) if at in self._left else s.take() for at, s in enumerate(self.stores)]
 
     def arguments(self, grads: list[Any], rate: Any) -> tuple[Any, ...]:
         """As for a CompiledStep, with zeros in place of the gradients that are not there.
@@ -229,7 +231,8 @@ class FlaggedStep(CompiledStep):
 
     def keep(self, values: list[jax.Array], state: Any) -> Info | None:
         """Store what the programs returned; who was reached has a state from now on."""
-        info = super().keep(values, state)
+        rows = enumerate(zip(self.stores, values, strict=True))
+        info = super().keep([s.array if at in self._left else x for at, (s, x) in rows], state)
         for group in self.base.groups:
             if group.fresh:
                 group.fresh = frozenset(i for i in group.fresh if not self._present[i])

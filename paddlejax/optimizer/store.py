@@ -6,7 +6,6 @@ page of `paddlejax.optimizer`.
     peek    the array, for a reader that does not keep it
     share   the array, for somebody who keeps it: from then on it is not the Store's alone
     take    the array, to be donated to a program: a copy where somebody else holds it too
-    spare   as `take`, for a program that leaves the value as it is: a copy where a loss will read it too
     keep    the result of the program that was given what `take` returned
     put     any other new array that nobody else holds
 
@@ -64,11 +63,9 @@ class Store:
             self.put(jnp.copy(self.peek()))
         return self.array
 
-    def spare(self) -> jax.Array:
-        """Return the array to donate to a step that does not reach the value: a Loss over it stays good."""
-        if sys.getrefcount(self.array) > ALONE:
-            self.put(jnp.copy(self.peek()))
-        return self.take()
+    def is_read(self) -> bool:
+        """Return whether somebody has the array at this moment, such as a Loss that is not computed."""
+        return sys.getrefcount(self.array) > ALONE
 
     def keep(self, array: jax.Array) -> None:
         """Hold what a program made of the array that `take` returned; twice is as good as once."""

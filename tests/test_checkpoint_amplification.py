@@ -205,6 +205,18 @@ def test_a_compressed_npz_is_measured_before_it_is_unpacked(tmp_path):
         load_npz(path, max_bytes=-1)
 
 
+def test_long_headers_that_are_packed_are_not_parsed_without_end(tmp_path):
+    header = b"{" + b"'descr':'<f4'," * 600 + b"'fortran_order':False,'shape':(1,)}"
+    header += b" " * (-len(header) - 11 & 63) + b"\n"
+    array = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(4)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(2000):
+            archive.writestr(f"a{i}.npy", array)
+    for read in (load_npz, inspect):
+        with pytest.raises(CheckpointError, match="again and again"):
+            read(tmp_path / "x.npz")
+
+
 def test_a_template_says_what_a_compressed_npz_may_unpack_to(tmp_path):
     bomb = packed(tmp_path / "bomb.npz", w_moment_0=np.zeros(30_000_000, np.uint8))
     params = {"w": jnp.ones((300, 300))}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from ..optimizer.gate import whole
 from ..optimizer.parameter import Parameter
 from .budget import ATOMS, Budget
 from .errors import Refused, listed, shown
@@ -166,6 +167,7 @@ def replace(
     return tree
 
 
+@whole
 def arranged(obj: Any) -> Checkpoint:
     """What a user wants to save, checked and in the layout Paddle gives it; nothing is copied yet."""
     if not isinstance(obj, Mapping):

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..hyper import ArgumentError
 from ..optimizer.ledger import Entries, StateDictError
-from ..optimizer.parameter import Parameter
+from ..optimizer.parameter import Parameter, values
 from ..trees import path_name
 from .convert import outline_any, read_any, save_any
 from .errors import PathLike
@@ -133,7 +133,8 @@ def save_parameters(
     mine = _members(source)
     back = _back(mine, names)
     tensors = {own.key: back.get(own.path, own.name) for own in mine}
-    save_any({**{own.key: _value(own.leaf) for own in mine}, NAMES: tensors}, file, protocol)
+    arrays = zip((own.key for own in mine), values([own.leaf for own in mine]), strict=True)
+    save_any({**dict(arrays), NAMES: tensors}, file, protocol)
 
 
 def keyed(source: Any, names: Any) -> tuple[dict[str, Any], dict[str, str]]:
@@ -141,7 +142,7 @@ def keyed(source: Any, names: Any) -> tuple[dict[str, Any], dict[str, str]]:
     mine = _members(source)
     back = _back(mine, names)
     keys = {word: back.get(own.path, own.key) for own in mine for word in own.words}
-    arrays = {keys[own.path]: _value(own.leaf) for own in mine}
+    arrays = dict(zip([keys[own.path] for own in mine], values([own.leaf for own in mine]), strict=True))
     if len(arrays) < len(mine):
         raise ValueError(f"names: found {len(mine)} parameters with {len(arrays)} names, expected as many")
     return arrays, keys

@@ -14,8 +14,9 @@ from .casting import amp_guard, auto_cast, decorate, is_bfloat16_supported, is_f
 from .elsewhere import names_of
 from .hyper import FLAG, INT, ArgumentError, checked, number, unless
 from .loss_scaling import DECR_RATIO, INCR_RATIO, SCALE, all_finite, next_scale, times, unscaled
+from .optimizer.copies import Copied
 from .optimizer.expression import Constant
-from .optimizer.gate import whole
+from .optimizer.gate import alone, whole
 from .optimizer.ledger import Entries, StateDictError, load, written
 from .optimizer.loss import Loss
 from .optimizer.parameter import ZEROS, Parameter
@@ -48,7 +49,7 @@ def _is_off(setting: Any, enable: bool) -> bool:
     return not enable
 
 
-class GradScaler(Attributes):
+class GradScaler(Attributes, Copied):
     """Scale the loss so that small float16 gradients do not vanish, and skip the steps where one overflows.
 
         scaled = scaler.scale(loss(...)); scaled.backward()
@@ -152,6 +153,7 @@ class GradScaler(Attributes):
             raise RuntimeError("scale: backward() ran already for this loss; scale it before")
         return ScaledLoss(loss, np.asarray(self._scale))
 
+    @alone
     def unscale_(self, optimizer: Any) -> None:
         """Divide the optimizer's gradients by the scale, to clip or look at them before `step`.
 
@@ -180,6 +182,7 @@ class GradScaler(Attributes):
 
         complete(store)
 
+    @alone
     def step(self, optimizer: Any) -> None:
         """`optimizer.step()` with unscaled gradients, or nothing if one of them is infinite or NaN."""
         if not self._enable:
@@ -197,6 +200,7 @@ class GradScaler(Attributes):
             after = after._replace(unscaled={o: bad for o, bad in after.unscaled.items() if o is not inner})
         noted(inner, optimizer.step if good else None, lambda: setattr(self, "_progress", after))
 
+    @alone
     def update(self) -> None:
         """Adapt the scale to whether the last `step` was skipped; every optimizer may step again."""
         if not (self._enable and self._dynamic):
@@ -215,6 +219,7 @@ class GradScaler(Attributes):
         counts = int(good), int(bad)
         return progress._replace(scale=np.float32(scale), counts=counts, unscaled={}, stepped=frozenset())
 
+    @alone
     def minimize(self, optimizer: Any, loss: Any, *args: Any, **kwargs: Any) -> tuple[list[Any], list[Any]]:
         """`step` and `update` in one; `([], [(parameter, gradient), ...])`.
 

@@ -261,6 +261,20 @@ def test_gradient_merge_is_saved_between_steps():
         resumed.set_state_dict({**entries, "stray": jnp.ones(1)})
 
 
+def test_gradient_merge_steps_what_a_loss_reads_as_a_constant():
+    """It was frozen when the loss was built, and joins the step with the gradient it had before."""
+    a, b = ps = [paddle.Parameter(jnp.ones(3), name) for name in "ab"]
+    opt = paddle.fluid.optimizer.GradientMergeOptimizer(paddle.optimizer.SGD(1.0, ps), 2)
+    squares = paddle.loss(lambda a, b: jnp.sum(a * a) + jnp.sum(b * b))
+    opt.minimize(squares(a, b))
+    b.stop_gradient = True
+    y = squares(a, b)
+    b.stop_gradient = False
+    opt.minimize(y)
+    assert float(y) == 6.0
+    np.testing.assert_array_equal([a.numpy(), b.numpy()], [np.full(3, -1.0), np.zeros(3)])
+
+
 def test_gradient_merge_steps_whoever_had_a_gradient():
     a, b = paddle.Parameter(jnp.zeros(1), "a"), paddle.Parameter(jnp.zeros(1), "b")
     opt = incubate.GradientMergeOptimizer(paddle.optimizer.SGD(1.0, [a, b]), 2)

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import paddlejax as paddle
+from paddlejax.optimizer import flagged
 from paddlejax.optimizer.averages import _decayed
+from paddlejax.optimizer.cohorts import windowed
 
 fluid = paddle.fluid.optimizer
 # --------------------------------------------------------------------------------------------- the functions
@@ -308,6 +310,27 @@ def test_what_an_average_leaves_out():
     }
     with pytest.raises(ValueError, match="missing: w_sum_1_0"):
         average.set_state_dict({})
+
+
+def test_a_model_average_of_many_subsets_has_few_programs():
+    """It is what an average of each Parameter alone is, to the bit."""
+    rng = np.random.default_rng(0)
+    ps = [paddle.Parameter(jnp.zeros(3), f"p{i}") for i in range(7)]
+    average = paddle.incubate.ModelAverage(0.5, ps, 2, 5)
+    alone = [paddle.incubate.ModelAverage(0.5, [p], 2, 5) for p in ps]
+    before = windowed._cache_size()
+    for n in range(40):
+        for p in ps:
+            p.set_value(rng.normal(size=3))
+            p.grad = jnp.ones(3) if n < 2 or rng.random() < 0.5 else None
+        average.step()
+        for one in alone:
+            one.step()
+    assert windowed._cache_size() - before <= flagged.FEW + 3
+    found = average.state_dict()
+    for one in alone:
+        for key, value in one.state_dict().items():
+            np.testing.assert_array_equal(found[key], value)
 
 
 def test_thres_steps_is_read_at_every_update_and_compiles_once():

@@ -128,6 +128,7 @@ def check(name, warm, steps):
     for i in range(warm, warm + steps):
         step(i)
     after = sizes()
+    print(name, warm + steps, "steps; arrays, programs, MB:", (arrays, programs, round(memory)), after)
     assert after[0] <= arrays
     if not compiles:
         assert after[1] == programs

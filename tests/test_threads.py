@@ -138,9 +138,27 @@ def test_averages_and_schedulers_in_other_threads():
     beside(act, rates, averaged)
 
 
+def test_a_search_shows_all_parameters_at_one_point():
+    """All elements take the same way, from one point of the search to the next."""
+    params = cells()
+    opt = paddle.optimizer.LBFGS(0.5, max_iter=3, parameters=params)
+    loss = paddle.loss(lambda params: sum(jnp.sum((p - 1.0) ** 4) for p in params))
+
+    def closure():
+        opt.clear_grad()
+        y = loss(params)
+        y.backward()
+        return y
+
+    found = []
+    beside(lambda: opt.step(closure), lambda: found.extend(one_number(paddle.values(params))), times=10)
+    assert len(found) > 1
+
+
+@pytest.mark.parametrize("kind", ["SGD", "LookAhead"])
 @pytest.mark.parametrize("act", [Counting.step, Counting.minimize], ids=["step", "minimize"])
-def test_two_threads_step_one_optimizer(act):
-    m = Counting()
+def test_two_threads_step_one_optimizer(act, kind):
+    m = KINDS[kind]()
     act(m)
     threads = [threading.Thread(target=lambda: [act(m) for _ in range(STEPS)]) for _ in range(2)]
     failures, hook = [], threading.excepthook
@@ -289,40 +307,101 @@ def test_a_reader_does_not_wait_for_what_calls_out_or_is_compiled():
 @pytest.mark.filterwarnings("ignore:.*fork")
 @pytest.mark.parametrize("holder", ["another thread", "this thread"])
 def test_a_process_that_was_forked_reads(holder):
-    """Whoever held the locks, they are free in the new process, which has one thread."""
-    p = paddle.Parameter(jnp.ones(3), "p")
-    held, go = threading.Event(), threading.Event()
-
-    def hold():
-        with gate.turn, gate.lock:
-            held.set()
-            go.wait(60)
+    """Whoever had the turn, it is free in the new process, which has one thread; nothing is half stored."""
+    m, forked = Counting(), []
+    m.step()
 
     def child():
         with gate.turn, gate.lock:
-            os._exit(0 if p.shape == (3,) and not gate.pending else 1)
+            os._exit(0 if not gate.pending and not any(x.is_deleted() for x in m.values()) else 1)
 
-    if holder == "another thread":
-        other = threading.Thread(target=hold)
-        other.start()
-        held.wait(60)
-    else:
-        gate.turn.acquire()
-        gate.lock.acquire()
-    try:
+    def fork():
         process = multiprocessing.get_context("fork").Process(target=child)
         process.start()
         process.join(30)
-        code = process.exitcode
+        forked.append(process.exitcode)
         process.kill()
+
+    if holder == "another thread":
+        beside(fork, m.step, times=10)
+    else:
+        with gate.turn, gate.lock:
+            fork()
+    assert not any(forked)
+
+
+COPIES = {
+    **KINDS,
+    "GradientMerge": lambda: Counting(
+        lambda ps: paddle.fluid.optimizer.GradientMergeOptimizer(paddle.optimizer.Momentum(1.0, 0.0, ps), 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_copies_in_another_thread(kind):
+    m = COPIES[kind]()
+    m.step()
+    failed = []
+
+    def copies():
+        for again in (copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x)), copy.copy):
+            opt = again(m.opt)
+            state = opt.state_dict()
+            if again is copy.copy:
+                return
+            found = one_number([p.numpy() for p in opt.parameter_list])
+            if kind != "GradientMerge":
+                assert one_number([x for k, x in state.items() if "velocity" in k]) <= {-1.0}
+            failed.append(len(found) != 1)
+
+    beside(m.step, copies)
+    assert failed and not any(failed)
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_of_averages_in_another_thread(how):
+    m = Counting()
+    m.step()
+    ema = paddle.static.ExponentialMovingAverage(0.5, parameters=m.params)
+    average = inc.ModelAverage(1.0, m.params)
+
+    def act():
+        ema.update()
+        average.step()
+
+    act()
+    beside(act, lambda: how(ema).state_dict(), lambda: how(average).state_dict())
+
+
+@pytest.mark.skipif(not hasattr(signal, "raise_signal"), reason="needs signals")
+def test_a_signal_handler_that_saves_before_and_after_the_program(monkeypatch):
+    """The second of two signals finds what the first left to be stored."""
+    m, found, come = Counting(), [], set()
+    m.step()
+    (compiled,) = m.opt.compiled_steps
+    kind = type(compiled)
+    old = signal.signal(signal.SIGTERM, lambda *_: found.append(one_number([p.numpy() for p in m.params])))
+
+    def signalled(method):
+        def run(self, *args):
+            if method not in come:
+                come.add(method)
+                signal.raise_signal(signal.SIGTERM)
+            return method(self, *args)
+
+        return run
+
+    try:
+        with monkeypatch.context() as patch:
+            for name in ("state", "keep"):
+                patch.setattr(kind, name, signalled(getattr(kind, name)))
+            m.step()
     finally:
-        if holder == "another thread":
-            go.set()
-            other.join()
-        else:
-            gate.lock.release()
-            gate.turn.release()
-    assert code == 0
+        signal.signal(signal.SIGTERM, old)
+    assert found[0] == {1.0} and found[-1] == {2.0}
+    m.step()
+    assert one_number(m.values()) == {3.0}
 
 
 def test_copies_leave_locks_out():

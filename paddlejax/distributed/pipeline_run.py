@@ -154,7 +154,9 @@ class PipelinePass:
                 lock.release()
 
         rows = zip(workers, at_work, strict=True)
-        threads = [threading.Thread(target=work, args=r, name="paddlejax-pipeline", daemon=True) for r in rows]
+        threads = [
+            threading.Thread(target=work, args=r, name="paddlejax-pipeline", daemon=True) for r in rows
+        ]
 
         def start() -> None:
             for thread, lock in zip(threads, at_work, strict=True):

@@ -167,6 +167,10 @@ Two locks are for all objects, see `gate`. Whoever reads (`.value`, `.grad`, `st
 waits while a program has the memory and its result is not stored, and no longer. A reader in a signal handler
 first stores what is pending. Programs that call out do not run under the lock, so a callback may read. Each
 read is of one moment: `values(params)` is all of one step, `p.numpy()` of one Parameter after another is not.
+Nor is L-BFGS's step hidden: it moves the Parameters while it searches, and who reads in another thread finds
+a point of the search, all of it. A copy or deepcopy is of one moment. A pickle is made object by object: an
+optimizer's has the values that belong to its state, a wrapper's may be a step ahead or behind of what is
+inside. Where that matters pickle a deepcopy. A fork waits until no other thread is storing.
 
 Inside a trace
 --------------

@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -19,8 +18,10 @@ from ..tracing import check_outside
 from ..trees import compute_dtype
 from .arguments import check_distinct, checked_name, checked_pairs, read_parameters
 from .average_methods import OptimizerMethods
+from .cohorts import Cohort, windowed, windowed_value
+from .copies import Copied
+from .flagged import Subsets
 from .gate import alone, one_at_a_time, whole
-from .group import halves
 from .ledger import ArrayField, CountField, Entries, Field, load, written
 from .parameter import Parameter
 from .programs import Watched
@@ -31,7 +32,7 @@ from .whole import in_one
 ANEW = "it is fixed; make a new average, and give it state_dict()"
 
 
-class ParameterAverage(Attributes):
+class ParameterAverage(Attributes, Copied):
     """Base of the averages: which parameters they follow, and `apply` and `restore`.
 
     Parameters with `do_model_average=False`, and those that are not real floating numbers, are left out.
@@ -125,7 +126,7 @@ class ParameterAverage(Attributes):
         return {p: a.astype(p.dtype) for p, a in zip(members, averages, strict=True)}
 
 
-# One program for all objects whose parameters have the same shapes: the numbers are data.
+# One program for all objects whose parameters have the same shapes, as in `cohorts`.
 
 
 @functools.partial(Watched, donate_argnums=1)
@@ -137,20 +138,6 @@ def _decayed(values: list[Any], state: MovingAverageState, decay: Any, steps: An
 @jax.jit
 def _decayed_value(state: MovingAverageState) -> list[jax.Array]:
     return exponential_moving_average().value(state)
-
-
-@functools.partial(Watched, static_argnums=(3, 4), donate_argnums=1)
-@in_one
-def _windowed(
-    values: list[list[Any]], states: list[ModelAverageState], rate: Any, shortest: int, longest: int
-) -> list[ModelAverageState]:
-    update = model_average(rate, shortest, longest).update
-    return [update(own, state) for own, state in zip(values, states, strict=True)]
-
-
-@jax.jit
-def _windowed_value(state: ModelAverageState) -> list[jax.Array]:
-    return model_average(1.0).value(state)
 
 
 @pages.of(exponential_moving_average)
@@ -174,6 +161,7 @@ class ExponentialMovingAverage(ParameterAverage):
     _decay: float
     _count: int
     _state: MovingAverageState
+    _donated = ("_state",)
 
     def __init__(
         self, decay: Numeric = 0.999, thres_steps: Any = None, name: str | None = None, parameters: Any = None
@@ -238,17 +226,6 @@ SUMS, COUNTS = ModelAverageState._fields[:3], ModelAverageState._fields[3:]
 ACCUMULATORS = (*SUMS, *COUNTS, "restore")
 
 
-@dataclass(eq=False)
-class _Cohort:
-    """Parameters, by position, that have been averaged at the same steps."""
-
-    members: list[int]
-    state: ModelAverageState
-
-    def split(self, present: Sequence[bool]) -> "list[_Cohort]":
-        return [_Cohort(*half) for half in halves(self, present)] or [self]
-
-
 @pages.of(model_average)
 class ModelAverage(OptimizerMethods, ParameterAverage):
     """Paddle's ModelAverage of these parameters, see `model_average`.
@@ -270,7 +247,9 @@ class ModelAverage(OptimizerMethods, ParameterAverage):
 
     _average: Any
     _window: tuple[float, int, int]
-    _cohorts: list[_Cohort]
+    _cohorts: list[Cohort]
+    _subsets: Subsets
+    _donated = ("_cohorts",)
     _ways = dict.fromkeys(("average_window", "min_average_window", "max_average_window"), ANEW)
 
     def __init__(
@@ -284,7 +263,7 @@ class ModelAverage(OptimizerMethods, ParameterAverage):
         super().__init__(parameters, name)
         self._average = model_average(average_window_rate, min_average_window, max_average_window)
         self._window = (float(average_window_rate), min_average_window, max_average_window)
-        self._cohorts = []
+        self._cohorts, self._subsets = [], Subsets()
 
     def step(self) -> None:
         """Take the parameters as they are now into the average."""
@@ -298,8 +277,12 @@ class ModelAverage(OptimizerMethods, ParameterAverage):
         known = {i for cohort in cohorts for i in cohort.members}
         fresh = [i for i, here in enumerate(present) if here and i not in known]
         if fresh:
-            cohorts.append(_Cohort(fresh, self._average.init(self._values(fresh))))
-        active = [cohort for cohort in cohorts if present[cohort.members[0]]]
+            cohorts.append(Cohort(fresh, self._average.init(self._values(fresh))))
+        if self._subsets.are_many(tuple(present)):  # as in `flagged`: who is present is data
+            active = cohorts = [one for cohort in cohorts for one in cohort.apart()]
+            flags = [np.array([present[cohort.members[0]] for cohort in active])]
+        else:
+            active, flags = [cohort for cohort in cohorts if present[cohort.members[0]]], []
         values = [self._values(cohort.members) for cohort in active]
 
         def store(states: list[ModelAverageState]) -> None:
@@ -307,7 +290,8 @@ class ModelAverage(OptimizerMethods, ParameterAverage):
                 cohort.state = state
             self._cohorts = cohorts
 
-        run_atomically(lambda: (_windowed, (values, [c.state for c in active], *self._window)), store)
+        states = [cohort.state for cohort in active]
+        run_atomically(lambda: (windowed, (values, states, *self._window, *flags)), store)
 
     update = step
 
@@ -333,7 +317,7 @@ class ModelAverage(OptimizerMethods, ParameterAverage):
         averages: dict[Parameter, jax.Array] = {}
         for cohort in self._cohorts:
             members = [self.parameter_list[i] for i in cohort.members]
-            averages |= self._in_place_of(members, _windowed_value(cohort.state))
+            averages |= self._in_place_of(members, windowed_value(cohort.state))
         return averages
 
     @whole
@@ -346,7 +330,7 @@ class ModelAverage(OptimizerMethods, ParameterAverage):
             return {}
         known = {i for cohort in self._cohorts for i in cohort.members}
         others = [
-            _Cohort([i], self._average.init([p.peek()]))
+            Cohort([i], self._average.init([p.peek()]))
             for i, p in enumerate(self.parameter_list)
             if i not in known
         ]
@@ -391,5 +375,5 @@ class ModelAverage(OptimizerMethods, ParameterAverage):
             if counts[-1]:
                 sums: Any = [[found[i][k] for i in members] for k in SUMS]
                 counters = [jnp.array(count, jnp.int32) for count in counts]
-                cohorts.append(_Cohort(members, ModelAverageState(*sums, *counters)))
+                cohorts.append(Cohort(members, ModelAverageState(*sums, *counters)))
         self._cohorts = cohorts

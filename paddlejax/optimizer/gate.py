@@ -33,9 +33,19 @@ own = _Own()
 
 
 def settle() -> None:
-    """Store what this thread was about to store when a signal came; `lock` is held."""
-    while pending:
-        pending.popitem()[0]()
+    """Store what this thread was about to store when a signal came; `lock` is held.
+
+    It stays pending: the program may run only after the first of two signals.
+    """
+    if not pending:
+        return
+    waiting = dict(pending)
+    pending.clear()  # what is stored here may read
+    try:
+        for store in waiting:
+            store()
+    finally:
+        pending.update(waiting)
 
 
 def whole(read: Callable[..., Any]) -> Any:
@@ -76,14 +86,16 @@ def one_at_a_time(change: Callable[..., Any]) -> Any:
     return changing
 
 
+def _before_fork() -> None:
+    """Wait until no other thread is storing: it would never end that in the new process."""
+    lock.acquire()
+    settle()
+
+
 def _after_fork() -> None:
-    """In a new process only the thread is left that made it: no other holds a lock any more."""
-    global turn, lock
-    if not lock.acquire(blocking=False):
-        pending.clear()
-        lock = threading.RLock()
-    else:
-        lock.release()
+    """In a new process only the thread is left that made it: no other has the turn any more."""
+    global turn
+    lock.release()
     if not turn.acquire(blocking=False):
         turn = threading.RLock()
     else:
@@ -91,4 +103,6 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=lambda: lock.release(), after_in_child=_after_fork
+    )

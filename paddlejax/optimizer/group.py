@@ -15,6 +15,7 @@ import numpy as np
 
 from ..lifting import Lifted
 from ..rates import RuleState
+from .copies import own
 from .parameter import Parameter
 
 Blocks = tuple[tuple[int, ...], ...]  # positions of Parameters: those of one entry lie in one array
@@ -53,6 +54,12 @@ class StepGroup:
         """Return a group with this state, stepped from now on by another rule with the same accumulators."""
         other = copy.copy(self)
         other.rule = rule
+        return other
+
+    def copied(self) -> "StepGroup":
+        """Return it with arrays of its own."""
+        other = copy.copy(self)
+        other.stored = own(self.stored)
         return other
 
     def _by_member(self, slot: list[jax.Array]) -> list[jax.Array]:

@@ -15,7 +15,7 @@ from ..quasi_newton import METHOD, Call, Layout, LBFGSState, Method, absorb, beg
 from ..tracing import check_outside
 from ..trees import next_count
 from .compiled import CompiledStep
-from .gate import whole
+from .gate import alone, one_at_a_time, whole
 from .ledger import ArrayField, Entries, Field, Misfit, NumberField, written
 from .loss import Loss
 from .lr import Rate
@@ -94,6 +94,7 @@ class LBFGS(Optimizer):
 
     # ------------------------------------------------------------------ one step
 
+    @alone
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Minimize what the closure returns; its first result, the loss before the step."""
         if not callable(closure):
@@ -120,21 +121,18 @@ class LBFGS(Optimizer):
                 self._method, _begin(state, before, layout=layout), *result[1:], layout=layout
             )
             while not call.done:
-                for p, x in zip(trained, values, strict=True):
-                    p.store.put(x)
+                _move(trained, values)
                 result = _evaluated(closure, trained)
                 call, values = _absorb(self._method, call, *result[1:], layout=layout)
             after = call.state, trained
-            for p, x in zip(trained, values, strict=True):
-                p.store.put(x)
+            _move(trained, values)
             if self.layers:  # a wrapper goes on from here, with a step that moves nothing
                 moved = {p: p.lazy_grad for p in trained}
                 self.apply([moved.get(p) for p in self.parameter_list], taken=keep)
             keep()
         except BaseException:
             if after is start or self._history is not after:
-                for p, x in zip(trained, before, strict=True):
-                    p.store.put(jnp.copy(x))
+                _move(trained, [jnp.copy(x) for x in before])
             raise
         return first[0]
 
@@ -176,6 +174,13 @@ class LBFGS(Optimizer):
         state = None if found is None else _state(found, layout, method)
         self._put_schedule(schedule)
         self._history = state, trained
+
+
+@one_at_a_time
+def _move(trained: list[Parameter], values: list[Any]) -> None:
+    """Put the Parameters at a point of the search."""
+    for p, x in zip(trained, values, strict=True):
+        p.store.put(x)
 
 
 @partial(jax.jit, static_argnames="layout")

@@ -29,6 +29,7 @@ class _Lookahead(Part):
         self._optimizer, self.alpha, self.k, self._slow_start = optimizer, alpha, k, slow_start
         self.count: Any = np.zeros((), np.int32)
         self.slow: dict[int, jax.Array] = {}
+        self._begun: dict[int, jax.Array] = {}  # with those that begin in the step that is being made
 
     def idle(self) -> None:
         """Count a step in which no Parameter has a gradient."""
@@ -45,7 +46,8 @@ class _Lookahead(Part):
 
     def state(self, positions: Sequence[int], inner: Any) -> LookaheadState:
         """Return the count, and the slow weights of these Parameters; a frozen one has none and moves not."""
-        slow, parameters = self._started(), self._optimizer.parameter_list
+        self._begun = slow = self._started()
+        parameters = self._optimizer.parameter_list
         return LookaheadState(
             self.count,
             [slow[i] if i in slow else jnp.zeros_like(parameters[i].peek()) for i in positions],
@@ -54,9 +56,9 @@ class _Lookahead(Part):
 
     def keep(self, positions: Sequence[int], state: LookaheadState) -> Any:
         """Store count and slow weights; return the inner state."""
-        started = self._started()
-        new = {i: s for i, s in zip(positions, state.slow, strict=True) if i in started}
-        self.count, self.slow = state.count, started | new
+        new = {i: s for i, s in zip(positions, state.slow, strict=True) if i in self._begun}
+        self.count, self.slow = state.count, {**self._begun, **new}
+        self._begun = self.slow
         return state.inner
 
     def begin(self) -> None:

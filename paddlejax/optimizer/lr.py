@@ -69,6 +69,10 @@ class LRScheduler(Named, attributes.Schedule):
         """Take the first step."""
         self.step()
 
+    def __getstate__(self):
+        """What it is now: a step replaces all at once."""
+        return dict(vars(self))
+
     def __call__(self):
         """The rate in force; nothing is computed."""
         return self.last_lr

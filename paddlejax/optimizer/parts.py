@@ -15,6 +15,7 @@ Both answer to the same three:
 and twice is as good as once.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from ..lifting import GradientTransformation, Lifted
 from ..master import MasterState, with_master_weights
 from ..rates import RuleState
 from ..trees import compute_dtype, is_narrow
+from .copies import own
 from .group import Blocks, StepGroup
 from .parameter import Parameter
 from .plan import Plan, Rates, put_together
@@ -58,6 +60,13 @@ class Part:
 
     def idle(self) -> None:
         """Note a step in which no Parameter takes part."""
+
+    def copied(self) -> "Part":
+        """Return it with arrays of its own."""
+        other = copy.copy(self)
+        state = {k: x for k, x in vars(self).items() if isinstance(x, dict | jax.Array)}
+        vars(other).update(own(state))
+        return other
 
     def around(self, tx: GradientTransformation) -> GradientTransformation:
         """Return this wrapper's transformation, made around the one inside."""

@@ -10,8 +10,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from ..tracing import InForce
@@ -91,7 +93,21 @@ class Watched:
         debugging = debugs()  # what was compiled without does not look for NaN afterwards
         if debugging not in self._beside:
             self._beside[debugging] = jax.jit(self._function, **self._options)
+        lent = functools.partial(tuple, arguments)
+        _lent.add(lent)  # for as long as this call lasts
         return waited(self._beside[debugging](*arguments))
+
+
+_lent: WeakSet[Callable[[], Any]] = WeakSet()  # they return arguments of programs that run beside these
+
+
+def unlent(arguments: Any) -> Any:
+    """Return arguments to donate, copies of those that a program is reading: its callback may be what steps,
+    and would wait for that program for ever."""
+    if not _lent:
+        return arguments
+    used = {id(x) for lent in list(_lent) for x in jax.tree.leaves(lent())}
+    return jax.tree.map(lambda x: jnp.copy(x) if id(x) in used else x, arguments)
 
 
 def looking() -> Any:

@@ -13,6 +13,7 @@ from ..selected_rows import SelectedRows
 from ..step import check_sparse
 from ..trees import is_narrow
 from .compiled import CompiledStep
+from .copies import CopiedSteps
 from .flagged import FlaggedRules, FlaggedStep, Subsets, apart, takes_flags, together
 from .gate import whole
 from .group import StepGroup, regroup
@@ -51,7 +52,7 @@ class Steps(NamedTuple):
         return self._replace(present=None, active=(), flagged=(), ready=Recent(), **changes)
 
 
-class Stepping(Settings, Measured):
+class Stepping(Settings, Measured, CopiedSteps):
     """The part of an optimizer that steps: it holds the state of the steps, and their programs.
 
     A subclass says at which rate (`_rate_for_step`), and what follows a step (`_stepped`).
@@ -67,12 +68,6 @@ class Stepping(Settings, Measured):
     _steps: Steps
     _subsets: Subsets
     _packing: Any  # a `packing.Packing`, or None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy, or what comes back from a pickle, makes programs of its own."""
-        plan = self._plan._replace(seen=-1)  # changes are counted by each process for itself
-        fresh = {"_steps": self._steps.afresh(), "_plan": plan, "_stowed": None, "_clipped": Recent()}
-        return {**vars(self), **fresh}
 
     def _rate_for_step(self) -> float:
         """Return the rate of the step that is being made."""
@@ -224,7 +219,11 @@ class Stepping(Settings, Measured):
         def arguments(compiled: CompiledStep, rate: Any) -> tuple[Any, ...]:
             values, places = compiled.values(), compiled.places(loss.parameters)
             others = [p.peek() for p, place in zip(loss.parameters, places, strict=True) if place is None]
-            return values, compiled.state(), stowed.take(), others, loss.fixed, rate
+            fixed = loss.fixed
+            if self.layers:  # one that was frozen when the loss was built may join the step
+                given = set(map(id, values))
+                fixed = [jnp.copy(x) if id(x) in given else x for x in fixed]
+            return values, compiled.state(), stowed.take(), others, fixed, rate
 
         def taken(result: Any, grads: list[Any]) -> None:
             loss.settle(result)

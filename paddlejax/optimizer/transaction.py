@@ -6,7 +6,7 @@ from typing import Any
 
 from ..tracing import check_outside
 from . import gate
-from .programs import Unseen, Watched, debugs, looking, waited
+from .programs import Unseen, Watched, debugs, looking, unlent, waited
 from .whole import opened
 
 
@@ -48,10 +48,12 @@ def run_atomically(
     """
     check_outside("a step or an update of an object")
     results: list[Any] = []
+    stored: list[bool] = []
 
     def finish() -> None:
-        if results:
+        if results and not stored:  # a signal handler may have stored it, and set a value since
             store(opened(results[0]))
+            stored.append(True)
 
     with gate.turn:
         try:
@@ -101,6 +103,7 @@ def _attempt(
                 return made, True
             if program.new:
                 return made, False
+            arguments = unlent(arguments)
             try:
                 results.extend(starmap(program.jit, [arguments]))
             except Unseen:

@@ -11,7 +11,8 @@ from ..attributes import Attributes, check_hooks
 from ..hyper import Must, checked, given
 from ..recent import Recent
 from .arguments import check_program
-from .gate import whole
+from .copies import Copied
+from .gate import alone, whole
 from .ledger import Entries, load
 from .loss import Loss
 from .optimizer import Optimizer, Pairs
@@ -26,7 +27,7 @@ WAYS = {
 }
 
 
-class Wrapper(Attributes):
+class Wrapper(Attributes, Copied):
     """Base of the wrappers: whatever they do not change is the inner optimizer's.
 
     `clear_grad`, `get_lr`, `set_lr`, `current_step_lr` and so on are forwarded.
@@ -37,6 +38,7 @@ class Wrapper(Attributes):
     _once = {"inner_optimizer": "it is fixed; make a new wrapper"}
     _hooks = HOOKS
     _part: Any = None  # what it adds to a step of the innermost optimizer
+    _donated = ("_part",)
 
     def __init__(self, inner_optimizer: Any):
         check_hooks(type(self))
@@ -50,6 +52,7 @@ class Wrapper(Attributes):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.inner_optimizer!r})"
 
+    @alone
     def _within(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a method of the inner optimizer; the step that it makes has this wrapper's part in it."""
         if self._part is None:

@@ -17,6 +17,7 @@ from jax.experimental import io_callback
 import paddlejax as paddle
 from paddlejax.optimizer import gate
 from paddlejax.optimizer.programs import Watched
+from paddlejax.optimizer.store import Store
 
 STEPS = 40
 inc = paddle.incubate
@@ -174,6 +175,21 @@ def test_two_threads_step_one_optimizer(act, kind):
     assert one_number(m.values()) == {2 * STEPS + 1.0}
 
 
+def test_two_threads_step_one_scheduler():
+    schedule = paddle.optimizer.lr.LinearWarmup(paddle.optimizer.lr.StepDecay(1.0, 9), 5, 0.0, 1.0)
+    threads = [threading.Thread(target=lambda: [schedule.step() for _ in range(500)]) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert schedule.last_epoch == 2000
+
+
 def test_a_loss_follows_what_other_threads_move_and_no_more():
     m = Counting()
     loss, late = m.loss(m.params), m.loss(m.params)
@@ -279,6 +295,55 @@ def test_a_callback_may_read_from_any_thread(where):
         m.minimize()
         assert seen and all(values == {float(n)} for values, _ in seen)
         seen.clear()
+
+
+@pytest.mark.skipif(not hasattr(signal, "raise_signal"), reason="needs signals")
+def test_a_signal_handler_that_reads_while_a_buffer_forgets(monkeypatch):
+    """What it read is forgotten by the next step."""
+    m, come = Counting(lambda ps: paddle.optimizer.Momentum(1.0, 0.0, ps, packed=True)), []
+    forget = Store.forget
+
+    def forgetting(self, buffer):
+        forget(self, buffer)
+        if self is m.params[-1].store and not come:
+            come.append(True)
+            signal.raise_signal(signal.SIGTERM)
+
+    m.step()
+    m.values()
+    old = signal.signal(signal.SIGTERM, lambda *_: one_number([p.numpy() for p in m.params]))
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "forget", forgetting)
+            m.step()
+    finally:
+        signal.signal(signal.SIGTERM, old)
+    assert come
+    m.step()
+    assert one_number([p.numpy() for p in m.params]) == {3.0}
+
+
+def test_a_callback_may_step():
+    """It donates a copy of what the program reads: a wait for that program would not end."""
+    m, come = Counting(), []
+
+    def step(x):
+        come.append(True)
+        m.step()
+        for p in m.params:
+            p.grad = None
+
+    def calling(params):
+        io_callback(step, None, jax.lax.stop_gradient(params[0]))
+        return -sum(jnp.sum(p) for p in params)
+
+    m.loss = paddle.loss(calling)
+    m.step()
+    ended = []
+    other = threading.Thread(target=lambda: (m.minimize(), ended.append(True)), daemon=True)
+    other.start()
+    other.join(60)
+    assert ended and come and one_number(m.values()) == {3.0}
 
 
 def test_a_reader_does_not_wait_for_what_calls_out_or_is_compiled():

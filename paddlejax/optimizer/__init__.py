@@ -102,7 +102,8 @@ This one, a FlaggedStep, has all trainable Parameters, scalars of each, and flag
 keeps what the flags say; rounding may differ by an ulp where XLA fuses otherwise. After 100 steps in a row
 that reach the same (`flagged.LONG`) these get a program of their own again. There is none for packed buffers,
 gradient merge, measured steps, a pipeline, a clip of the user's own, Parameters of float32 and float64 in one
-optimizer, and a loss that leaves out a sparse table: these keep a program per subset, in the table.
+optimizer, and a loss that leaves out a sparse table: these keep a program per subset, in the table. The
+programs of a ModelAverage become one in the same way.
 
 Two optimizers share no program: it has the Parameters in it, which the rule's exclusions are asked about, and
 would keep their arrays alive.
@@ -165,7 +166,9 @@ Several threads
 
 Two locks are for all objects, see `gate`. Whoever reads (`.value`, `.grad`, `state_dict`, `values(params)`)
 waits while a program has the memory and its result is not stored, and no longer. A reader in a signal handler
-first stores what is pending. Programs that call out do not run under the lock, so a callback may read. Each
+first stores what is pending. Programs that call out do not run under the lock, so a callback may read. A step
+in a callback donates copies of what the program reads, as it would wait for that for ever; this helps where
+the callback runs in the thread of the call, as on CPUs, since another thread has to wait for its turn. Each
 read is of one moment: `values(params)` is all of one step, `p.numpy()` of one Parameter after another is not.
 Nor is L-BFGS's step hidden: it moves the Parameters while it searches, and who reads in another thread finds
 a point of the search, all of it. A copy or deepcopy is of one moment. A pickle is made object by object: an

@@ -18,7 +18,7 @@ from ..array_types import Numeric
 from ..hyper import Must, Named, checked, instance, require
 from ..pages import page, publish
 from ..schedule import BASE_RATE
-from .gate import whole
+from .gate import alone, whole
 from .ledger import AttributeField, DictField, Entries, Field, load, written
 from .transaction import complete
 
@@ -29,6 +29,7 @@ def _whole(step: Callable[..., None]) -> Callable[..., None]:
     It is made aside: who reads meanwhile, in another thread or a signal handler, finds what was before.
     """
 
+    @alone
     @functools.wraps(step)
     def stepping(self: Any, *args: Any, **kwargs: Any) -> None:
         aside = object.__new__(type(self))

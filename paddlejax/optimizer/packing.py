@@ -28,7 +28,7 @@ class Buffer:
         self.layout = Layout(tuple(p.shape for p in parameters))
         self.array: Any = None
         self.owned = False  # whether all are here
-        self._readers: list[Store] = []  # those that hold what they read
+        self._reads = self._forgotten = 0  # how often a value was read, and was when all were forgotten
 
     def take(self) -> jax.Array:
         """Return the array to donate, with the values of all in it."""
@@ -36,7 +36,6 @@ class Buffer:
             self.array = self.layout.join_on_host([s.peek() for s in self.stores])
             for i, s in enumerate(self.stores):
                 s.enter(self, i)
-            self._readers.clear()
             self.owned = True
         return self.array
 
@@ -47,13 +46,14 @@ class Buffer:
     def keep(self, array: jax.Array) -> None:
         """Hold what a program made of the array that `take` returned; twice is as good as once."""
         self.array = array
-        for s in self._readers:
-            s.forget(self)
-        self._readers.clear()
+        if (reads := self._reads) != self._forgotten:
+            for s in self.stores:
+                s.forget(self)
+            self._forgotten = reads  # a signal handler may have read since
 
     def read(self, store: Store) -> jax.Array:
         """Return a Store's value, cut out on the host: that compiles nothing."""
-        self._readers.append(store)
+        self._reads += 1
         return self.layout.part_on_host(self.array, store.part)
 
     def leave(self) -> None:
@@ -61,7 +61,7 @@ class Buffer:
         self.owned = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "array": None, "_readers": [], "owned": False}
+        return {**vars(self), "array": None, "owned": False}
 
 
 class Packing:

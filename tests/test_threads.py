@@ -175,6 +175,23 @@ def test_two_threads_step_one_optimizer(act, kind):
     assert one_number(m.values()) == {2 * STEPS + 1.0}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_thread_computes_losses(kind):
+    """With gradients and without, as an evaluation beside the training does."""
+    m = KINDS[kind]()
+    between = paddle.loss(lambda params: jnp.max(params[0]) - jnp.min(params[-1]))
+
+    def evaluate():
+        with paddle.no_grad():
+            assert float(between(m.params)) == 0.0
+        assert float(between(m.params)) == 0.0
+        assert m.params[0].abs().shape == m.params[0].shape
+
+    m.step()
+    evaluate()
+    beside(m.step, evaluate)
+
+
 def test_two_threads_step_one_scheduler():
     schedule = paddle.optimizer.lr.LinearWarmup(paddle.optimizer.lr.StepDecay(1.0, 9), 5, 0.0, 1.0)
     threads = [threading.Thread(target=lambda: [schedule.step() for _ in range(500)]) for _ in range(4)]

@@ -19,7 +19,7 @@ from .pickled import DTYPES
 
 MAX_BYTES = 10**9  # what a compressed file unpacks to, unless the caller says more
 HEADER = 2**14  # bytes of an array that its header is among: NumPy reads none beyond 10,000
-HONEST, PARSED = 512, 4  # bytes that no header of ours has, and what each beyond costs
+HONEST, PARSED = 512, 12  # bytes that no header of ours has, and what each beyond costs
 LONGEST = 2**16 - 1 - len(".npy")  # bytes in the name of an array in a zip
 
 

@@ -80,6 +80,7 @@ class Loss:
     """
 
     retained = False  # whether backward may run again
+    again: Any = None  # returns `fixed` anew, where Parameters are in it
     outer: Any = None  # the scaled loss that was made of this one, which computes both
 
     def __init__(self, call: Any, parameters: list[Parameter], fixed: list[Any]):
@@ -159,7 +160,7 @@ class Loss:
         self.learn(result)
         self.ran_backward, self.ready = True, None
         if not self.retained:
-            self.trained, self.fixed = Values([], None), []
+            self.trained, self.fixed, self.again = Values([], None), [], None
 
     def retain(self, retain_graph: bool) -> None:
         """Say whether backward may run again after the one that is about to be stored."""
@@ -210,13 +211,16 @@ class Loss:
     def _locked(self, compiled: Watched) -> Any:
         """Run it while no other thread takes the memory."""
         with gate.lock:
+            gate.settle()
             result = compiled.jit(*self._arguments())
         return result
 
     def _arguments(self) -> tuple[Any, ...]:
         """Return what its programs take."""
-        if self._is_gone():
-            self.is_current()  # if another thread has stepped
+        if self._is_gone():  # as another thread has stepped?
+            self.is_current()
+            if self.again is not None and self.moves == gate.own.moves:
+                self.fixed = self.again()
         if self._is_gone():
             raise RuntimeError(
                 f"{self.name}: this loss was built before a step moved its parameters and was not computed "

@@ -10,6 +10,7 @@ import numpy as np
 from ..recent import Recent
 from ..tracing import InForce
 from ..trees import compute_dtype
+from . import gate
 from .call import Call
 from .loss import Loss
 from .parameter import Parameter
@@ -48,9 +49,13 @@ class LossFunction:
         if recipe is None:  # one for every value of a static argument
             recipe = self._recipes.put(key, self._recipe(leaves, tree, sorts, frozen))
         fixed = [leaves[i] for i in recipe.fixed]
-        if frozen or True in traits[0]:
-            fixed = [x.peek() if isinstance(x, Parameter) else x for x in fixed]
-        return Loss(recipe.call, [leaves[i] for i in recipe.trained], fixed)
+        with gate.lock:  # all values are of one moment
+            gate.settle()
+            found = Loss(recipe.call, [leaves[i] for i in recipe.trained], fixed)
+            if frozen or True in traits[0]:
+                found.again = functools.partial(_read, fixed)
+                found.fixed = found.again()
+        return found
 
     def _recipe(self, leaves: list[Any], tree: Any, sorts: "_Sorts", frozen: bool) -> "_Recipe":
         """Return how a Loss is made of calls with such leaves; `frozen` if no Parameter is trained."""
@@ -87,6 +92,11 @@ class LossFunction:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_sorts": Recent(), "_recipes": Recent()}
+
+
+def _read(leaves: list[Any]) -> list[Any]:
+    """Return what a program is given for these leaves of a call: arrays in place of Parameters."""
+    return [x.peek() if isinstance(x, Parameter) else x for x in leaves]
 
 
 class _Sorts(NamedTuple):

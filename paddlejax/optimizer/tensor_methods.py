@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..selected_rows import SelectedRows
+from .gate import whole
 
 
 class TensorMethods:
@@ -111,14 +112,17 @@ class TensorMethods:
         norm = jnp.linalg.norm(flat, 2 if p == "fro" else p, -1 if axis is None else axis)
         return norm.reshape((1,) * value.ndim) if axis is None and keepdim else _kept(norm, axis, keepdim)
 
+    @whole
     def abs(self: Any) -> jax.Array:
         """Return the magnitudes of the value."""
         return jnp.abs(self._read())
 
+    @whole
     def square(self: Any) -> jax.Array:
         """Return the squares of the value."""
         return jnp.square(self._read())
 
+    @whole
     def sqrt(self: Any) -> jax.Array:
         """Return the square roots of the value."""
         return jnp.sqrt(self._read())

@@ -22,6 +22,7 @@ from paddlejax.checkpoint import (
     load_npz,
     load_optimizer,
     load_parameters,
+    load_safetensors,
     parameter_names,
     save,
     save_npz,
@@ -215,6 +216,16 @@ def test_long_headers_that_are_packed_are_not_parsed_without_end(tmp_path):
     for read in (load_npz, inspect):
         with pytest.raises(CheckpointError, match="again and again"):
             read(tmp_path / "x.npz")
+
+
+def test_thousands_of_empty_arrays_in_a_few_bytes_of_safetensors_are_refused(tmp_path):
+    pytest.importorskip("safetensors", reason="needs paddlejax[formats]")
+    entries = (f'"{i}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}' for i in range(30_000))
+    header = ("{" + ",".join(entries) + "}").encode()
+    header += b" " * (-len(header) % 8)
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match="more objects than its size allows"):
+        load_safetensors(tmp_path / "x.safetensors")
 
 
 def test_a_template_says_what_a_compressed_npz_may_unpack_to(tmp_path):

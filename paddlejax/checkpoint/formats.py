@@ -19,6 +19,7 @@ from .pickled import DTYPES
 
 MAX_BYTES = 10**9  # what a compressed file unpacks to, unless the caller says more
 HEADER = 2**14  # bytes of an array that its header is among: NumPy reads none beyond 10,000
+ENTRY = 2000  # bytes: what an array of a .safetensors file costs, which takes 60 in the file
 HONEST, PARSED = 512, 12  # bytes that no header of ours has, and what each beyond costs
 LONGEST = 2**16 - 1 - len(".npy")  # bytes in the name of an array in a zip
 
@@ -100,7 +101,7 @@ def write_safetensors(checkpoint: Checkpoint, path: PathLike) -> None:
         if x.dtype == np.complex128:
             raise TypeError(f"save_safetensors: {key} has dtype complex128, which the format does not have")
     data = library.numpy.save(arrays, {"format": "np", KEY: text})
-    _check("save_safetensors", arrays, text, len(data))
+    _check("save_safetensors", arrays, text, len(data), ENTRY)
     with replacing(path) as file:
         file.write(data)
 
@@ -109,8 +110,10 @@ def read_safetensors(path: PathLike) -> Checkpoint:
     """Return the checkpoint in a .safetensors file, or what arrays there are in a foreign one."""
     library = _safetensors()
     with opened(path) as (file, size), library.safe_open(path, "np") as tensors:
-        arrays = {key: _checked(key, tensors.get_tensor(key)) for key in tensors.keys()}  # noqa: SIM118
-        return filled((tensors.metadata() or {}).get(KEY), arrays, Budget(size))
+        budget, keys = Budget(size), tensors.keys()
+        budget.charge(ENTRY * len(keys))
+        arrays = {key: _checked(key, tensors.get_tensor(key)) for key in keys}
+        return filled((tensors.metadata() or {}).get(KEY), arrays, budget)
 
 
 def _checked(key: str, x: np.ndarray) -> np.ndarray:
@@ -133,14 +136,14 @@ def write_npz(checkpoint: Checkpoint, path: PathLike) -> None:
                 with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:
                     x = x.view(np.uint16) if x.dtype == jnp.bfloat16 else x
                     np.lib.format.write_array(member, x, allow_pickle=False)
-        _check("save_npz", arrays, text, file.tell())
+        _check("save_npz", arrays, text, file.tell(), ARRAY)
 
 
-def _check(what: str, arrays: dict[str, np.ndarray], text: str, size: int) -> None:
+def _check(what: str, arrays: dict[str, np.ndarray], text: str, size: int, each: int) -> None:
     """Raise if a file of this size could not be read back."""
     try:
         budget = Budget(size)
-        budget.charge(ARRAY * (len(arrays) + 1))
+        budget.charge(each * (len(arrays) + 1))
         filled(text, arrays, budget)
     except Refused as e:
         raise ValueError(f"{what}: the file could not be read back: {e}") from None

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from running import closure_of
 
 import paddlejax as paddle
 from paddlejax.checkpoint import CheckpointError, Tensor, files, load, read, save
@@ -172,14 +173,7 @@ def test_the_state_of_everything_that_has_one_comes_back(make, tmp_path):
         w = paddle.Parameter(jnp.ones(2), "w")
         square = paddle.loss(lambda p: jnp.sum(p * p))
         opt = paddle.optimizer.LBFGS(parameters=[w])
-
-        def closure():
-            opt.clear_grad()
-            value = square(w)
-            value.backward()
-            return value
-
-        opt.step(closure)
+        opt.step(closure_of(opt, square, w))
         state = opt.state_dict()
     save(state, tmp_path / "x.pdopt")
     as_saved = jax.tree.map(lambda x: x, state)

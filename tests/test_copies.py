@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from bits import bits
+from running import closure_of
 
 import paddlejax as pj
 from paddlejax import fluid, incubate, optimizer
@@ -94,13 +95,7 @@ def test_lbfgs_and_a_scaler_go_on(how):
     opt = optimizer.LBFGS(parameters=ps, line_search_fn="strong_wolfe", max_iter=2)
 
     def run(ps, opt):
-        def closure():
-            opt.clear_grad()
-            y = loss(ps[0])
-            y.backward()
-            return y
-
-        opt.step(closure)
+        opt.step(closure_of(opt, loss, ps[0]))
         return ps[0].numpy()
 
     loss = pj.loss(lambda w: jnp.sum((w - 3.0) ** 4))

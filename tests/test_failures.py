@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import io_callback
+from running import closure_of
 
 import paddlejax as paddle
 from paddlejax.optimizer import programs
@@ -115,13 +116,7 @@ class Scaled(Minimized):
 
 class Searched(Minimized):
     def act(self):
-        def closure():
-            self.opt.clear_grad()
-            loss = self.loss(*self.params)
-            loss.backward()
-            return loss
-
-        self.opt.step(closure)
+        self.opt.step(closure_of(self.opt, self.loss, *self.params))
 
     def seen(self):
         state = self.opt.state_dict()["state"]

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from running import closure_of, in_threads
 
 import paddlejax as paddle
 from paddlejax.distributed.dgc_optimizer import COUNTER
@@ -473,13 +474,7 @@ class Searched:
         self.loss = paddle.loss(lambda a, b: jnp.sum((a - 1) ** 4) + jnp.sum((b + 1) ** 2))
 
     def step(self, n):
-        def closure():
-            self.opt.clear_grad()
-            loss = self.loss(*self.params)
-            loss.backward()
-            return loss
-
-        self.opt.step(closure)
+        self.opt.step(closure_of(self.opt, self.loss, *self.params))
 
     def seen(self):
         state = self.opt.state_dict()["state"]
@@ -682,29 +677,10 @@ def bombard(act):
 
 
 def at_once(*actions):
-    """Each in a thread of its own, and the threads changing places as often as can be."""
-    failures = []
+    """Each in a thread of its own, all from one moment on."""
     gate = threading.Barrier(len(actions))
-
-    def run(action):
-        try:
-            gate.wait()
-            action()
-        except BaseException as e:
-            failures.append(e)
-
-    threads = [threading.Thread(target=run, args=(action,), daemon=True) for action in actions]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join(120)
-            assert not t.is_alive()  # else a lock was left held
-    finally:
-        sys.setswitchinterval(interval)
-    assert not failures, failures
+    with in_threads(*(lambda action=action: (gate.wait(), action()) for action in actions)):
+        pass
 
 
 @pytest.mark.parametrize("options, act", STEPS.values(), ids=STEPS)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from running import closure_of
 
 import paddlejax as paddle
 from paddlejax import interop, optim
@@ -132,15 +133,8 @@ def test_groups_and_paddles_own_arguments():
 def test_a_step_calls_its_closure_with_gradients():
     p = paddle.Parameter(jnp.ones(2), "p")
     square, opt = paddle.loss(lambda w: jnp.sum(w * w)), optim.SGD([p], lr=0.25)
-
-    def closure():
-        opt.clear_grad()
-        y = square(p)
-        y.backward()
-        return y
-
     with paddle.no_grad():
-        assert float(opt.step(closure)) == 2.0
+        assert float(opt.step(closure_of(opt, square, p))) == 2.0
     assert p.numpy().tolist() == [0.5, 0.5]
 
     def broken():

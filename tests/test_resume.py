@@ -10,6 +10,7 @@ import optax
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from running import closure_of
 
 import paddlejax as paddle
 from paddlejax.checkpoint import load_optimizer, load_parameters, save_optimizer, save_parameters
@@ -270,14 +271,8 @@ def test_lbfgs_resumes(folder, save_at, search):
         return params, two.LBFGS(0.5, max_iter=2, history_size=3, line_search_fn=search, parameters=params)
 
     def run(params, opt, n):
-        def closure():
-            opt.clear_grad()
-            loss = quartic(params)
-            loss.backward()
-            return loss
-
         for _ in range(n):
-            opt.step(closure)
+            opt.step(closure_of(opt, quartic, params))
         return [p.value for p in params], opt.state_dict()
 
     want = run(*made(), 5)

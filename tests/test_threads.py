@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import threading
 
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import io_callback
+from running import in_threads
 
 import paddlejax as paddle
 from paddlejax.optimizer import gate
@@ -58,34 +58,24 @@ def one_number(arrays):
 
 def beside(act, *reads, times=STEPS):
     """Make steps, and let other threads read at the same time, as often as they can."""
-    failures, done = [], threading.Event()
-    reading = [threading.Event() for _ in reads]
+    done, reading = threading.Event(), [threading.Event() for _ in reads]
 
     def run(read, begun):
         try:
             while not done.is_set():
                 read()
                 begun.set()
-        except BaseException as e:
-            failures.append(e)
+        finally:
             begun.set()
 
-    threads = [threading.Thread(target=run, args=pair) for pair in zip(reads, reading, strict=True)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        for t in threads:
-            t.start()
-        for begun in reading:
-            begun.wait(60)
-        for _ in range(times):
-            act()
-    finally:
-        done.set()
-        for t in threads:
-            t.join()
-        sys.setswitchinterval(interval)
-    assert not failures, failures
+    with in_threads(*(lambda pair=pair: run(*pair) for pair in zip(reads, reading, strict=True))):
+        try:
+            for begun in reading:
+                begun.wait(60)
+            for _ in range(times):
+                act()
+        finally:
+            done.set()
 
 
 KINDS = {
@@ -161,17 +151,8 @@ def test_a_search_shows_all_parameters_at_one_point():
 def test_two_threads_step_one_optimizer(act, kind):
     m = KINDS[kind]()
     act(m)
-    threads = [threading.Thread(target=lambda: [act(m) for _ in range(STEPS)]) for _ in range(2)]
-    failures, hook = [], threading.excepthook
-    threading.excepthook = failures.append
-    try:
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
-    finally:
-        threading.excepthook = hook
-    assert not failures
+    with in_threads(*2 * [lambda: [act(m) for _ in range(STEPS)]]):
+        pass
     assert one_number(m.values()) == {2 * STEPS + 1.0}
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from running import closure_of
 
 import paddlejax as paddle
 from paddlejax.incubate import LookAhead
@@ -24,15 +25,9 @@ def test_lookahead_lets_lbfgs_land_where_it_goes():
     """A million steps away from where it began: the difference of both would not give it back."""
     w = paddle.Parameter(jnp.array([1e6]), "w")
     opt = LookAhead(LBFGS(1.0, parameters=[w], line_search_fn="strong_wolfe"), 0.5, 9)
-
-    def closure():
-        opt.clear_grad()
-        y = paddle.loss(lambda w: jnp.sum((w - 0.013) ** 2 / 2))(w)
-        y.backward()
-        return y
-
+    loss = paddle.loss(lambda w: jnp.sum((w - 0.013) ** 2 / 2))
     for _ in range(2):
-        opt.step(closure)
+        opt.step(closure_of(opt, loss, w))
         np.testing.assert_allclose(w.numpy(), [0.013], rtol=2e-6)
 
 

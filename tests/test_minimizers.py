@@ -1,6 +1,8 @@
 """The functional minimizers against Paddle's records, and BFGS against numpy: Paddle's own has a fault."""
 
+import functools
 import gzip
+import inspect
 import json
 
 import jax
@@ -43,9 +45,36 @@ FUNCTIONS = {
 FUNCTIONS["rosenbrock4"] = FUNCTIONS["rosenbrock"]
 
 
-def objective(case):
-    constants = {k: jnp.asarray(v, case["dtype"]) for k, v in RECORD["constants"][case["function"]].items()}
-    return lambda x: FUNCTIONS[case["function"]](x, jnp, constants)
+@functools.cache
+def objective(function, dtype):
+    constants = {k: jnp.asarray(v, dtype) for k, v in RECORD["constants"][function].items()}
+    return lambda x: FUNCTIONS[function](x, jnp, constants)
+
+
+DATA = ("max_iters", "tolerance_grad", "tolerance_change", "initial_step_length")
+
+
+@functools.cache
+def program(method, size, dtype, **options):
+    """(which, start, limits) -> results, one program for all recorded functions of so many variables."""
+    names = sorted({c["function"] for c in CASES if len(c["x0"]) == size})
+    functions = [objective(name, dtype) for name in names]
+    minimize = {"bfgs": minimize_bfgs, "lbfgs": minimize_lbfgs}[method]
+    limits = {k: inspect.signature(minimize).parameters[k].default for k in DATA}
+
+    @jax.jit
+    def run(which, start, given):
+        return minimize(lambda x: jax.lax.switch(which, functions, x), start, dtype=dtype, **options, **given)
+
+    return lambda name, start, **given: run(names.index(name), start, limits | given)
+
+
+def minimized(case, **limits):
+    """What the recorded call returns here, with other limits if they are given."""
+    given = {**arguments(case), **limits}
+    options = {k: given.pop(k) for k in ("dtype", "max_line_search_iters", "history_size") if k in given}
+    run = program(case["method"], len(case["x0"]), **options)
+    return run(case["function"], jnp.asarray(case["x0"], case["dtype"]), **given)
 
 
 def arguments(case):
@@ -137,8 +166,9 @@ def bfgs(f, x, transposed, initial_inverse_hessian_estimate=None, dtype=None, **
     return converged, calls, x, value, g, h
 
 
-def compiled(case):
-    f = jax.jit(jax.value_and_grad(objective(case)))
+@functools.cache
+def compiled(function, dtype):
+    f = jax.jit(jax.value_and_grad(objective(function, dtype)))
 
     def run(x):
         value, g = f(jnp.asarray(x))
@@ -162,12 +192,12 @@ def same(found, want, tolerance=1e-6):
 def test_bfgs_as_numpy_with_the_right_formula(case):
     """Paddle's formula for H is transposed: with it the numpy reference makes every recorded run."""
     with jax.enable_x64(True):
-        f, start = compiled(case), np.array(case["x0"])
+        f, start = compiled(case["function"], case["dtype"]), np.array(case["x0"])
         recorded = bfgs(f, start, True, **arguments(case))
         assert recorded[:2] == (case["is_converge"], case["num_func_calls"])
         same(recorded[2], case["position"])
         want = bfgs(f, start, False, **arguments(case))
-        found = minimize_bfgs(objective(case), jnp.asarray(start), **arguments(case))
+        found = minimized(case)
         assert [list(x.shape) for x in found] == case["shapes"]
         assert [str(x.dtype) for x in found] == case["dtypes"]
         assert (bool(found[0][0]), int(found[1][0])) == want[:2]
@@ -184,7 +214,7 @@ def test_the_right_formula_converges_where_paddles_does_not():
     assert {c["function"] for c in failed} == {"rosenbrock", "beale", "powell"}
     with jax.enable_x64(True):
         for c in failed:
-            assert minimize_bfgs(objective(c), jnp.asarray(c["x0"]), dtype="float64")[0][0], c["function"]
+            assert minimized(c)[0][0], c["function"]
 
 
 # Paddle uses two pairs less than history_size; near Powell's flat minimum rounding decides when it ends.
@@ -194,10 +224,7 @@ OTHER_PAIRS, FLAT = "history_size", "powell"
 @pytest.mark.parametrize("case", [c for c in LBFGS if OTHER_PAIRS not in c["kwargs"]], ids=name)
 def test_lbfgs_as_recorded(case):
     with jax.enable_x64(True):
-        start, kwargs = jnp.asarray(case["x0"]), arguments(case)
-        limit = kwargs.pop("max_iters", 50)
-        run = jax.jit(lambda k: minimize_lbfgs(objective(case), start, max_iters=k, **kwargs))
-        found = run(limit)
+        found = minimized(case)
         assert [list(x.shape) for x in found] == case["shapes"]
         assert [str(x.dtype) for x in found] == case["dtypes"]
         assert bool(found[0][0]) == case["is_converge"]
@@ -206,14 +233,14 @@ def test_lbfgs_as_recorded(case):
         same(found[2], case["position"], 1e-3 if flat else 1e-6)
         same(found[3], case["objective_value"], 1e-3 if flat else 1e-6)
         for k, at in case.get("path", {}).items():
-            converged, calls, x, *_ = run(int(k))
+            converged, calls, x, *_ = minimized(case, max_iters=int(k))
             assert (bool(converged[0]), int(calls[0])) == (at["is_converge"], at["num_func_calls"])
             same(x, at["position"])
 
 
 @pytest.mark.parametrize("case", NARROW, ids=name)
 def test_in_float32_the_position_is_near(case):
-    found = minimize_lbfgs(objective(case), jnp.asarray(case["x0"], jnp.float32))
+    found = minimized(case)
     same(found[3], case["objective_value"], 1e-3)
     same(found[2], case["position"], 2e-2 if case["function"] == FLAT else 1e-3)
 
@@ -237,10 +264,12 @@ def test_a_full_history_uses_all_its_pairs():
     """Three pairs reach as far as a hundred while no more than three were made."""
     with jax.enable_x64(True):
         start = jnp.array([-1.2, 1.0, 0.5])
-        runs = [minimize_lbfgs(rosenbrock, start, m, max_iters=4, dtype="float64") for m in (3, 100)]
-        np.testing.assert_array_equal(runs[0][2], runs[1][2])
-        runs = [minimize_lbfgs(rosenbrock, start, m, max_iters=6, dtype="float64") for m in (3, 100)]
-        assert not np.array_equal(runs[0][2], runs[1][2])
+        short, full = (
+            jax.jit(lambda k, m=m: minimize_lbfgs(rosenbrock, start, m, max_iters=k, dtype="float64")[2])
+            for m in (3, 100)
+        )
+        np.testing.assert_array_equal(short(4), full(4))
+        assert not np.array_equal(short(6), full(6))
 
 
 @pytest.mark.parametrize("minimize", [minimize_bfgs, minimize_lbfgs])
@@ -248,7 +277,7 @@ def test_many_starts_are_one_program_and_do_what_each_does(minimize):
     starts = jnp.array([[-1.2, 1.0], [0.5, -0.5], [1.0, 1.0], [2.0, 3.0]])
     with jax.enable_x64(True):
         starts = starts.astype(jnp.float64)
-        run = lambda x: minimize(rosenbrock, x, max_iters=80, dtype="float64")  # noqa: E731
+        run = jax.jit(lambda x: minimize(rosenbrock, x, max_iters=80, dtype="float64"))
         found = jax.jit(jax.vmap(run))(starts)
         for i, x in enumerate(starts):
             converged, calls, position, *_ = run(x)
@@ -280,11 +309,13 @@ def test_the_search_backs_off_from_what_is_not_finite(minimize):
         "nan": lambda x: jnp.sum(x - jnp.log(x)),
         "inf": lambda x: jnp.sum(jnp.where(x > 0, x - jnp.log(jnp.where(x > 0, x, 1)), jnp.inf)),
     }
-    for f in edge.values():
-        converged, _, x, *_ = minimize(f, jnp.array([8.0, 0.1]), tolerance_grad=1e-3)
+    functions = [*edge.values(), lambda x: jnp.sum(x) * jnp.nan]
+    run = jax.jit(lambda i, x: minimize(lambda x: jax.lax.switch(i, functions, x), x, tolerance_grad=1e-3))
+    for i in range(len(edge)):
+        converged, _, x, *_ = run(i, jnp.array([8.0, 0.1]))
         assert converged[0]
         np.testing.assert_allclose(x, 1, atol=1e-2)
-    never = minimize(lambda x: jnp.sum(x) * jnp.nan, jnp.ones(2))
+    never = run(len(edge), jnp.ones(2))
     assert not never[0][0] and np.array_equal(never[2], [1, 1])
 
 

@@ -192,23 +192,27 @@ def build(case: golden_cases.Case, params: list[paddle.Parameter], schedule: Any
 
 
 # What an object makes of a case by itself; numbers that only reach the rule are replayed as functions.
-OF_A_CASE = ("exclude_names", "decay_names", "need_clip", "restore_at")
+OF_A_CLASS = ("exclude_names", "decay_names", "restore_at")
 OF_A_RECORD = ("missing", "absent", "pow_one", "epoch_every", "plateau", "mode")
 
 
 def modes(case: golden_cases.Case) -> set[tuple[Any, ...]]:
-    """The ways in which a case uses its class, and those in which it uses what all classes share."""
-    own = {"dtype": case.params[0].dtype, "clip": case.grad_clip is not None}
-    own |= {"decay": case.weight_decay is not None, "scheduler": case.scheduler is not None}
-    own |= {name: getattr(case, name) is not None for name in OF_A_CASE}
-    own |= {name: case.raw.get(name) not in (None, False) for name in OF_A_RECORD}
-    found = {(case.oracle, case.cls, *item) for item in own.items()}
+    """The ways in which a case uses its class, and those in which it uses what all classes share.
+
+    A class has its own arguments, accumulators and sparse step. Decay, clips, schedulers, groups and the
+    options of a Parameter are one code for all classes, so that one class of an oracle shows each of them.
+    """
+    found = {(case.oracle, case.cls, name, getattr(case, name) is not None) for name in OF_A_CLASS}
+    found |= {(case.oracle, "dtype", case.params[0].dtype)}
     found |= {(case.oracle, case.cls, "argument", name) for name in case.kwargs}
-    found |= {(case.oracle, case.cls, "event", event["op"]) for event in case.events}
-    found |= {(case.oracle, case.cls, "group", name) for group in case.groups or [] for name in group}
+    found |= {(case.oracle, case.cls, "sparse", p.sparse) for p in case.params}
+    found |= {(case.oracle, "need_clip", case.need_clip is not None)}
+    found |= {(case.oracle, name, case.raw.get(name) not in (None, False)) for name in OF_A_RECORD}
+    found |= {(case.oracle, "event", event["op"]) for event in case.events}
+    found |= {(case.oracle, "group", name) for group in case.groups or [] for name in group}
     for p in case.params:
         options = (p.sparse, p.stop_gradient, p.learning_rate != 1, p.regularizer is not None, p.need_clip)
-        found |= {(case.oracle, case.cls, "parameter", *options), (case.oracle, "dimensions", len(p.shape))}
+        found |= {(case.oracle, "parameter", *options), (case.oracle, "dimensions", len(p.shape))}
     kind = lambda spec: spec[0] if isinstance(spec, tuple) else type(spec).__name__  # noqa: E731
     found |= {
         (case.oracle, "decay", kind(spec))

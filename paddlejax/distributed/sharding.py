@@ -71,9 +71,7 @@ def state_shardings(
     there = _mirrored(jax.eval_shape(tx.init, params), paths, leaves, shardings)
     if memory_kind is None:
         return there
-    kinds = {m.kind for mesh in meshes for m in mesh.devices.flat[0].addressable_memories()}
-    known = f"one that the devices have, {', '.join(sorted(kinds))}"
-    require(memory_kind in kinds, "state_shardings's memory_kind", memory_kind, known)
+    _check_kind("state_shardings", next(iter(meshes)), memory_kind)
     return jax.tree.map(lambda s: s.with_memory_kind(memory_kind), there)
 
 
@@ -141,8 +139,10 @@ HOLD = "zero1(tx, mesh, axis) holds it in equal parts all the same"
 PAD = "pad it in the model to a multiple of that number"
 
 
-@checked(**SPREAD)
-def zero1(tx: Any, mesh: Mesh, axis: str, param_shardings: Any = None) -> Zero1:
+@checked(memory_kind=NAME, **SPREAD)
+def zero1(
+    tx: Any, mesh: Mesh, axis: str, param_shardings: Any = None, *, memory_kind: str | None = None
+) -> Zero1:
     """Data parallelism without a copy of the optimizer's state on every device: each keeps 1/n of it.
 
         g, p ← their parts along `axis`;  u, s ← tx(g, s, p);  u ← the whole of it on every device
@@ -169,7 +169,10 @@ def zero1(tx: Any, mesh: Mesh, axis: str, param_shardings: Any = None) -> Zero1:
 
     Name in `param_shardings`, a tree like the parameters, the NamedShardings of parameters that are sharded
     over other axes; without it they must not be, which a jitted init cannot check. Parameters that are
-    sharded over `axis` itself are an error: their state is cut already, see `fsdp_shardings`. torch's
+    sharded over `axis` itself are an error: their state is cut already, see `fsdp_shardings`. With
+    `memory_kind="pinned_host"` the state rests in the host's memory, where the backend has that, and is on
+    the devices during a step only; a jitted step needs no `out_shardings` for it. (jaxlib 0.10.0 leaves it on
+    the devices if they are CPUs.) torch's
     ZeroRedundancyOptimizer gives whole parameters to devices; optax has no such wrapper.
 
     >>> mesh = jax.make_mesh((1,), ("data",))
@@ -182,7 +185,16 @@ def zero1(tx: Any, mesh: Mesh, axis: str, param_shardings: Any = None) -> Zero1:
     Rajbhandari et al. 2020, arXiv:1910.02054, its first stage; MuonShardingOptimizer of Paddle's development
     branch.
     """
-    return Spread(tx, mesh, axis, param_shardings).pair()
+    if memory_kind is not None:
+        _check_kind("zero1", mesh, memory_kind)
+    return Spread(tx, mesh, axis, param_shardings, memory_kind).pair()
+
+
+def _check_kind(what: str, mesh: Any, memory_kind: str) -> None:
+    """Refuse a kind of memory that the devices of the mesh have not."""
+    kinds = {m.kind for m in mesh.local_devices[0].addressable_memories()}
+    known = f"one that the devices have, {', '.join(sorted(kinds))}"
+    require(memory_kind in kinds, f"{what}'s memory_kind", memory_kind, known)
 
 
 def _cut_evenly(

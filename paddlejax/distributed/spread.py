@@ -84,9 +84,10 @@ class _Layout:
 class Spread:
     """A transformation, and the axis of a mesh over which its state is spread."""
 
-    def __init__(self, tx: Any, mesh: Mesh, axis: str, param_shardings: Any):
+    def __init__(self, tx: Any, mesh: Mesh, axis: str, param_shardings: Any, memory_kind: str | None = None):
         self.inner = chain(tx)  # which hands extra arguments on to those that take them
-        self.mesh, self.axis, self.param_shardings = mesh, axis, param_shardings
+        self.mesh, self.axis = mesh, axis
+        self.param_shardings, self.memory_kind = param_shardings, memory_kind
         self.explicit = AxisType.Explicit in mesh.axis_types
         # Inside a program all axes are Auto, where parts need not be equal.
         self.auto = mesh.update(axis_types=(AxisType.Auto,) * len(mesh.axis_names)) if self.explicit else mesh
@@ -104,7 +105,7 @@ class Spread:
         """Return the state of these parameters, as it is held."""
         at = self._layout(params)
         if any(isinstance(p, jax.ShapeDtypeStruct) for p in at.tree.flatten_up_to(params)):
-            return at.held.structs()
+            return self._resting(at)
         if _is_traced(params):
             return self._init(params)
         return self._compiled[self._init](at.placed(params))
@@ -198,7 +199,7 @@ class Spread:
             (state,) = self.inner.init(at.tree.unflatten(self._in_parts(at, leaves)))
             return at.held.closed(state, self.auto)
 
-        return self._in_auto(begin, at.shardings(), at.tree.flatten_up_to(params))
+        return self._away(at, self._in_auto(begin, at.shardings(), at.tree.flatten_up_to(params)))
 
     def _whole(self, state: Any, params: ArrayTree) -> Any:
         at = self._layout(params)
@@ -208,12 +209,12 @@ class Spread:
             opened = at.held.opened(state, self.auto)
             return jax.tree.map(lambda x, s: constrained(x, self.auto, s.spec), opened, there)
 
-        return self._in_auto(open_up, there, state)
+        return self._in_auto(open_up, there, self._here(state))
 
     def _load(self, state: Any, params: ArrayTree) -> Any:
         at = self._layout(params)
         run = lambda state: at.held.closed(at.held.opened(state, self.auto), self.auto)  # noqa: E731
-        return self._in_auto(run, at.shardings(), state)
+        return self._away(at, self._in_auto(run, at.shardings(), self._here(state)))
 
     def _update(self, grads: Gradients, state: Any, params: Any, **extra: Any) -> tuple[Any, Any]:
         at = self._layout(params)
@@ -239,8 +240,8 @@ class Spread:
 
         arrays = [x for x, t in zip(numbers, traced, strict=True) if t]
         given = [None if i in plain else g for i, g in enumerate(gs)]
-        us, new = self._in_auto(run, (at.own, at.shardings()), given, state, leaves, arrays)
-        return at.tree.unflatten([made.get(i, u) for i, u in enumerate(us)]), new
+        us, new = self._in_auto(run, (at.own, at.shardings()), given, self._here(state), leaves, arrays)
+        return at.tree.unflatten([made.get(i, u) for i, u in enumerate(us)]), self._away(at, new)
 
     def _step(
         self, at: _Layout, gs: list[Any], state: Any, params: Any, extra: Any, owners: list[Any]
@@ -309,9 +310,25 @@ class Spread:
             return f(*arguments)
         return jax.sharding.auto_axes(f, axes=self.mesh.axis_names, out_sharding=out)(*arguments)
 
+    def _resting(self, at: _Layout) -> Any:
+        """Return the state as it is held between two steps, of abstract arrays with their shardings."""
+        kind, structs = self.memory_kind, at.held.structs()
+        moved = lambda x: x.update(sharding=x.sharding.with_memory_kind(kind))  # noqa: E731
+        return structs if kind is None else jax.tree.map(moved, structs)
+
+    def _away(self, at: _Layout, state: Any) -> Any:
+        """Return the state in the memory where it rests."""
+        if self.memory_kind is None:
+            return state
+        return jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), state, self._resting(at))
+
+    def _here(self, state: Any) -> Any:
+        """Return the state in the memory of the devices."""
+        return state if self.memory_kind is None else jax.device_put(state, jax.memory.Space.Device)
+
     def _placed(self, at: _Layout, state: Any) -> Any:
         """Return a state on the mesh: where it is held, or whole where it is not held so yet."""
-        known = dict(tree_flatten_with_path(at.held.structs())[0])
+        known = dict(tree_flatten_with_path(self._resting(at))[0])
         whole = NamedSharding(self.mesh, PartitionSpec())
 
         def put(path: Any, x: Any) -> Any:

@@ -26,6 +26,7 @@ QUICK = {  # script -> arguments that make it quick; --out is added
     "train_dgc.py": ["--epochs", "2"],
     "train_digits.py": ["--epochs", "2", "--optimizer", "momentum", "lamb"],
     "train_embedding.py": ["--steps", "20", "--snippets", "60"],
+    "train_fsdp.py": ["--epochs", "1", "--hidden", "64"],
     "train_pipeline.py": ["--epochs", "1", "--stages", "3", "--wait", "2"],
     "train_zero1.py": ["--epochs", "1"],
 }
@@ -93,6 +94,7 @@ print(json.dumps(results))
 """
 ON_EIGHT_DEVICES = [
     "train_dgc.py",
+    "train_fsdp.py",
     "train_pipeline.py",
     "train_zero1.py",
 ]  # they ask JAX for them at its start

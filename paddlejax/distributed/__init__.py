@@ -15,7 +15,8 @@ package is for the cases where that is not enough.
 | a slow network between the machines | `dgc_momentum`, as object `DGCMomentumOptimizer` | only the largest gradients are sent |
 | the same, and another optimizer than momentum | `diloco(adamw(1e-3), 500, N)` | the workers meet once in 500 steps |
 | machines of several devices each | `make_step(..., inner_axis="local")` | each device sends its part to other machines |
-| a model that does not fit on one device | parameters sharded over `model` | tensors are divided |
+| a model that does not fit on one device | `fsdp_shardings(params, mesh, "data")` | parameters are divided too, over the axis of the batch |
+| the same, and tensors that are large beside the batch | parameters sharded over `model` | products are divided |
 | the same, and its layers are equal | `pipelined(layer, mesh, "stage", 16)` | each device has some of the layers |
 | a Paddle program with a pipeline, to port | `PipelineOptimizer` | layers are divided |
 | a batch of many thousands | `lamb` or `lars_momentum` | the rate follows the norms of each tensor |
@@ -44,12 +45,27 @@ Auto and Explicit meshes. The numbers are those of one device.
 >>> print(updates["w"][0, 0])
 -0.001
 
-A tensor is cut along the first dimension that N divides. It stays whole if there is none, so keep
-dimensions multiples of N. `param_shardings` names parameters that are sharded already. Without ZeRO-1,
-`jax.jit(tx.init, out_shardings=state_shardings(tx, params))` puts a state beside its sharded parameters; a
-plain `jax.jit(tx.init)` puts all of it on the first device. Inside `shard_map`, give an `axis_name` to what
+Tensors are held in equal parts, with zeros behind them where N does not divide a dimension: at most 1.05/N
+of the state is on each device. Norms of all tensors, and whether all are finite, are one message each.
+`memory_kind="pinned_host"` keeps the state in the host's memory. `param_shardings` names parameters that are
+sharded already. Without ZeRO-1, `jax.jit(tx.init, out_shardings=state_shardings(tx, params))` puts a state
+beside its sharded parameters; a plain `jax.jit(tx.init)` puts all of it on the first device. Inside `shard_map`, give an `axis_name` to what
 takes a norm (`lamb`, `lars_momentum`, `clip_by_norm`, `clip_by_global_norm`, `dpsgd`) or looks for NaN
 (`skip_nonfinite`, `dynamic_loss_scale`). Under `jit` norms are right by themselves.
+
+## FSDP
+
+A model that does not fit on one device fits on N of them, on the axis that splits the batch: put each
+parameter where `fsdp_shardings` says, and the state beside it. Any transformation steps its part, and XLA
+gathers a weight where it is used. `zero1` is not needed then, and says so.
+
+>>> weights = {"w": jnp.ones((64, 256))}
+>>> weights = jax.device_put(weights, fsdp_shardings(weights, mesh, "data"))
+>>> state = jax.jit(adam(1e-3).init, out_shardings=state_shardings(adam(1e-3), weights))(weights)
+>>> print(state.slots["moment1"]["w"].sharding.spec)
+P(None, 'data')
+
+`python examples/train_fsdp.py` trains so on 8 devices, and goes on from its checkpoint on 4.
 
 ## DGC and pipelines
 
@@ -93,8 +109,8 @@ these are counts, not times.
 
 - **State.** Adam needs 8 bytes per parameter beside the 4 of the parameter and the 4 of its gradient. For
   10⁹ parameters that is 8 GB on every device; with ZeRO-1 over 64 devices 125 MB, over 1024 8 MB. Past
-  about 64 devices parameters and gradients (8 GB) are what is left: shard those over a `model` axis, or by
-  a pipeline.
+  about 64 devices parameters and gradients (8 GB) are what is left: cut those over the same axis, by
+  `fsdp_shardings`. A device then holds 16 GB / N.
 - **Wire.** A ring all-reduce costs nearly 8P bytes whatever N is, so adding devices adds none, only
   latency.
 - **DGC.** Its gain over dense is 1/(N(1-s)): at s = 99.9 % it is 125 for 8 devices, 16 for 64 and nothing

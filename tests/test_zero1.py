@@ -386,7 +386,12 @@ def test_a_state_may_rest_in_the_hosts_memory():
         state_shardings(tx, params, memory_kind="disk")
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
+REFUSED = pytest.mark.skipif(
+    jax.__version_info__ < (0, 10, 2), reason="jaxlib 0.10.0 has a partitioner for CPUs that refuses this"
+)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=REFUSED)])
 def test_a_state_in_parts_may_rest_in_the_hosts_memory(kind):
     mesh, kinds = mesh_of(8, kind), lambda s: {x.sharding.memory_kind for x in jax.tree.leaves(s)}
     tx = zero1(CASES["lamb"](), mesh, "data", memory_kind="pinned_host")

@@ -171,8 +171,8 @@ def zero1(
     over other axes; without it they must not be, which a jitted init cannot check. Parameters that are
     sharded over `axis` itself are an error: their state is cut already, see `fsdp_shardings`. With
     `memory_kind="pinned_host"` the state rests in the host's memory, where the backend has that, and is on
-    the devices during a step only; a jitted step needs no `out_shardings` for it. (If they
-    are CPUs, jaxlib 0.10.0 leaves it on them, or on Explicit meshes fails.) torch's
+    the devices during a step only; a jitted step needs no `out_shardings` for it. (jaxlib 0.10.0
+    on CPUs leaves it on the devices, or fails on Explicit meshes.) torch's
     ZeroRedundancyOptimizer gives whole parameters to devices; optax has no such wrapper.
 
     >>> mesh = jax.make_mesh((1,), ("data",))

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .alike import in_groups
 from .array_types import Numeric
 from .attributes import Adjustable, is_users
 from .hyper import (
@@ -258,7 +259,7 @@ class ClipGradByGlobalNorm(_ClipByNorms):
             factor = jnp.where(length > limit, _factor(length, self.clip_norm, scale), none)
         else:
             factor = _factor(length, self.clip_norm, scale)
-        return [times(g, factor, scale) for g in grads]
+        return in_groups(times, grads, factor, scale)
 
     def __str__(self):
         return f"Gradient Clip By GlobalNorm, global_norm={number_text(self.clip_norm)}"

@@ -48,6 +48,7 @@ from .trees import (
     flatten,
     gradients,
     is_placeholder,
+    names_of,
     next_count,
     node,
     path_name,
@@ -354,7 +355,7 @@ class _Lift:
         if all(g is None for g in gs):
             return grads, state
         rate = rate_in_force(type(self.rule).__name__, self.learning_rate, state)
-        about = [self.leaf(path_name(path)) for path in paths]
+        about = [self.leaf(name) for name in names_of(paths)]
         ks, shared = self._advanced(rate, state.shared, gs, [factor for _, factor in about])
         updates, given = list(gs), {}
         for i, (g, p) in enumerate(zip(gs, leaves, strict=True)):

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from .alike import added_up, in_groups
 from .collectives import in_parts, totals
 from .tracing import InForce
-from .trees import varying_axes
+from .trees import in_dtype, varying_axes
 
 
 @jax.custom_jvp
@@ -25,14 +26,21 @@ def _root_jvp(primals: Any, tangents: Any) -> Any:
 
 
 def squared_norms(
-    xs: Sequence[jax.Array], axis_name: Any = None, sharded: Sequence[Any] | None = None
+    xs: Sequence[jax.Array],
+    axis_name: Any = None,
+    sharded: Sequence[Any] | None = None,
+    scale: jax.Array | None = None,
 ) -> list[jax.Array]:
     """Σ x² over each whole tensor, also over the devices of `axis_name` in one message; () of each x's dtype.
 
     `sharded` says of each whether, or over which axes, it is cut; None leaves that to JAX, see `cut_over`.
+    With a `scale` they are those of scale x.
     Plain sum(x*x): guarding against overflow first costs 15 times as much, and Paddle does not either. See
     `norm_of_all` for a guard afterwards, which costs a branch: too much where every tensor has its own norm.
     """
+    if axis_name is None and in_parts.value is None:
+        return in_groups(_squares, xs) if scale is None else in_groups(_scaled_squares, xs, scale)
+    xs = xs if scale is None else _multiples(xs, scale)
     return sums([x * x for x in xs], axis_name, sharded)
 
 
@@ -51,6 +59,19 @@ def sums(
     together = totals({cut: [x for x, over in zip(own, cuts, strict=True) if over == cut] for cut in cuts})
     arrived = {cut: iter(xs) for cut, xs in together.items()}
     return [next(arrived[cut]) for cut in cuts]
+
+
+def _squares(xs: Sequence[jax.Array]) -> list[jax.Array]:
+    return [jnp.sum(x * x) for x in xs]
+
+
+def _scaled_squares(xs: Sequence[jax.Array], scale: jax.Array) -> list[jax.Array]:
+    return _squares(_multiples(xs, scale))
+
+
+def _multiples(xs: Sequence[jax.Array], scale: jax.Array) -> list[jax.Array]:
+    # XLA would take (s x)² of a constant x apart, to s² x². One by one: each is cut over axes of its own.
+    return [jax.lax.optimization_barrier(x) * scale.astype(x.dtype) for x in xs]
 
 
 def norms(
@@ -83,9 +104,8 @@ def scaled_norm(
     """
     dtype = jnp.result_type(xs[0]) if len({x.dtype for x in xs}) == 1 else jnp.result_type(float)
 
-    def sum_of_squares(xs: Sequence[jax.Array]) -> jax.Array:
-        squares = [total.astype(dtype) for total in squared_norms(xs, axis_name, sharded)]
-        return sum(squares[1:], squares[0])  # type: ignore[return-value]
+    def sum_of_squares(xs: Sequence[jax.Array], scale: jax.Array | None = None) -> jax.Array:
+        return added_up([in_dtype(x, dtype) for x in squared_norms(xs, axis_name, sharded, scale)])
 
     narrowest = min((jnp.finfo(x.dtype) for x in xs), key=lambda info: info.bits)
     enlarging = 2.0 ** (narrowest.maxexp // 2 - 1)  # XLA may square it: then it must not overflow
@@ -102,9 +122,7 @@ def scaled_norm(
         back, left = (
             jnp.where(small, a, b).astype(dtype) for a, b in ((1 / enlarging, 1.0), (1.0, reducing))
         )
-        # XLA would take (s x)² of a constant x apart, to s² x². One by one: each is cut over axes of its own.
-        xs = [jax.lax.optimization_barrier(x) for x in xs]
-        return root(sum_of_squares([x * s.astype(x.dtype) for x in xs])) * back, left
+        return root(sum_of_squares(xs, s)) * back, left
 
     if plain_norms.value:
         return root(total), None
@@ -113,12 +131,13 @@ def scaled_norm(
     return (root(total), None) if fits else scaled(xs, total)
 
 
-def times(g: jax.Array, factor: jax.Array, scale: jax.Array | None) -> jax.Array:
-    """Return the gradient times the scale, if there is one, times the factor.
+def times(grads: Sequence[jax.Array], factor: jax.Array, scale: jax.Array | None) -> list[jax.Array]:
+    """Return the gradients, each times the scale, if there is one, times the factor.
 
     In this order: the product of the two is below what the dtype can hold where the norm is above it.
     """
-    return (g if scale is None else g * scale.astype(g.dtype)) * factor.astype(g.dtype)
+    scaled = grads if scale is None else [g * scale.astype(g.dtype) for g in grads]
+    return [g * factor.astype(g.dtype) for g in scaled]
 
 
 def cut_over(x: jax.Array, axis_name: Any, sharded: Any = None) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .alike import in_groups
 from .array_types import Numeric
 from .attributes import Adjustable
 from .hyper import DECAY, checked, number_text, scalar, verify
@@ -54,7 +55,10 @@ class WeightDecayRegularizer(Adjustable):
         return named(pair, self, self.packs)
 
     def _decayed(self, grads: list[Any], params: list[Any], paths: list[str]) -> list[Any]:
-        return [g + self.term(p) for g, p in zip(grads, params, strict=True)]
+        def decayed(pairs: list[tuple[Any, Any]]) -> list[Any]:
+            return [g + self.term(p) for g, p in pairs]
+
+        return in_groups(decayed, list(zip(grads, params, strict=True)))
 
     def _dense(self, path: str, g: SelectedRows) -> jax.Array:
         if not self._warned:

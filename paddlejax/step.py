@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from .alike import grouped
 from .collectives import Sums, attempt, in_parts, lockstep
 from .selected_rows import SelectedRows, dense
 from .spreading import all_at_once, together
 from .trees import compute_dtype
 
 Slots = dict[str, jax.Array]
-TOGETHER = 8  # how many tensors alike are stepped by one call, for which tracing and lowering pay
 # An optional feature puts its functions here when it is switched on; nothing here imports it.
 reform: Callable[..., Any] | None = None  # (step, its result, its arguments) -> the result in another form
 refuse_rows: Callable[[str], None] | None = None  # raises where rows cannot be stepped
@@ -24,8 +24,7 @@ refuse_rows: Callable[[str], None] | None = None  # raises where rows cannot be 
 def stepped(given: dict[int, tuple[Any, ...]]) -> dict[int, tuple[Any, Slots]]:
     """Step many tensors, {i: (rule, gradient, p, k, slots)}; return {i: (what to add to p, new slots)}.
 
-    Under a trace, tensors of the same rule, shapes and dtypes share a call, up to TOGETHER of them: a call
-    of many costs hardly more to trace and to lower than a call of one.
+    Under a trace, tensors of the same rule, shapes and dtypes share calls: see `grouped`.
     """
     done: dict[int, tuple[Any, Slots]] = {}
     if all_at_once.value is not None:
@@ -47,19 +46,14 @@ def stepped(given: dict[int, tuple[Any, ...]]) -> dict[int, tuple[Any, Slots]]:
             done[i] = step(rule, g, p, k, slots)
     for same in alike.values():
         rule, _, p, k, _ = given[same[0]]
+        tensors = [(g, p, slots) for _, g, p, _, slots in (given[i] for i in same)]
         height = rule.stack_height(p)
         if height > 1:
-            for some in (same[at : at + height] for at in range(0, len(same), height)):
-                tensors = [(g, p, slots) for _, g, p, _, slots in (given[i] for i in some)]
-                done |= zip(some, _stacked(rule, k, tensors), strict=True)
-            continue
-        whole = len(same) - len(same) % TOGETHER
-        for start in range(0, whole, TOGETHER):
-            some = same[start : start + TOGETHER]
-            rule, _, _, k, _ = given[some[0]]
-            tensors = [(g, p, slots) for _, g, p, _, slots in (given[i] for i in some)]
-            done |= zip(some, _steps(rule, k, tensors), strict=True)
-        done |= {i: step(*given[i]) for i in same[whole:]}
+            stacks = [tensors[at : at + height] for at in range(0, len(same), height)]
+            results = [result for stack in stacks for result in _stacked(rule, k, stack)]
+        else:
+            results = grouped(_steps, tensors, rule, k)
+        done |= zip(same, results, strict=True)
     return done
 
 
@@ -84,9 +78,8 @@ def likeness(rule: Any) -> Any:
     return structure, tuple(x if isinstance(x, int | float) else id(x) for x in numbers)
 
 
-@jax.jit
-def _steps(rule: Any, k: Any, tensors: list[tuple[Any, ...]]) -> list[tuple[Any, Slots]]:
-    """Step several tensors alike, each (gradient, p, slots), in one call."""
+def _steps(tensors: list[tuple[Any, ...]], rule: Any, k: Any) -> list[tuple[Any, Slots]]:
+    """Step several tensors alike, each (gradient, p, slots)."""
     return [step(rule, g, p, k, slots) for g, p, slots in tensors]
 
 

@@ -8,19 +8,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .alike import in_groups
 from .array_types import ArrayTree, Gradients
 from .hyper import verify
 from .lifting import GradientTransformation
 from .selected_rows import SelectedRows, dense
 from .trees import (
+    Known,
     align,
     at_params,
     compute_dtype,
     dtype_of,
     flatten,
     gradients,
+    handed_on,
+    in_chain,
     in_dtype,
     is_whole,
+    names_of,
     path_name,
 )
 from .wrap import PAIR, check_params
@@ -101,10 +106,11 @@ class _Chain:
             found = f"{len(state)} states" if isinstance(state, tuple) else type(state).__name__
             raise ValueError(f"chain expects a tuple of {number} states, found {found}")
         states = []
-        for i, (t, s) in enumerate(zip(self.transformations, state, strict=True)):
-            _check_rows(f"chain's argument {i}", t, grads)
-            grads, s = t.update(grads, s, params, **(extra if takes_extra(t) else {}))
-            states.append(s)
+        with in_chain.set(Known()):
+            for i, (t, s) in enumerate(zip(self.transformations, state, strict=True)):
+                _check_rows(f"chain's argument {i}", t, grads)
+                grads, s = t.update(grads, s, params, **(extra if takes_extra(t) else {}))
+                states.append(s)
         return grads, tuple(states)
 
 
@@ -132,12 +138,13 @@ def apply_updates(params: ArrayTree, updates: Gradients) -> Any:
     {'fixed': 2.0, 'w': Array(0.75, dtype=float32)}
     """
     paths, leaves, tree = flatten(params)
-
-    def add(path: Any, p: Any, u: Any) -> Any:
+    new, moved = list(leaves), {}
+    for i, (path, p, u) in enumerate(zip(paths, leaves, align(tree, paths, updates, "updates"), strict=True)):
         if p is None or u is None or getattr(u, "dtype", None) == jax.dtypes.float0:
-            return p
+            continue
         if isinstance(u, SelectedRows) and u.shape == jnp.shape(p):
-            return u.added_to(jnp.asarray(p))
+            new[i] = u.added_to(jnp.asarray(p))
+            continue
         u = dense(u)
         if not hasattr(u, "dtype") and not isinstance(u, float | int):
             raise TypeError(
@@ -150,11 +157,19 @@ def apply_updates(params: ArrayTree, updates: Gradients) -> Any:
             found = f"found an update of dtype {dtype_of(u)}, expected a real dtype"
             raise TypeError(f"at {path_name(path)}: {found}")
         if is_whole(p) and dtype_of(u) == dtype_of(p):  # by_path's zeros for a frozen one
-            return jnp.add(p, u)
-        wide = compute_dtype(path, p)
-        return in_dtype(jax.lax.add(in_dtype(p, wide), in_dtype(u, wide)), dtype_of(p))
+            new[i] = jnp.add(p, u)
+            continue
+        compute_dtype(path, p)  # says what is wrong, and where
+        moved[i] = p, u
+    for i, p in zip(moved, in_groups(_moved, list(moved.values())), strict=True):
+        new[i] = p
+    return tree.unflatten(new)
 
-    return tree.unflatten(map(add, paths, leaves, align(tree, paths, updates, "updates")))
+
+def _moved(pairs: list[tuple[Any, Any]]) -> list[jax.Array]:
+    wide = [compute_dtype((), p) for p, _ in pairs]
+    sums = [jax.lax.add(in_dtype(p, w), in_dtype(u, w)) for (p, u), w in zip(pairs, wide, strict=True)]
+    return [in_dtype(x, dtype_of(p)) for x, (p, _) in zip(sums, pairs, strict=True)]
 
 
 Change = Callable[[list[jax.Array], list[jax.Array], list[str]], list[jax.Array]]
@@ -190,24 +205,23 @@ class _Stateless:
         if self.reads_params is not None:
             check_params(self.reads_params, params)
         paths, leaves, tree = flatten(grads if params is None else params)
-        given = align(tree, paths, grads, "gradients")
         gs = gradients(tree, paths, leaves, grads, rows=True)
-        gs = [
-            self.rows(path_name(path), g) if isinstance(g, SelectedRows) else g
-            for path, g in zip(paths, gs, strict=True)
-        ]
-        here = [i for i, g in enumerate(gs) if g is not None]
-        values = {i: g.values if isinstance(g := gs[i], SelectedRows) else g for i in here}
-        beside = {i: values[i] if isinstance(gs[i], SelectedRows) else leaves[i] for i in here}
-        wide = [
-            jnp.promote_types(compute_dtype(paths[i], values[i]), compute_dtype(paths[i], leaves[i]))
-            for i in here
-        ]
-        asked = zip(here, wide, strict=True)
-        pairs = [(jnp.asarray(values[i], dtype), jnp.asarray(beside[i], dtype)) for i, dtype in asked]
-        names = [path_name(paths[i]) for i in here]
-        changed = self.change([g for g, _ in pairs], [p for _, p in pairs], names) if here else []
+        given = list(gs) if None not in gs else align(tree, paths, grads, "gradients")
+        names, here, values, beside = names_of(paths), [], [], []
+        for i, (path, g, p) in enumerate(zip(paths, gs, leaves, strict=True)):
+            if isinstance(g, SelectedRows):
+                gs[i] = g = self.rows(names[i], g)
+            if g is None:
+                continue
+            g, p = (g.values, g.values) if isinstance(g, SelectedRows) else (g, p)
+            wide, other = compute_dtype(path, g), compute_dtype(path, leaves[i])
+            wide = wide if wide is other else jnp.promote_types(wide, other)
+            here.append(i)
+            values.append(in_dtype(g, wide))
+            beside.append(in_dtype(p, wide))
+        changed = self.change(values, beside, [names[i] for i in here]) if here else []
         for i, new in zip(here, changed, strict=True):
-            new = new.astype(jnp.result_type(values[i]))
-            given[i] = g.with_values(new) if isinstance(g := gs[i], SelectedRows) else new
-        return tree.unflatten(given), state
+            g = gs[i]
+            new = in_dtype(new, dtype_of(g))
+            given[i] = g.with_values(new) if isinstance(g, SelectedRows) else new
+        return handed_on(tree, given, [None if g is None else jnp.shape(g) for g in gs]), state

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import GetAttrKey, keystr, register_pytree_with_keys, tree_flatten_with_path
 
 from .selected_rows import SelectedRows, is_rows
+from .tracing import InForce
 
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=type)
@@ -59,8 +60,41 @@ def matches(pattern: str | re.Pattern[str], path: str) -> bool:
     return fnmatchcase(path, pattern) if isinstance(pattern, str) else pattern.search(path) is not None
 
 
+class Known:
+    """What a chain knows of its parameters and of the gradients made last: each tree is looked at once.
+
+    A tree counts by its identity, so others' transformations, which make other trees, may stand in between.
+    """
+
+    def __init__(self) -> None:
+        self.params, self.parts, self.names = None, None, []
+        self.grads, self.entries, self.tree = None, [], None  # the entries are as `gradients` returns them
+
+
+in_chain = InForce()  # a Known
+
+
 def flatten(params: Any) -> tuple[list[Any], list[Any], Any]:
     """Paths, leaves and structure; a None among the parameters is a leaf that is never touched."""
+    known = in_chain.value
+    if known is None:
+        return _flattened(params)
+    if known.params is not params:
+        known.params, known.parts, known.names = params, _flattened(params), []
+    paths, leaves, tree = known.parts
+    return paths, list(leaves), tree
+
+
+def names_of(paths: list[Any]) -> list[str]:
+    """`path_name` of each of these paths, as `flatten` returned them."""
+    known = in_chain.value
+    if known is None or known.parts is None or known.parts[0] is not paths:
+        return [path_name(path) for path in paths]
+    known.names = known.names or [path_name(path) for path in paths]
+    return known.names
+
+
+def _flattened(params: Any) -> tuple[list[Any], list[Any], Any]:
     pairs, tree = tree_flatten_with_path(params, is_leaf=lambda x: x is None or is_rows(x))
     return [path for path, _ in pairs], [p for _, p in pairs], tree
 
@@ -95,6 +129,9 @@ def gradients(tree: Any, paths: list[Any], params: list[Any], grads: Any, rows: 
 
     A SelectedRows is refused unless the caller knows what to do with `rows`.
     """
+    known = in_chain.value
+    if known is not None and known.grads is grads and known.tree is tree:
+        return list(known.entries)
     gs = align(tree, paths, grads, "gradients")
     for i, (path, p, g) in enumerate(zip(paths, params, gs, strict=True)):
         if g is None:
@@ -117,6 +154,18 @@ def gradients(tree: Any, paths: list[Any], params: list[Any], grads: Any, rows: 
             dtypes = f"found a gradient of dtype {dtype}, expected a real floating dtype"
             raise TypeError(f"at {path_name(path)}: {dtypes}")
     return gs
+
+
+def handed_on(tree: Any, given: list[Any], shapes: Sequence[Any]) -> Any:
+    """The tree of these gradients, made of checked ones of these shapes: None where there is none."""
+    grads, known = tree.unflatten(given), in_chain.value
+    plain = all(
+        [s is None or isinstance(g, jax.Array) and g.shape == s for g, s in zip(given, shapes, strict=True)]
+    )
+    if known is not None and plain:
+        entries = [None if s is None else g for g, s in zip(given, shapes, strict=True)]
+        known.grads, known.entries, known.tree = grads, entries, tree
+    return grads
 
 
 def is_frozen_gradient(g: Any, p: Any) -> bool:

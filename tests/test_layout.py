@@ -14,7 +14,7 @@ PACKAGE = Path(paddle.__file__).parent
 
 # A module may import modules of its own layer's left, never to the right. Packages count as one.
 LAYERS = [
-    {"line_search", "hyper", "tracing", "elsewhere", "glossary", "guide", "recent"},
+    {"alike", "line_search", "hyper", "tracing", "elsewhere", "glossary", "guide", "recent"},
     {"attributes", "pages"},
     {"selected_rows", "schedule", "spreading", "wrap"},
     {"trees", "array_types"},

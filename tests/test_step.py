@@ -6,11 +6,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from compiled_steps import DISTINCT
 
 import paddlejax as paddle
-from paddlejax.step import TOGETHER
+from paddlejax import trees
+from paddlejax.alike import TOGETHER
 
 COUNT = TOGETHER + 1
 SHAPES = [(3,)] * COUNT + [(2, 2)] * 2
@@ -65,3 +67,35 @@ def test_a_missing_gradient_stays_missing():
     for g, u, v in zip(grads, updates, state.slots["velocity"], strict=True):
         assert (g is None) == (u is None)
         np.testing.assert_array_equal(v, np.zeros(3) if g is None else np.ones(3))
+
+
+def test_a_chain_looks_at_its_tree_once(monkeypatch):
+    """However many of ours stand in it; one of others in between, which makes a tree of its own, may."""
+    looked = []
+    plain = trees._flattened
+    monkeypatch.setattr(trees, "_flattened", lambda params: looked.append(params) or plain(params))
+    before = [paddle.clip_by_global_norm(1.0), paddle.l2_decay(0.1)]
+    params = dict(zip("abcdefghijk", tree(0), strict=True))
+    for between in ([], [optax.scale(0.5)]):
+        tx = paddle.chain(*before, *between, paddle.adam(0.1))
+        state = tx.init(params)
+        looked.clear()
+        jax.eval_shape(tx.update, params, state, params)
+        assert len(looked) == 1
+    grads = {**params, "a": jnp.ones(4)}
+    with pytest.raises(ValueError, match=r"at a: found a gradient of shape \(4,\), expected the parameter's"):
+        paddle.chain(*before, paddle.adam(0.1)).update(grads, state, params)
+
+
+def test_clip_and_decay_of_many_alike():
+    """In groups as one by one; 300 of a shape make larger groups, and a few are left over."""
+    rng = np.random.default_rng(0)
+    params = [*rng.normal(size=(300, 3)).astype(np.float32), *rng.normal(size=(9, 2)).astype(np.float32)]
+    grads = [3 * p[::-1] for p in params]
+    tx = paddle.chain(paddle.clip_by_global_norm(1.0), paddle.l2_decay(0.1), paddle.sgd(0.5))
+    step = jax.jit(lambda p, g: paddle.apply_updates(p, tx.update(g, tx.init(p), p)[0]))
+    norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in grads))
+    expected = [p - 0.5 * (g / norm + 0.1 * p) for p, g in zip(params, grads, strict=True)]
+    chex.assert_trees_all_close(step(params, grads), expected, rtol=2e-6, atol=1e-7)
+    huge = step(params, [g * np.float32(1e30) for g in grads])  # squares overflow
+    chex.assert_trees_all_close(huge, expected, rtol=2e-6, atol=1e-7)

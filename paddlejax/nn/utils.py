@@ -130,7 +130,8 @@ def _clip_norm(kind: float, grads: list[Any], max_norm: Any) -> tuple[jax.Array,
         total = sum((jnp.any(g != 0).astype(widest) for g in wide), jnp.zeros((), widest))
     one = jnp.ones((), widest) if scale is None else scale.astype(widest)
     factor = jnp.minimum(jnp.asarray(max_norm, widest) / (total + 1e-6 * one), 1 / one)
-    clipped = [times(g, factor, scale).astype(old.dtype) for g, old in zip(wide, grads, strict=True)]
+    clipped = times(wide, factor, scale)
+    clipped = [new.astype(old.dtype) for new, old in zip(clipped, grads, strict=True)]
     return total / one, clipped
 
 

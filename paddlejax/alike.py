@@ -31,7 +31,7 @@ def in_groups(f: Each, tensors: Sequence[Any], *common: Any) -> list[Any]:
 
 
 def grouped(f: Each, alike: Sequence[Any], *common: Any) -> list[Any]:
-    """Return `f(alike, *common)` of traced tensors that are alike: TOGETHER or MANY of them in a call of f."""
+    """Return `f(alike, *common)` of traced tensors alike: TOGETHER or MANY of them in a call of f."""
     call, done = jax.jit(f), []
     for size in (MANY, TOGETHER) if len(alike) >= 8 * MANY else (TOGETHER,):
         while len(alike) - len(done) >= size:

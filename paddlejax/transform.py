@@ -12,7 +12,7 @@ from .alike import in_groups
 from .array_types import ArrayTree, Gradients
 from .hyper import verify
 from .lifting import GradientTransformation
-from .selected_rows import SelectedRows, dense
+from .selected_rows import SelectedRows, dense, is_rows
 from .trees import (
     Known,
     align,
@@ -116,7 +116,10 @@ class _Chain:
 
 def _check_rows(what: str, t: Any, grads: Any) -> None:
     """Others' transformations would take row numbers for values."""
-    if not isinstance(t, GradientTransformation):
+    rows = not isinstance(t, GradientTransformation) and any(
+        isinstance(x, SelectedRows) for x in jax.tree.leaves(grads, is_leaf=is_rows)
+    )
+    if rows:
         for path, g in zip(*flatten(grads)[:2], strict=True):
             if isinstance(g, SelectedRows):
                 found = f"{type(t).__name__} cannot take the SelectedRows gradient at {path_name(path)}"

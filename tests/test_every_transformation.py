@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import chex
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from bits import bits
+from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import keystr, tree_leaves_with_path
@@ -324,3 +326,16 @@ def test_inject_hyperparams_is_told_what_is_static():
         optax.inject_hyperparams(pj.asgd)(0.1, batch_num=3).init(PARAMS)
     tx = optax.inject_hyperparams(pj.asgd, static_args="batch_num")(0.1, batch_num=3)
     assert tx.init(PARAMS).inner_state.slots["y"]["b"].shape == (3, 8)
+
+
+@every
+def test_it_is_lowered_for_gpus_and_tpus_without_a_call_of_cpus(name):
+    """One export for all of them; an unknown call, such as of LAPACK, would be refused or is found here."""
+    tx = TABLE[name]()
+    state = jax.eval_shape(tx.init, PARAMS)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), PARAMS)
+    made = export.export(jax.jit(lambda p, s: step(tx, p, s)), platforms=("cuda", "rocm", "tpu"))(
+        params, state
+    )
+    calls = set(re.findall(r"custom_call @(\w+)", made.mlir_module()))
+    assert made.platforms == ("cuda", "rocm", "tpu") and calls <= {"Sharding"}

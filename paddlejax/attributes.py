@@ -11,7 +11,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from .hyper import refuse_bad
+from .hyper import is_traced, refuse_bad, scalar
+from .tracing import check_outside
 
 PACKAGE = __name__.split(".")[0]
 
@@ -152,7 +153,11 @@ class Adjustable(Attributes):
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in vars(self):  # it is being made: nobody has asked it yet
             return super().__setattr__(name, value)
-        value = self._read(name, value)
+        if is_traced(value):
+            check_outside(
+                f"an assignment to {type(self).__name__}.{name}"
+            )  # what it keeps outlives the trace
+        value = self._read(name, scalar(value) if name in self.numbers else value)
         try:
             super().__setattr__(name, value)
         finally:  # also where an interrupt comes after it

@@ -157,14 +157,21 @@ def _others(test: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(test).parameters)[1:]
 
 
+@dataclass(frozen=True)
+class Unless:
+    """Checks, but not of a value for which the test holds."""
+
+    test: Callable[..., Any]
+    checks: tuple[Check, ...]
+
+    def __call__(self, name: str, value: Any, arguments: Arguments) -> None:
+        if not _asked(self.test, value, arguments):
+            verify(self.checks, name, value, arguments)
+
+
 def unless(test: Callable[..., Any], *checks: Check) -> Check:
     """These checks, but not of a value for which the test holds."""
-
-    def check(name: str, value: Any, arguments: Arguments) -> None:
-        if not _asked(test, value, arguments):
-            verify(checks, name, value, arguments)
-
-    return check
+    return Unless(test, checks)
 
 
 def optional(*checks: Check) -> Check:
@@ -225,11 +232,16 @@ def checked(**declared: Declaration) -> Callable[[F], F]:
         required = {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
         method = positional[:1] == ["self"]
         known = None if any(p.kind is p.VAR_KEYWORD for p in parameters) else {p.name for p in parameters}
+        numbers = {name for name, declaration in declared.items() if _is_number(declaration)}
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             if known is not None and not kwargs.keys() <= known:
                 refuse_unknown(type(args[0]) if method else function, kwargs)
+            if numbers:
+                named = [scalar(x) if k in numbers else x for k, x in zip(positional, args, strict=False)]
+                args = *named, *args[len(named) :]
+                kwargs = {k: scalar(x) if k in numbers else x for k, x in kwargs.items()}
             arguments = {**defaults, **dict(zip(positional, args, strict=False)), **kwargs}
             if required <= arguments.keys():  # else the call itself says what is missing
                 refuse_bad(type(args[0]).__name__ if method else function.__name__, declared, arguments)
@@ -239,6 +251,12 @@ def checked(**declared: Declaration) -> Callable[[F], F]:
         return cast(F, call)
 
     return decorate
+
+
+def _is_number(declaration: Declaration) -> bool:
+    """Whether a number is declared, for which Paddle takes an array of shape (1,) too."""
+    checks = declaration if isinstance(declaration, tuple) else (declaration,)
+    return any(isinstance(c, Number) or isinstance(c, Unless) and _is_number(c.checks) for c in checks)
 
 
 # ------------------------------------------------------------------------------------- what is declared

@@ -27,7 +27,7 @@ from .collectives import attempt, lockstep
 from .hyper import SHARDED, checked
 from .lifting import GradientTransformation
 from .loss_scaling import LossScaleState, SkipState
-from .norms import asked, root, squared_norms
+from .norms import asked, norm_of_all
 from .rates import RuleState, get_learning_rate
 from .selected_rows import SelectedRows
 from .transform import chain
@@ -245,8 +245,9 @@ def _norm(leaves: list[Any], dtype: Any, axis_name: Any, sharded: list[Any]) -> 
     pairs = [(x, cut) for x, cut in pairs if x is not None and jnp.issubdtype(dtype_of(x), jnp.floating)]
     arrays = [(x.merge().values if isinstance(x, SelectedRows) else x, cut) for x, cut in pairs]
     wide = [jnp.asarray(x, compute_dtype((), x)) for x, _ in arrays]
-    squares = [total.astype(dtype) for total in squared_norms(wide, axis_name, [cut for _, cut in arrays])]
-    return root(sum(squares[1:], squares[0])) if squares else jnp.zeros((), dtype)
+    if not wide:
+        return jnp.zeros((), dtype)
+    return norm_of_all(wide, axis_name, [cut for _, cut in arrays]).astype(dtype)
 
 
 def widest(leaves: list[Any]) -> Any:

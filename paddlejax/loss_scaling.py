@@ -16,7 +16,7 @@ from .lifting import GradientTransformation
 from .norms import sums
 from .selected_rows import SelectedRows, is_rows
 from .transform import chain
-from .trees import at_params, compute_dtype, in_dtypes_of, next_count, unmoved
+from .trees import at_params, compute_dtype, dtype_of, in_dtypes_of, is_array, next_count, unmoved
 from .wrap import PAIR, check_state
 
 
@@ -222,7 +222,7 @@ def next_scale(
 
 def all_finite(grads: Gradients, axis_name: Any = None) -> jax.Array:
     """Whether no gradient anywhere is infinite or NaN, on no device of the axes either; () bool."""
-    leaves = [g for g in jax.tree.leaves(grads) if jnp.issubdtype(jnp.result_type(g), jnp.inexact)]
+    leaves = [g for g in jax.tree.leaves(grads) if is_array(g) and jnp.issubdtype(dtype_of(g), jnp.inexact)]
     if in_parts.value is not None:  # one message; a count in float32 never comes round to 0
         counts = sums([(~jnp.isfinite(g)).astype(jnp.float32) for g in leaves])
         return jnp.array(True) if not counts else sum(counts[1:], counts[0]) == 0
@@ -240,7 +240,7 @@ def unscaled(grads: Gradients, scale: Any) -> Any:
     def one(g: Any) -> Any:
         if isinstance(g, SelectedRows):
             return g.with_values(one(g.values))
-        if not jnp.issubdtype(jnp.result_type(g), jnp.floating):
+        if not is_array(g) or not jnp.issubdtype(dtype_of(g), jnp.floating):
             return g  # no gradient at all; whoever takes it says at which leaf
         wide = compute_dtype((), g)
         return jnp.asarray(g, wide) * reciprocal.astype(wide)

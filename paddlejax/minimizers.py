@@ -88,7 +88,9 @@ def _begun(method: Method, x: jax.Array, f: jax.Array, g: jax.Array, memory: Any
     start = Point(jnp.zeros_like(f), f, jnp.vdot(g, p), g)
     no, none = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
     first = jnp.asarray(method.initial_step_length, f.dtype)
-    return Run(x, f, g, p, memory, Search(start, no, none, first, start, start), **state)
+    # H that saw s·y < 0 need not lead down; beyond the dtype no step is one.
+    done = state.pop("done") | ~(start.slope <= 0) | (start.slope == -jnp.inf)
+    return Run(x, f, g, p, memory, Search(start, no, none, first, start, start), done=done, **state)
 
 
 def _evaluated(method: Method, run: Run, f: jax.Array, g: jax.Array) -> Run:
@@ -281,8 +283,10 @@ def minimize_bfgs(
 
     Returns (is_converge [1], num_func_calls [1], position, objective_value, objective_gradient,
     inverse_hessian_estimate [n, n]). It has converged when max|g| < tolerance_grad or
-    max|p| < tolerance_change; a search that fails ends the run where it is, unconverged. The search makes up
-    to max_line_search_iters trials, then as many to narrow a bracket. Calls are counted as Paddle does: the
+    max|p| < tolerance_change; a search that fails ends the run where it is, unconverged, and so does a p that
+    does not lead down, as where f has no minimum. The search makes up to max_line_search_iters trials, then
+    as many to narrow a bracket, which never gets smaller than 1e-8: as in Paddle, a function whose gradients
+    are beyond 1e7 or so is not moved. Divide it by a constant. Calls are counted as Paddle does: the
     start of every search counts again, a trial that ends a narrowing does not. `name` has no effect.
 
     The start is a vector or any tree of arrays, all of the given dtype, "float32" or "float64"; position and

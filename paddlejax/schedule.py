@@ -280,6 +280,7 @@ def steps(type_error: type[Exception], sign_error: type[Exception]) -> tuple[Che
     return instance(int, "an int", type_error), Interval(0, above=True, error=sign_error, kind="an int")
 
 
+SEQUENCE = instance(list | tuple | np.ndarray | jax.Array, "a list or tuple")
 RATE = number_like(int, float, np.number), real(0, open=True, error=ValueError)
 BASE_RATE = (
     instance(int | float, "a float"),

@@ -20,6 +20,7 @@ from .schedule import (
     RATE,
     RISES,
     RISING,
+    SEQUENCE,
     Arrays,
     Scalar,
     Schedule,
@@ -69,9 +70,14 @@ def noam_decay(m: Any, t: Any, d_model: Scalar, warmup_steps: Scalar, learning_r
 
 
 @schedule_family(
-    boundaries=Must(len, "at least one boundary", ValueError),
-    values=Must(
-        lambda values, boundaries: len(values) > len(boundaries), "one more value than boundaries", ValueError
+    boundaries=(SEQUENCE, Must(len, "at least one boundary", ValueError)),
+    values=(
+        SEQUENCE,
+        Must(
+            lambda values, boundaries: len(values) > len(boundaries),
+            "one more value than boundaries",
+            ValueError,
+        ),
     ),
 )
 def piecewise_decay(m: Any, t: Any, boundaries: Sequence[Scalar], values: Sequence[Any]):
@@ -99,7 +105,7 @@ def natural_exp_decay(m: Any, t: Any, learning_rate: Scalar, gamma: Scalar):
     return learning_rate * m.exp(-gamma * m.real(t))
 
 
-@schedule_family()
+@schedule_family(gamma=number_like(int, float, np.number))
 def inverse_time_decay(m: Any, t: Any, learning_rate: Scalar, gamma: Scalar):
     """Decay with the inverse of the count.
 
@@ -143,8 +149,8 @@ def polynomial_decay(
         unless(callable, *RATE),
     ),
     warmup_steps=steps(AssertionError, AssertionError),
-    end_lr=RISES,
     start_lr=RATE,
+    end_lr=(RATE[0], RISES),
 )
 def linear_warmup(
     m: Any, t: Any, learning_rate: Scalar | Schedule, warmup_steps: Scalar, start_lr: Scalar, end_lr: Scalar

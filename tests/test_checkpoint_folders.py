@@ -433,3 +433,45 @@ def test_every_process_finds_the_folder_that_is_written_behind_a_link(tmp_path, 
     monkeypatch.setattr(folder_writer, "_meet", lambda where: None)
     with folder_writer._together(link) as folder:
         assert folder == tmp_path / "elsewhere" / "written.tmp"
+
+
+def test_a_state_without_accumulators_goes_through_a_folder(tmp_path):
+    tx, params = paddle.sgd(0.5), {"w": jnp.ones(2)}
+    state = paddle.set_learning_rate(tx.init(params)._replace(count=jnp.int32(7)), 0.25)
+    paddle.checkpoint.save_checkpoint(tmp_path / "c", params, state)
+    found = load_optimizer(tx.init(params), tmp_path / "c")
+    assert (int(found.count), float(found.learning_rate)) == (7, 0.25)
+
+
+def test_a_level_of_the_tree_may_have_dots_in_its_name(tmp_path):
+    tx, params = paddle.momentum(0.1), {"enc": {"layer.0": {"w": jnp.ones(2)}}}
+    _, state = tx.update(params, tx.init(params), params)
+    paddle.checkpoint.save_checkpoint(tmp_path / "c", params, state)
+    found = load_optimizer(tx.init(params), tmp_path / "c")
+    assert found.slots["velocity"]["enc"]["layer.0"]["w"].tolist() == [1, 1]
+
+
+def test_a_rule_that_is_lifted_later_is_known(tmp_path):
+    params = {"w": jnp.ones(2)}
+    for slot in ("early_slot", "late_slot"):  # a folder is written between the two
+
+        @paddle.rule
+        class Own(paddle.Rule):
+            slots = (slot,)
+
+            def step(self, g, p, slots, shared, lr, leaf):
+                return -lr * g, slots
+
+        tx = paddle.lift(Own(), 0.1)
+        paddle.checkpoint.save_checkpoint(tmp_path / slot, params, tx.init(params))
+        assert load_optimizer(tx.init(params), tmp_path / slot).slots.keys() == {slot}
+
+
+@pytest.mark.parametrize(
+    ("params", "found"),
+    [({}, "a tree without arrays"), ({"__metadata__": jnp.ones(2)}, "'__metadata__'")],
+)
+def test_what_could_not_be_read_back_is_not_written(params, found, tmp_path):
+    with pytest.raises(ValueError, match=f"found {found}, expected"):
+        paddle.checkpoint.save_checkpoint(tmp_path / "c", params)
+    assert not list(tmp_path.iterdir())

@@ -220,3 +220,21 @@ def test_a_report_counts_norms_and_nans(tmp_path):
     assert bad[:4] == ("model/moment1_0", "", (4,), "bfloat16") and np.isnan(bad.norm) and bad.nans == 2
     assert report.others == {"opt/LR_Scheduler/last_lr": 0.5, "epoch": 3}
     assert report.size == Path(report.file).stat().st_size and report.layout == "general"
+
+
+@pytest.mark.parametrize("wrong", ["load", "load_npz", "load_safetensors"])
+def test_a_file_whose_name_ends_as_another_format_does_says_who_reads_it(wrong, tmp_path):
+    writers = {
+        "load": pj.save,
+        "load_npz": checkpoint.save_npz,
+        "load_safetensors": checkpoint.save_safetensors,
+    }
+    for ending in (".npz", ".safetensors", ".pdparams"):
+        own = {".npz": "load_npz", ".safetensors": "load_safetensors", ".pdparams": "load"}[ending]
+        file = tmp_path / f"model{ending}"
+        writers[wrong]({"w": jnp.ones(2)}, file)
+        if own == wrong:
+            continue
+        words = "its name ends in .npz" if (own, wrong) == ("load", "load_npz") else f"{wrong} reads"
+        with pytest.raises(checkpoint.CheckpointError, match=words):
+            checkpoint.load_parameters({"w": jnp.zeros(2)}, file)

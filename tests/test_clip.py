@@ -155,3 +155,20 @@ def limits():
 @rows(limits())
 def test_refused(call, classes, words):
     refuse(call, classes, words)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda one: pj.nn.ClipGradByValue(one, -one),
+        lambda one: pj.nn.ClipGradByNorm(clip_norm=one),
+        pj.nn.ClipGradByGlobalNorm,
+        pj.regularizer.L2Decay,
+    ],
+)
+def test_an_array_of_one_element_is_a_number(make):
+    made = make(np.ones(1))
+    for name in made.numbers:
+        assert np.shape(getattr(made, name)) == ()
+        setattr(made, name, np.full(1, 2.0 if name != "min" else -2.0))
+        assert np.shape(getattr(made, name)) == ()

@@ -640,3 +640,25 @@ def test_equinox_with_leaves_that_are_not_arrays():
     np.testing.assert_array_equal(model[1], start[1])
     dtypes = lambda tree: jax.tree.map(lambda x: x.dtype, eqx.filter(tree, eqx.is_array))  # noqa: E731
     assert eqx.tree_equal(dtypes(model), dtypes(start))  # eqx.apply_updates would have widened the bias
+
+
+def test_a_state_that_has_no_counterpart_is_called_by_its_type():
+    params = {"w": jnp.ones(2)}
+    there = optax.chain(optax.clip(1.0), optax.lion(0.1)).init(params)
+    with pytest.raises(TypeError, match="opt_state: found ScaleByLionState at 1/0, of which"):
+        paddle.interop.from_optax(there, paddle.adam(0.1).init(params))
+
+
+def test_a_name_that_optax_does_not_have_is_refused():
+    params = {"w": jnp.ones(2)}
+    there, state = optax.adam(0.1).init(params), paddle.adam(0.1).init(params)
+    with pytest.raises(ValueError, match="names: found v, expected some of w"):
+        paddle.interop.from_optax(there, state, names={"v": "w"})
+
+
+def test_transpose_takes_the_names_of_a_list():
+    moments = {"exp_avg": np.arange(6.0).reshape(3, 2), "exp_avg_sq": np.ones((3, 2))}
+    state = paddle.adam(0.1).init({"net.0": {"kernel": jnp.ones((2, 3))}})
+    names = ["net.0.kernel"]
+    found = paddle.interop.from_torch({0: {"step": 3, **moments}}, state, names, transpose=names)
+    assert found.slots["moment1"]["net.0"]["kernel"].tolist() == moments["exp_avg"].T.tolist()

@@ -366,3 +366,10 @@ def test_refused(minimize, call, classes, words):
 
 def test_history_size():
     refuse(lambda: minimize_lbfgs(rosenbrock, X, 0), (ValueError,), ("history_size", "0"))
+
+
+@pytest.mark.parametrize("minimize", [minimize_bfgs, minimize_lbfgs])
+def test_a_direction_that_does_not_lead_down_ends_the_run(minimize):
+    """Paddle's L-BFGS goes to -inf here, where the value is the largest, and says that it has converged."""
+    converged, _, x, value, *_ = minimize(lambda x: -jnp.sum(jnp.exp(x)), jnp.array([1.0, 2.0]), max_iters=20)
+    assert not converged[0] and np.all(np.isfinite(x)) and value < -1e30

@@ -268,3 +268,23 @@ def test_what_torch_reads_of_an_optimizer_says_the_way(name):
     assert not hasattr(opt, name)
     with pytest.raises(AttributeError, match=r"get_lr\(\) returns the rate, set_lr\(value\) changes it"):
         getattr(opt, name)
+
+
+SCHEDULERS = optim.lr_scheduler
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda opt: SCHEDULERS.OneCycleLR(opt, "x", 5), "max_lr: found 'x' of type str"),
+        (lambda opt: SCHEDULERS.OneCycleLR(opt, 0.1, 5, div_factor=0), "div_factor: found 0, expected"),
+        (lambda opt: SCHEDULERS.OneCycleLR(opt, 0.1, epochs="3", steps_per_epoch=2), "epochs: found '3'"),
+        (lambda opt: SCHEDULERS.ConstantLR(opt, "x"), "factor: found 'x' of type str"),
+        (lambda opt: optim.SGD(opt._parameter_list, lr=-1), "^lr: found -1, expected a number of at least 0"),
+    ],
+)
+def test_errors_say_torchs_names(call, words):
+    opt = optim.SGD([paddle.Parameter(jnp.ones(2), "w")], lr=0.1)
+    with pytest.raises((TypeError, ValueError), match=words):
+        call(opt)
+    opt.set_lr(0.2)  # no scheduler was attached

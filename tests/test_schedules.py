@@ -745,3 +745,18 @@ def test_a_plateau_counts_no_further_than_the_largest():
     )
     state = plateau.update(2.0, state)
     assert (state.last_epoch, state.num_bad_epochs, state.best) == (top, top, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: S.piecewise_decay("x", [1]), "boundaries: found 'x', expected a list or tuple"),
+        (lambda: S.piecewise_decay([1], 5), "values: found 5, expected a list or tuple"),
+        (lambda: S.inverse_time_decay(0.1, "x"), "gamma: found 'x', expected a number"),
+        (lambda: S.linear_warmup(0.1, 3, "x", 0.1), "start_lr: found 'x', expected a number"),
+        (lambda: S.linear_warmup(0.1, 3, 0.1, None), "end_lr: found None, expected a number"),
+    ],
+)
+def test_an_argument_of_another_type_is_named(make, words):
+    with pytest.raises(TypeError, match=words):
+        make()

@@ -119,3 +119,33 @@ def test_a_module_that_is_imported_inside_a_trace():
     jax.jit(lambda x: (importlib.reload(tracing), x)[1])(1.0)
     assert tracing.is_outside()
     jax.jit(lambda x: (pytest.raises(RuntimeError, tracing.check_outside, "it"), x)[1])(1.0)
+
+
+@pytest.mark.parametrize("name", ["clip_norm", "coeff", "_grad_clip", "set_lr", "set_lr_scheduler", "step"])
+def test_a_setting_is_not_changed_inside_a_trace(name):
+    p = paddle.Parameter(jnp.ones(2), "w")
+    clip, decay = paddle.nn.ClipGradByNorm(100.0), paddle.regularizer.L2Decay(0.0)
+    schedule = paddle.optimizer.lr.StepDecay(0.1, 1)
+    opt = paddle.optimizer.SGD(0.5, [p], weight_decay=decay, grad_clip=clip)
+    change = {
+        "clip_norm": lambda x: setattr(clip, "clip_norm", x),
+        "coeff": lambda x: setattr(decay, "coeff", x),
+        "_grad_clip": lambda x: setattr(opt, "_grad_clip", paddle.nn.ClipGradByNorm(x)),
+        "set_lr": opt.set_lr,
+        "set_lr_scheduler": lambda x: opt.set_lr_scheduler(schedule),
+        "step": lambda x: schedule.step(),
+    }[name]
+    with pytest.raises(RuntimeError, match="found a call inside jax.jit, grad"):
+        jax.jit(change)(1e-3)
+    p.grad = jnp.ones(2)
+    opt.step()
+    assert p.numpy().tolist() == [0.5, 0.5] and schedule() == 0.1
+
+
+@pytest.mark.parametrize("function", [jax.nn.relu, jax.nn.gelu, jax.lax.exp, lambda x: jax.lax.add(x, x)])
+def test_a_function_of_jax_that_takes_no_parameter_says_what_to_give_it(function):
+    p = paddle.Parameter(jnp.ones(2), "w")
+    try:
+        function(p)
+    except ValueError as e:
+        assert "found Parameter w as an argument of a function of JAX" in str(e)  # noqa: PT017

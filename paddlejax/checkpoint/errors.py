@@ -54,6 +54,21 @@ def located(path: PathLike) -> Path:
     return Path(path)
 
 
+def reader_of(start: bytes) -> str:
+    """The function that reads a file which begins with these 9 bytes; "" if none is known."""
+    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04"):
+        return "load"
+    return "load_npz" if start[:4] == b"PK\x03\x04" else "load_safetensors" if start[8:9] == b"{" else ""
+
+
+def check_reader(file: BinaryIO, own: str) -> None:
+    """Refuse a file that begins as one for another function than this one."""
+    there = reader_of(file.read(9))
+    file.seek(0)
+    if there not in ("", own):
+        raise Refused(f"{there} reads it, whatever its name ends in: give what {there} returns")
+
+
 @contextmanager
 def opened(path: PathLike | BytesIO) -> Iterator[tuple[BinaryIO, int]]:
     """A file to read and its size; whatever goes wrong with it in the block is a CheckpointError."""

@@ -12,7 +12,7 @@ import numpy as np
 from ..array_types import Stored
 from .atomic import replacing
 from .budget import Budget, room
-from .errors import PathLike, Refused, opened
+from .errors import PathLike, Refused, opened, reader_of
 from .layout import (
     GENERAL,
     NAMED,
@@ -109,11 +109,15 @@ def read(path: Target) -> Checkpoint:
     'fc_0.w_0'
     """
     with opened(path) as (file, size):
+        start = file.read(9)
+        file.seek(-len(start), 1)
         try:
             budget = Budget(size)
             return understand(unpickle(file, size, budget), budget)
         except Refused as e:
-            if not isinstance(path, BytesIO) and (other := OTHERS.get(Path(path).suffix)):
+            other = None if isinstance(path, BytesIO) else OTHERS.get(Path(path).suffix)
+            # A zip archive may be torch's as well.
+            if other or (other := reader_of(start)) == "load_safetensors":
                 raise Refused(f"{e}; {other} reads such a file") from None
             raise
 

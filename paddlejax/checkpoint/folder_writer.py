@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from ..array_types import ArrayTree
 from .atomic import check_free, new_folder
-from .errors import PathLike
+from .errors import PathLike, located
 from .files import save
 from .folders.contents import NARROW, accumulator_of
 from .folders.progress import progress
@@ -82,10 +82,12 @@ def save_checkpoint(
     if layout not in LAYOUTS:
         raise ValueError(f"layout: found {layout!r:.80}, expected {' or '.join(map(repr, LAYOUTS))}")
     most = _bytes(max_shard_size)
-    target = Path(folder)
+    target = located(folder)
     check_free(Path(os.path.realpath(target)))
     parts, scheduler, numbers = _parts(params, state, names, schedule)
     plan = {stem: _shards(stem, arrays, most) for stem, arrays in parts.items() if arrays}
+    if state is not None:  # sgd's has no arrays, and is a state all the same
+        plan.setdefault("optimizer", [])
     total = sum(x.nbytes for arrays in parts.values() for x in arrays.values())
     with _together(target) as temporary, progress("saving", total) as advance:
         for shards in plan.values():
@@ -115,6 +117,8 @@ def _parts(
 ) -> tuple[dict[str, dict[str, Any]], Any, dict[str, Any]]:
     """The arrays of each part by their names there, the scheduler's state, and numbers of our own."""
     model, keys = keyed(params, names)
+    if not model:
+        raise ValueError("params: found a tree without arrays, expected at least one")
     parts: dict[str, dict[str, Any]] = {"model": model, "optimizer": {}, "master_weights": {}, OURS: {}}
     entries, numbers = (
         ({}, {}) if state is None else entries_of("save_checkpoint", state, params, None, schedule)[:2]

@@ -4,14 +4,14 @@ import io
 import math
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
 
 from .atomic import replacing
 from .budget import ARRAY, Budget
-from .errors import PathLike, Refused, listed, opened, shown
+from .errors import PathLike, Refused, check_reader, listed, opened, shown
 from .files import handed_out
 from .layout import Checkpoint, arranged
 from .outline import KEY, filled, outlined
@@ -109,11 +109,13 @@ def write_safetensors(checkpoint: Checkpoint, path: PathLike) -> None:
 def read_safetensors(path: PathLike) -> Checkpoint:
     """Return the checkpoint in a .safetensors file, or what arrays there are in a foreign one."""
     library = _safetensors()
-    with opened(path) as (file, size), library.safe_open(path, "np") as tensors:
-        budget, keys = Budget(size), tensors.keys()
-        budget.charge(ENTRY * len(keys))
-        arrays = {key: _checked(key, tensors.get_tensor(key)) for key in keys}
-        return filled((tensors.metadata() or {}).get(KEY), arrays, budget)
+    with opened(path) as (file, size):
+        check_reader(file, "load_safetensors")
+        with library.safe_open(path, "np") as tensors:
+            budget, keys = Budget(size), tensors.keys()
+            budget.charge(ENTRY * len(keys))
+            arrays = {key: _checked(key, tensors.get_tensor(key)) for key in keys}
+            return filled((tensors.metadata() or {}).get(KEY), arrays, budget)
 
 
 def _checked(key: str, x: np.ndarray) -> np.ndarray:
@@ -170,7 +172,13 @@ def outline_npz(path: PathLike) -> Checkpoint:
 
 def _read_npz(path: PathLike, limit: Callable[[], int] | None) -> Checkpoint:
     """The checkpoint in an .npz file; without a limit compressed arrays stay packed."""
-    with opened(path) as (file, size), zipfile.ZipFile(file) as archive:
+    with opened(path) as (file, size):
+        check_reader(file, "load_npz")
+        return _from_zip(file, size, limit)
+
+
+def _from_zip(file: BinaryIO, size: int, limit: Callable[[], int] | None) -> Checkpoint:
+    with zipfile.ZipFile(file) as archive:
         members, budget = archive.infolist(), Budget(size)
         packed = [m for m in members if m.compress_type == zipfile.ZIP_DEFLATED]
         if any(m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for m in members):

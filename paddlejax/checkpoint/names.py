@@ -3,7 +3,7 @@
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..optimizer.ledger import StateDictError, base
@@ -29,6 +29,13 @@ def checked_names(names: Any) -> dict[str, str]:
     return dict(names)
 
 
+def spelling(ours: Iterable[str]) -> Callable[[str], str]:
+    """How our names are found: dots may stand for the levels of a tree; what is none of ours gets slashes."""
+    own = {name.replace("/", "."): name for name in ours}
+    own |= {name: name for name in own.values()}
+    return lambda said: own.get(said) or own.get(said.replace("/", ".")) or said.replace(".", "/")
+
+
 def chosen(names: Any, extra: Mapping[str, Any], ours: Iterable[str]) -> dict[str, str]:
     """The map in force: what was given, else what the file says of itself.
 
@@ -36,7 +43,8 @@ def chosen(names: Any, extra: Mapping[str, Any], ours: Iterable[str]) -> dict[st
     """
     here = set(ours)
     given = checked_names(names) if names is not None else _stored_names(extra)
-    spelt = {p: o if o in here else o.replace(".", "/") for p, o in given.items()}
+    spell = spelling(here)
+    spelt = {p: spell(o) for p, o in given.items()}
     return spelt if names is not None else {p: o for p, o in spelt.items() if o in here}
 
 

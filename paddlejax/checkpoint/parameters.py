@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..hyper import ArgumentError
+from ..hyper import ArgumentError, require
 from ..optimizer.ledger import Entries, StateDictError
 from ..optimizer.parameter import Parameter, values
 from ..trees import path_name
@@ -18,8 +18,10 @@ from .folders.contents import Folder
 from .folders.kinds import found as found_folder
 from .folders.placing import Kept, all_placed
 from .formats import unpacked
-from .layout import NAMES, is_tensor
+from .layout import NAMES, SLICES, is_tensor
 from .names import OURS, check_needed, checked_names, proposal
+
+RESERVED = {NAMES, SLICES, OURS, "__metadata__"}  # what stands beside the arrays in a file
 
 
 class _Own(NamedTuple):
@@ -168,6 +170,7 @@ def _members(tree: Any) -> list[_Own]:
         where = path_name(path) if path else "param"
         name = leaf.name if isinstance(leaf, Parameter) else where
         found.append(_Own(name if bare else where, name, leaf))
+        require(found[-1].key not in RESERVED, "the parameters", found[-1].key, "a name that no file needs")
     if twice := sorted(key for key, times in Counter(own.key for own in found).items() if times > 1):
         raise ArgumentError(
             f"the parameters: found {', '.join(twice)} more than once, expected distinct names"

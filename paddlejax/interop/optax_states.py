@@ -162,6 +162,10 @@ def from_optax(
                 f"opt_state: found {int(x)} gradients gathered in {where}, expected none: step first"
             )
     given = checked_names(names)
+    found = {name for role in ACCUMULATORS & roles.keys() for _, x in roles[role] for name in _named(x)}
+    if unknown := sorted(given.keys() - found):
+        expected = f"expected some of {', '.join(sorted(found)) or 'none: the state has no accumulators'}"
+        raise ValueError(f"names: found {', '.join(unknown)}, {expected}")
 
     def named(tree: Any) -> dict[str, Any]:
         return {given.get(name, name): x for name, x in _named(tree).items()}
@@ -193,6 +197,17 @@ def _is_known(x: Any) -> bool:
     return isinstance(x, tuple) and type(x).__name__ in KNOWN.keys() | REFUSED.keys()
 
 
+def _is_other(x: Any) -> bool:
+    """Whether this is a NamedTuple that has contents of its own, and not only other states."""
+    if not _is_state(x):
+        return False
+    return not all(map(_is_state, jax.tree.leaves(x, is_leaf=lambda y: y is not x and _is_state(y))))
+
+
+def _is_state(x: Any) -> bool:
+    return isinstance(x, tuple) and hasattr(x, "_fields")
+
+
 def _roles(opt_state: Any, where: str) -> dict[str, list[tuple[str, Any]]]:
     """What is in a state of optax, by role and by type, each with its place; refuse what has no
     counterpart."""
@@ -200,10 +215,10 @@ def _roles(opt_state: Any, where: str) -> dict[str, list[tuple[str, Any]]]:
     unknown: list[str] = []
 
     def visit(node: Any, at: tuple[Any, ...]) -> None:
-        for path, part in tree_flatten_with_path(node, is_leaf=_is_known)[0]:
+        for path, part in tree_flatten_with_path(node, is_leaf=lambda x: _is_known(x) or _is_other(x))[0]:
             place, kind = (*at, *path), type(part).__name__
             if not _is_known(part):
-                unknown.append(path_name(place))
+                unknown.append(f"{kind} at {path_name(place) if place else 'the root'}")
             elif kind in REFUSED:
                 raise TypeError(f"{where}: at {path_name(place)}: found {kind}: {REFUSED[kind]}")
             else:
@@ -219,7 +234,7 @@ def _roles(opt_state: Any, where: str) -> dict[str, list[tuple[str, Any]]]:
     if any(isinstance(x, RuleState) for x in _parts(opt_state, RuleState)):
         raise TypeError(f"{where}: found a state of paddlejax, expected one of optax")
     if unknown:
-        found = f"found {', '.join(unknown)}, which have no counterpart here"
+        found = f"found {', '.join(unknown)}, of which there is no counterpart here"
         raise TypeError(f"{where}: {found}; expected states of {', '.join(sorted(KNOWN))}")
     return roles
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ..checkpoint.errors import CheckpointError, PathLike, located
+from ..checkpoint.names import spelling
 from ..hyper import optional, require, verify
 from ..optimizer.optimizer import Optimizer
 from ..rates import get_learning_rate
@@ -76,6 +77,8 @@ def from_torch(
     verify(optional(*UPDATES), "count", count)
     found = _tensors(_contents(arrays) if isinstance(arrays, str | os.PathLike) else arrays)
     ours = parameters_of(state)
+    if listed := _listed(names):
+        found.labels.update({key: name for key, name in enumerate(listed) if key in found.slots})
     called = _called(found, names, ours)
     axes = _axes(transpose, called, found.labels)
     slots: dict[str, dict[str, Any]] = {}
@@ -177,29 +180,29 @@ def _tensors(given: Any) -> _Found:
     return _Found(slots, rates, labels)
 
 
+def _listed(names: Any) -> list[str]:
+    """The names of torch's model, if they were given as a list."""
+    listed = list(names) if isinstance(names, Sequence) and not isinstance(names, str) else []
+    expected = "names in the order of model.parameters(), or {torch's name or number: ours}"
+    taken = names is None or isinstance(names, Mapping | Sequence) and not isinstance(names, str)
+    require(taken and all(isinstance(n, str) for n in listed), "names", names, expected, TypeError)
+    return listed
+
+
 def _called(found: _Found, names: Any, ours: Sequence[str]) -> dict[Key, str]:
     """What every parameter of torch is called here."""
-    listed = list(names) if isinstance(names, Sequence) and not isinstance(names, str) else None
-    expected = "names in the order of model.parameters(), or {torch's name or number: ours}"
-    taken = names is None or isinstance(names, Mapping) or listed is not None
-    require(taken and all(isinstance(n, str) for n in listed or ()), "names", names, expected, TypeError)
     given = names if isinstance(names, Mapping) else {}
     called: dict[Key, str] = {}
-    nameless = []
+    nameless, spell = [], spelling(ours)
     for key in found.slots:
-        label = (
-            listed[key]
-            if listed and isinstance(key, int) and key < len(listed)
-            else found.labels.get(key, key)
-        )
+        label = found.labels.get(key, key)
         name = given.get(key, given.get(label, label))
         if not isinstance(name, str):
             nameless.append(str(key))
             continue
-        slashed = name.replace(".", "/")
-        called[key] = slashed if name not in ours and slashed in ours else name
+        called[key] = spell(name) if spell(name) in ours else name
     if nameless:
-        more = f", found {len(listed)}" if listed else ""
+        more = f", found {len(names)}" if names and not given else ""
         raise ValueError(
             f"names: torch's parameters {', '.join(nameless)} have no name{more}; expected one for each"
         )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import pages
-from ..hyper import FACTOR, FLAG, instance, require, verify
+from ..hyper import FACTOR, FLAG, RATE, instance, require, verify
 from ..optimizer.lr import LRScheduler
 from ..optimizer.optimizer import Optimizer
 
@@ -70,6 +70,7 @@ def face(cls: type[Optimizer], begin: Callable[..., None] | None = None, /, **ar
         given = {k: x for k, x in bound.arguments.items() if k not in WITHOUT_EFFECT}
         maximize = given.pop("maximize")
         verify(FLAG, "maximize", maximize)
+        verify(RATE, "lr", given["lr"])
         given["params"] = _groups(given["params"], given["lr"], own)
         found = _translated("", given, own)
         if own_decay is None and _is_zero(found.get("weight_decay")):

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..hyper import FACTOR, NUMBER, Interval, verify, whole
 from ..optimizer import lr
 from ..optimizer.lr import LRScheduler
 from ..optimizer.wrappers import is_optimizer
@@ -77,6 +78,8 @@ def scheduler(
 
 
 def _constant(rate: float, factor: float, total_iters: int, last_epoch: int) -> Mapping[str, Any]:
+    verify(FACTOR, "factor", factor)
+    verify(whole(1), "total_iters", total_iters)
     return {"boundaries": [total_iters], "values": [rate * factor, rate], "last_epoch": last_epoch}
 
 
@@ -96,8 +99,17 @@ def _one_cycle(
     rate: float, max_lr: float, total_steps: Any, epochs: Any, steps_per_epoch: Any, pct_start: float,
     div_factor: float, final_div_factor: float, **given: Any
 ) -> Mapping[str, Any]:  # fmt: skip
+    for name, value in (
+        ("max_lr", max_lr),
+        ("div_factor", div_factor),
+        ("final_div_factor", final_div_factor),
+    ):
+        verify((NUMBER, Interval(0, above=True, open=True)), name, value)
     if total_steps is None and (epochs is None or steps_per_epoch is None):
         raise ValueError("total_steps: found None, expected a number, or epochs and steps_per_epoch")
+    if total_steps is None:
+        verify(whole(1), "epochs", epochs)
+        verify(whole(1), "steps_per_epoch", steps_per_epoch)
     return {
         "max_learning_rate": max_lr,
         "total_steps": epochs * steps_per_epoch if total_steps is None else total_steps,

@@ -18,6 +18,7 @@ from ..array_types import Numeric
 from ..hyper import Must, Named, checked, instance, require
 from ..pages import page, publish
 from ..schedule import BASE_RATE
+from ..tracing import check_outside
 from .gate import alone, whole
 from .ledger import AttributeField, DictField, Entries, Field, load, written
 from .transaction import complete
@@ -32,6 +33,8 @@ def _whole(step: Callable[..., None]) -> Callable[..., None]:
     @alone
     @functools.wraps(step)
     def stepping(self: Any, *args: Any, **kwargs: Any) -> None:
+        # There it would count once, while the program is made, and never again.
+        check_outside(f"step of {type(self).__name__}", "call it outside, or use paddlejax.schedules")
         aside = object.__new__(type(self))
         vars(aside).update(vars(self))
         try:

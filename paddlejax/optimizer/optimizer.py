@@ -100,7 +100,7 @@ class Optimizer(Views, Stepping, Named):
                 raise TypeError(f"{self._argument}: {found}; expected sparse=False")
         if not isinstance(masters, bool):
             raise TypeError(f"multi_precision: found {masters!r}, expected True or False")
-        self._steps, self._clipped = Steps([], {} if masters else None).afresh(), Recent()
+        self._steps, self._clipped = Steps.begun(masters), Recent()
         self._subsets = Subsets()
         if not isinstance(packed, bool):
             raise TypeError(f"packed: found {packed!r}, expected True or False")
@@ -305,6 +305,7 @@ class Optimizer(Views, Stepping, Named):
 
     def set_lr(self, value: float) -> None:
         """Replace the rate; under a scheduler use `set_lr_scheduler`."""
+        check_outside("set_lr")
         if not isinstance(self._learning_rate, float):
             found = type(self._learning_rate).__name__
             raise RuntimeError(
@@ -316,6 +317,7 @@ class Optimizer(Views, Stepping, Named):
 
     def set_lr_scheduler(self, scheduler: LRScheduler) -> None:
         """Let a scheduler set the rate from now on."""
+        check_outside("set_lr_scheduler")
         if not isinstance(scheduler, LRScheduler):
             raise TypeError(f"set_lr_scheduler: found {type(scheduler).__name__}, expected an LRScheduler")
         self._learning_rate = scheduler

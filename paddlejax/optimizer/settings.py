@@ -44,6 +44,7 @@ READ: Mapping[str, str] = {
 HOOKS: Mapping[str, str] = {
     **dict.fromkeys(("_append_optimize_op", "_apply_optimize", "_create_param_lr"), RATIO),
     **dict.fromkeys(("_create_accumulators", "_add_accumulator", "_finish_update"), RULE),
+    **dict.fromkeys(("_add_moments_pows", "_set_accumulator", "_get_accumulator_master"), RULE),
     **dict.fromkeys(("_append_optimize_multi_tensor_op", "_multi_tensor_init"), RULE),
     **dict.fromkeys(("_create_optimization_pass", "_pir_create_optimization_pass"), RULE),
     **dict.fromkeys(("_update_param_group", "_add_param_group"), "say it in the group dicts, or by_path"),
@@ -255,6 +256,7 @@ class Settings(Attributes):
 
     def _change(self, **assigned: Any) -> None:
         """Assign these attributes, unless the optimizer cannot do what they say."""
+        check_outside(f"an assignment to {type(self).__name__}", "assign it outside")
         before = {name: vars(self)[name] for name in assigned}
         vars(self).update(assigned)
         try:

@@ -35,13 +35,18 @@ class Steps(NamedTuple):
 
     groups: list[StepGroup]
     masters: dict[int, jax.Array] | None  # float32, by position; None if there are to be none
+    # By wrappers and plan the programs for those that are present; by these and groups all there are.
+    ready: Recent[Any, CompiledStep]
+    compiled: Recent[Any, CompiledStep]
+    fused: Recent[Any, Watched]  # by program and loss: forward and backward are in it
     present: tuple[bool, ...] | None = None  # per Parameter whether the steps reach it now
     active: tuple[StepGroup, ...] = ()  # the groups that are present
     flagged: tuple[bool, ...] = ()  # per Parameter whether it is in these, if a step is told who is present
-    # By wrappers and plan the programs for those that are present; by these and groups all there are.
-    ready: Recent[Any, CompiledStep] = Recent()
-    compiled: Recent[Any, CompiledStep] = Recent()
-    fused: Recent[Any, Watched] = Recent()  # by program and loss: forward and backward are in it
+
+    @classmethod
+    def begun(cls, masters: bool) -> "Steps":
+        """Return those of an optimizer that has made none; its tables are its own."""
+        return cls([], {} if masters else None, Recent(), Recent(), Recent())
 
     def afresh(self, **changes: Any) -> "Steps":
         """Return these without any program; the next step makes its own."""

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from ...lifting import LIFTED
 from .. import accumulators
 from ..errors import CheckpointError, Refused, shown
 from ..files import handed_out, read
-from ..names import MASTER, checked_names
+from ..names import MASTER, checked_names, spelling
 from .shards import Cast
 
 NARROW = (np.dtype("float16"), np.dtype(jnp.bfloat16))
@@ -126,19 +127,15 @@ class Folder:
         if not keys.keys() >= given.keys():
             statics = self.statics()
             given = {k if k in keys else statics.get(k, k): o for k, o in given.items()}
-        spelt = {k: o if o in ours else o.replace(".", "/") for k, o in given.items()}
+        spell = spelling(ours)
+        spelt = {k: spell(o) for k, o in given.items()}
         taken, left = set(spelt.values()), [key for key in keys if key not in spelt]
-        tensors = {} if all(self._own(k, ours) for k in left) else {k: s for s, k in self.statics().items()}
+        tensors = {} if all(spell(k) in ours for k in left) else {k: s for s, k in self.statics().items()}
         for key in left:
-            own = self._own(key, ours) or tensors.get(key)
+            own = spell(key) if spell(key) in ours else tensors.get(key)
             if own is not None and own in ours and own not in taken:
                 spelt[key] = own
         return spelt
-
-    @staticmethod
-    def _own(key: str, ours: Mapping[str, Any]) -> str | None:
-        """The parameter of ours that a KEY means by itself."""
-        return next((name for name in (key, key.replace(".", "/")) if name in ours), None)
 
 
 def _tied(accumulators: Mapping[str, dict[str, Any]], needed: set[str]) -> set[str]:
@@ -160,8 +157,11 @@ class Absent(CheckpointError):
 
 
 @functools.cache
-def _accumulators() -> re.Pattern[str]:
-    """What a key of an accumulator is: its tensor, the mark of a master, the accumulator with its counter."""
+def _accumulators(lifted: int) -> re.Pattern[str]:
+    """What a key of an accumulator is: its tensor, the mark of a master, the accumulator with its counter.
+
+    It knows the rules that were lifted so far, which are so many.
+    """
     known = "|".join(map(re.escape, accumulators.names()))
     return re.compile(rf"(.+?)({re.escape(MASTER)})?_((?:{known})_\d+)", re.DOTALL)
 
@@ -172,7 +172,7 @@ def accumulator_of(key: str) -> tuple[str, bool, str] | None:
     The accumulator is "" where the key is that of the master itself, as static graphs write it; None where
     the key is none of the two.
     """
-    if found := _accumulators().fullmatch(key):
+    if found := _accumulators(len(LIFTED)).fullmatch(key):
         return found[1], bool(found[2]), found[3]
     return (key.removesuffix(MASTER), True, "") if key.endswith(MASTER) and key != MASTER else None
 

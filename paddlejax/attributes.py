@@ -197,3 +197,8 @@ class Adjustable(Attributes):
     def transformation(self) -> Any:
         """Return what it does as functions of any pytree; a subclass says what."""
         raise NotImplementedError(f"{type(self).__name__} has no transformation")
+
+
+def number_text(value: Any) -> str:
+    """A hyperparameter as Paddle prints it; one that is not known yet by its type."""
+    return str(value) if is_traced(value) else f"{float(value):f}"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from .alike import in_groups
 from .array_types import Numeric
-from .attributes import Adjustable, is_users
+from .attributes import Adjustable, is_users, number_text
 from .hyper import (
     DECAY,
     LIMIT,
@@ -19,7 +19,6 @@ from .hyper import (
     checked,
     instance,
     is_array,
-    number_text,
     optional,
 )
 from .lifting import GradientTransformation

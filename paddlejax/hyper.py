@@ -157,21 +157,15 @@ def _others(test: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(test).parameters)[1:]
 
 
-@dataclass(frozen=True)
-class Unless:
-    """Checks, but not of a value for which the test holds."""
-
-    test: Callable[..., Any]
-    checks: tuple[Check, ...]
-
-    def __call__(self, name: str, value: Any, arguments: Arguments) -> None:
-        if not _asked(self.test, value, arguments):
-            verify(self.checks, name, value, arguments)
-
-
 def unless(test: Callable[..., Any], *checks: Check) -> Check:
     """These checks, but not of a value for which the test holds."""
-    return Unless(test, checks)
+
+    def check(name: str, value: Any, arguments: Arguments) -> None:
+        if not _asked(test, value, arguments):
+            verify(checks, name, value, arguments)
+
+    vars(check)["checks"] = checks  # among which `_is_number` looks
+    return check
 
 
 def optional(*checks: Check) -> Check:
@@ -254,9 +248,8 @@ def checked(**declared: Declaration) -> Callable[[F], F]:
 
 
 def _is_number(declaration: Declaration) -> bool:
-    """Whether a number is declared, for which Paddle takes an array of shape (1,) too."""
     checks = declaration if isinstance(declaration, tuple) else (declaration,)
-    return any(isinstance(c, Number) or isinstance(c, Unless) and _is_number(c.checks) for c in checks)
+    return any(isinstance(c, Number) or _is_number(getattr(c, "checks", ())) for c in checks)
 
 
 # ------------------------------------------------------------------------------------- what is declared
@@ -403,8 +396,3 @@ def of_annotation(annotation: Any, default: Any) -> tuple[Check, ...]:
     words = {int: "an int", tuple[str, ...]: "a list or tuple of str"}
     missing = () if default is None or kind is bool else (given(words.get(kind, "a number")),)
     return *missing, *KINDS.get(kind, ()), *ranges
-
-
-def number_text(value: Any) -> str:
-    """A hyperparameter as Paddle prints it; one that is not known yet by its type."""
-    return str(value) if isinstance(value, Tracer) else f"{float(value):f}"

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from .alike import in_groups
 from .array_types import Numeric
-from .attributes import Adjustable
-from .hyper import DECAY, checked, number_text, scalar, verify
+from .attributes import Adjustable, number_text
+from .hyper import DECAY, checked, scalar, verify
 from .lifting import GradientTransformation
 from .pages import publish
 from .selected_rows import SelectedRows

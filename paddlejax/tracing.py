@@ -64,9 +64,7 @@ def check_outside(what: str, instead: str = STEP) -> None:
 
 
 # Functions of JAX that refuse whatever has __jax_array__, and ask for it only to do so, in words about JAX.
-ABSTRACT = (
-    "shaped_abstractify", "_shaped_abstractify_slow", "get_aval", "typeof", "canonicalize_value", "bind",
-)  # fmt: skip
+ABSTRACT = ("shaped_abstractify", "_shaped_abstractify_slow", "get_aval", "typeof", "canonicalize_value")
 
 
 def refuse_abstract(found: str, value: str) -> None:

@@ -140,12 +140,3 @@ def test_a_setting_is_not_changed_inside_a_trace(name):
     p.grad = jnp.ones(2)
     opt.step()
     assert p.numpy().tolist() == [0.5, 0.5] and schedule() == 0.1
-
-
-@pytest.mark.parametrize("function", [jax.nn.relu, jax.nn.gelu, jax.lax.exp, lambda x: jax.lax.add(x, x)])
-def test_a_function_of_jax_that_takes_no_parameter_says_what_to_give_it(function):
-    p = paddle.Parameter(jnp.ones(2), "w")
-    try:
-        function(p)
-    except ValueError as e:
-        assert "found Parameter w as an argument of a function of JAX" in str(e)  # noqa: PT017

@@ -305,7 +305,6 @@ class Optimizer(Views, Stepping, Named):
 
     def set_lr(self, value: float) -> None:
         """Replace the rate; under a scheduler use `set_lr_scheduler`."""
-        check_outside("set_lr")
         if not isinstance(self._learning_rate, float):
             found = type(self._learning_rate).__name__
             raise RuntimeError(
@@ -313,11 +312,10 @@ class Optimizer(Views, Stepping, Named):
             )
         value = scalar(value)
         verify(FACTOR, "set_lr's value", value)
-        self._learning_rate = float(value)
+        self._learning_rate = value
 
     def set_lr_scheduler(self, scheduler: LRScheduler) -> None:
         """Let a scheduler set the rate from now on."""
-        check_outside("set_lr_scheduler")
         if not isinstance(scheduler, LRScheduler):
             raise TypeError(f"set_lr_scheduler: found {type(scheduler).__name__}, expected an LRScheduler")
         self._learning_rate = scheduler

@@ -187,6 +187,8 @@ class Settings(Attributes):
 
     @_learning_rate.setter
     def _learning_rate(self, learning_rate: Any) -> None:
+        if "_rate" in vars(self):
+            check_outside("a new learning rate", "set it outside")
         self._rate = self._checked_rate(learning_rate)
 
     def _checked_rate(self, learning_rate: Any) -> Any:

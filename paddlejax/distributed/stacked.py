@@ -14,6 +14,9 @@ from ..trees import path_name, varying_axes
 from .data_parallel import MESH, check_leading, placed
 from .sharding import AXIS, ONE_KIND
 
+# Calls of `layer` that a program may hold. Written out they cost less than in a loop, which copies each
+# layer's parameters out of the stack and each tick's activations into one, but they take longer to compile.
+WRITTEN_OUT = 64
 APART = Must(lambda batch_axis, axis: batch_axis != axis, "another axis than axis", ArgumentError)
 
 
@@ -94,14 +97,24 @@ def pipelined(
     def one(x: Any, p: Any) -> tuple[Any, None]:
         return jax.tree.map(vary, _like(layer(p, x), x)), None
 
+    def several(params: Any, x: Any) -> Any:
+        for part in params:
+            x, _ = lax.scan(one, x, part)
+        return x
+
     def worker(params: Any, x: Any) -> Any:
-        me, ticks = lax.axis_index(axis), jnp.arange(micro_batches + k - 1)
+        count, layers = micro_batches + k - 1, len(jax.tree.leaves(params)[0])
+        me, ticks, unroll = lax.axis_index(axis), jnp.arange(count), count * layers <= WRITTEN_OUT
+        size = 1 if layers <= WRITTEN_OUT else layers
+        parts = [slice(i, i + size) for i in range(0, layers, size)]
+        params = [jax.tree.map(lambda p, part=part: p[part], params) for part in parts]
 
         def stage(params: Any, x: Any, is_busy: Any) -> Any:
             # Idle stages compute nothing: on what is no activation a layer could make NaN, also in gradients.
-            return lax.cond(is_busy, lambda p, x: lax.scan(one, x, p)[0], lambda p, x: x, params, x)
+            return lax.cond(is_busy, several, lambda p, x: x, params, x)
 
-        stage = jax.checkpoint(stage, policy=saved, prevent_cse=False)  # inside a scan nothing is merged
+        # Inside a loop XLA merges nothing that is computed again with what was before.
+        stage = jax.checkpoint(stage, policy=saved, prevent_cse=remat and unroll)
 
         def tick(handed: Any, now: Any) -> tuple[Any, Any]:
             t, fresh = now
@@ -114,7 +127,8 @@ def pipelined(
             return jnp.concatenate([x, jnp.zeros_like(x, shape=(k - 1, *x.shape[1:]))])
 
         xs = jax.tree.map(cut, x)
-        _, ys = lax.scan(tick, jax.tree.map(lambda x: jnp.zeros_like(x[0]), xs), (ticks, xs))
+        first = jax.tree.map(lambda x: jnp.zeros_like(x[0]), xs)
+        _, ys = lax.scan(tick, first, (ticks, xs), unroll=unroll)
 
         def of_last(ys: Any, x: Any) -> Any:
             ours = ys[k - 1 :].reshape(x.shape)

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import paddlejax as pj
-from paddlejax.distributed import pipelined, state_shardings
+from paddlejax.distributed import pipelined, stacked, state_shardings
 
 
 def layer(p, x):
@@ -39,17 +39,20 @@ def close(found, expected, tolerance=1e-6):
 
 
 @pytest.mark.parametrize(
-    "shape, kind, batch_axis, remat",
+    "shape, kind, batch_axis, remat, calls",
     [
-        ((1, 4), AxisType.Auto, None, False),
-        ((1, 4), AxisType.Explicit, None, True),
-        ((2, 2), AxisType.Auto, "data", True),
-        ((2, 2), AxisType.Explicit, "data", False),
-        ((2, 4), AxisType.Auto, None, False),  # repeated along data
-        ((1, 1), AxisType.Auto, None, False),
+        ((1, 4), AxisType.Auto, None, False, 2),  # ticks are a loop, the two layers of a stage are not
+        ((1, 4), AxisType.Explicit, None, True, 64),
+        ((2, 2), AxisType.Auto, "data", True, 1),  # both are
+        ((2, 2), AxisType.Explicit, "data", False, 64),
+        ((2, 4), AxisType.Auto, None, False, 64),  # repeated along data
+        ((1, 1), AxisType.Auto, None, False, 64),
     ],
 )
-def test_loss_and_gradients_are_those_of_the_layers_in_a_row(shape, kind, batch_axis, remat):
+def test_loss_and_gradients_are_those_of_the_layers_in_a_row(
+    shape, kind, batch_axis, remat, calls, monkeypatch
+):
+    monkeypatch.setattr(stacked, "CALLS", calls)
     mesh = mesh_of(shape, ("data", "stage"), kind)
     params, x = given()
     apply = pipelined(layer, mesh, "stage", 6, batch_axis=batch_axis, remat=remat)

@@ -14,9 +14,10 @@ from ..trees import path_name, varying_axes
 from .data_parallel import MESH, check_leading, placed
 from .sharding import AXIS, ONE_KIND
 
-# Calls of `layer` that a program may hold. Written out they cost less than in a loop, which copies each
-# layer's parameters out of the stack and each tick's activations into one, but they take longer to compile.
-WRITTEN_OUT = 64
+# A loop copies each layer's parameters out of their stack and each tick's activations into one. So layers and
+# ticks are written out, up to so many calls of `layer`, for the compiler's sake. Ticks that are written out
+# each keep the gradients of a stage: beyond so many bytes that costs more.
+CALLS, BYTES = 64, 2**24
 APART = Must(lambda batch_axis, axis: batch_axis != axis, "another axis than axis", ArgumentError)
 
 
@@ -46,11 +47,15 @@ def pipelined(
     result. `layer(p, x)` returns a tree, shapes and dtypes like x, and treats each example by itself: it sees
     a part of the batch. What the layers do not have in common, such as an embedding, goes before and behind.
 
-    x is cut into M = `micro_batches`. All devices run one program, a `lax.scan` of M+k-1 ticks inside
-    `jax.shard_map`: in each, a stage works on one micro-batch and a `ppermute` hands it on. A device is idle
+    x is cut into M = `micro_batches`. All devices run one program of M+k-1 ticks inside `jax.shard_map`: in
+    each, a stage works on one micro-batch and a `ppermute` hands it on. Ticks are a `lax.scan`, or written
+    out where that is faster: up to 64 calls of `layer` and 16 MiB of parameters times ticks. A device is idle
     for (k-1)/(M+k-1) of the time, so take M ≥ 9(k-1) for 10 %. The backward pass is JAX's own, of all
     micro-batches behind all forwards, as in GPipe: a device holds activations of the whole batch. With
     `remat` it holds the inputs of its stage only and computes its layers again.
+
+    A step with Adam on 4 simulated devices that share 2 busy cores took 1.0 to 1.4 times the uncut one with 4
+    or 8 micro-batches, for 8 and 16 layers of width 128 and 256 (tests/benchmarks/stacked.py).
 
     Loss and gradients are those of the layers in a row. So anything goes around it: `jit`, `jax.grad`, and
     any transformation. With `batch_axis`, another axis of the mesh, the batch is sharded over that, and
@@ -104,8 +109,10 @@ def pipelined(
 
     def worker(params: Any, x: Any) -> Any:
         count, layers = micro_batches + k - 1, len(jax.tree.leaves(params)[0])
-        me, ticks, unroll = lax.axis_index(axis), jnp.arange(count), count * layers <= WRITTEN_OUT
-        size = 1 if layers <= WRITTEN_OUT else layers
+        me, ticks = lax.axis_index(axis), jnp.arange(count)
+        kept = count * sum(p.size * p.dtype.itemsize for p in jax.tree.leaves(params))
+        unroll = count * layers <= CALLS and kept <= BYTES
+        size = 1 if layers <= CALLS else layers
         parts = [slice(i, i + size) for i in range(0, layers, size)]
         params = [jax.tree.map(lambda p, part=part: p[part], params) for part in parts]
 

@@ -27,7 +27,7 @@ from .collectives import attempt, lockstep
 from .hyper import SHARDED, checked
 from .lifting import GradientTransformation
 from .loss_scaling import LossScaleState, SkipState
-from .norms import asked, norm_of_all
+from .norms import asked, root, squared_norms
 from .rates import RuleState, get_learning_rate
 from .selected_rows import SelectedRows
 from .transform import chain
@@ -94,7 +94,8 @@ def with_info(
     ratios are there if `tx` is `lamb(...)`, `lars_momentum(...)` or another lifted rule that has a
     `trust_ratio`; it is 1 where the rule does not adapt. Updates are those of `chain(grad_clip, tx)`, bit
     for bit. The norms cost a few more passes over the leaves; on CPU XLA also stores what it sums up, one or
-    two trees beside the step's own (three for lamb).
+    two trees beside the step's own (three for lamb). Squares are not guarded, as a clip's are: a norm
+    beyond 1e19 in float32 is inf, one below 1e-22 is 0; the guard would keep one tree more.
 
     A leaf without a gradient does not count and keeps its ratio. A SelectedRows counts with its rows merged;
     where the update is one too, so do the same rows of the parameter. Before the first step all is 0. Under
@@ -245,9 +246,8 @@ def _norm(leaves: list[Any], dtype: Any, axis_name: Any, sharded: list[Any]) -> 
     pairs = [(x, cut) for x, cut in pairs if x is not None and jnp.issubdtype(dtype_of(x), jnp.floating)]
     arrays = [(x.merge().values if isinstance(x, SelectedRows) else x, cut) for x, cut in pairs]
     wide = [jnp.asarray(x, compute_dtype((), x)) for x, _ in arrays]
-    if not wide:
-        return jnp.zeros((), dtype)
-    return norm_of_all(wide, axis_name, [cut for _, cut in arrays]).astype(dtype)
+    squares = [total.astype(dtype) for total in squared_norms(wide, axis_name, [cut for _, cut in arrays])]
+    return root(sum(squares[1:], squares[0])) if squares else jnp.zeros((), dtype)
 
 
 def widest(leaves: list[Any]) -> Any:

@@ -153,10 +153,8 @@ class Adjustable(Attributes):
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in vars(self):  # it is being made: nobody has asked it yet
             return super().__setattr__(name, value)
-        if is_traced(value):
-            check_outside(
-                f"an assignment to {type(self).__name__}.{name}"
-            )  # what it keeps outlives the trace
+        if is_traced(value):  # which is of no use after the trace
+            check_outside(f"an assignment to {type(self).__name__}.{name}")
         value = self._read(name, scalar(value) if name in self.numbers else value)
         try:
             super().__setattr__(name, value)

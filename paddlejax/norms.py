@@ -56,7 +56,9 @@ def sums(
         cuts = [(in_parts.value.axis,) if x.ndim else () for x in own]
     else:
         return [jnp.sum(x) for x in xs]
-    together = totals({cut: [x for x, over in zip(own, cuts, strict=True) if over == cut] for cut in cuts})
+    together = totals(
+        {cut: [x for x, over in zip(own, cuts, strict=True) if over == cut] for cut in dict.fromkeys(cuts)}
+    )
     arrived = {cut: iter(xs) for cut, xs in together.items()}
     return [next(arrived[cut]) for cut in cuts]
 

@@ -209,7 +209,7 @@ class _Stateless:
             check_params(self.reads_params, params)
         paths, leaves, tree = flatten(grads if params is None else params)
         gs = gradients(tree, paths, leaves, grads, rows=True)
-        given = list(gs) if None not in gs else align(tree, paths, grads, "gradients")
+        given = list(gs) if all(g is not None for g in gs) else align(tree, paths, grads, "gradients")
         names, here, values, beside = names_of(paths), [], [], []
         for i, (path, g, p) in enumerate(zip(paths, gs, leaves, strict=True)):
             if isinstance(g, SelectedRows):

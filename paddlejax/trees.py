@@ -1,6 +1,7 @@
 """Trees of parameters: their paths, and whether what comes with them fits, leaf for leaf."""
 
 import functools
+import operator
 import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
@@ -68,7 +69,7 @@ class Known:
 
     def __init__(self) -> None:
         self.params, self.parts, self.names = None, None, []
-        self.grads, self.entries, self.tree = None, [], None  # the entries are as `gradients` returns them
+        self.grads, self.given, self.entries, self.tree = None, [], [], None  # entries as `gradients` returns
 
 
 in_chain = InForce()  # a Known
@@ -129,10 +130,10 @@ def gradients(tree: Any, paths: list[Any], params: list[Any], grads: Any, rows: 
 
     A SelectedRows is refused unless the caller knows what to do with `rows`.
     """
-    known = in_chain.value
+    known, gs = in_chain.value, align(tree, paths, grads, "gradients")
     if known is not None and known.grads is grads and known.tree is tree:
-        return list(known.entries)
-    gs = align(tree, paths, grads, "gradients")
+        if all(map(operator.is_, gs, known.given)):  # others may have changed the tree in place
+            return list(known.entries)
     for i, (path, p, g) in enumerate(zip(paths, params, gs, strict=True)):
         if g is None:
             continue
@@ -164,7 +165,7 @@ def handed_on(tree: Any, given: list[Any], shapes: Sequence[Any]) -> Any:
     )
     if known is not None and plain:
         entries = [None if s is None else g for g, s in zip(given, shapes, strict=True)]
-        known.grads, known.entries, known.tree = grads, entries, tree
+        known.grads, known.given, known.entries, known.tree = grads, given, entries, tree
     return grads
 
 

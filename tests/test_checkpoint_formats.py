@@ -238,3 +238,13 @@ def test_a_file_whose_name_ends_as_another_format_does_says_who_reads_it(wrong, 
         words = "its name ends in .npz" if (own, wrong) == ("load", "load_npz") else f"{wrong} reads"
         with pytest.raises(checkpoint.CheckpointError, match=words):
             checkpoint.load_parameters({"w": jnp.zeros(2)}, file)
+
+
+def test_a_header_of_any_length_is_one_of_safetensors(tmp_path):
+    """Of some its length, which comes first, is what a pickle begins with."""
+    first = set()
+    for n in (107, 108, 171, 172, 235, 236):
+        checkpoint.save_safetensors({"w" * n: jnp.ones(2)}, tmp_path / "x.safetensors")
+        first.add((tmp_path / "x.safetensors").read_bytes()[:2])
+        assert list(checkpoint.load_safetensors(tmp_path / "x.safetensors")) == ["w" * n]
+    assert first & {b"\x80\x02", b"\x80\x03", b"\x80\x04"}

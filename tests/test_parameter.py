@@ -6,6 +6,7 @@ import pickle
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from refusals import INTS, TWO, refuse, row, rows
 from refused_calls import calls, unharmed
 from regression import X, Y, mse, tree
@@ -120,3 +121,8 @@ CALLS = [
 @calls(**{"adam": CALLS, "fluid-scheduled": CALLS})
 def test_refused_by_a_parameter_of_an_optimizer(name, call, classes, words):
     unharmed(name, call, classes, words)
+
+
+def test_a_key_is_no_value():
+    with pytest.raises(TypeError, match="found PRNGKeyArray, expected an array"):
+        paddle.Parameter(jax.random.key(0), "k")

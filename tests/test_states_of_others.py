@@ -170,7 +170,7 @@ WRONG = [
     (
         lambda: interop.from_optax(optax.lion(0.1).init(PARAMS), ADAM),
         TypeError,
-        "found 0/count, 0/mu/a/w, 0/mu/b, which have no counterpart",
+        "found ScaleByLionState at 0, of which there is no counterpart",
     ),
     (
         lambda: interop.from_optax(optax.chain(optax.adam(0.1), optax.adam(0.1)).init(PARAMS), ADAM),

@@ -99,3 +99,21 @@ def test_clip_and_decay_of_many_alike():
     chex.assert_trees_all_close(step(params, grads), expected, rtol=2e-6, atol=1e-7)
     huge = step(params, [g * np.float32(1e30) for g in grads])  # squares overflow
     chex.assert_trees_all_close(huge, expected, rtol=2e-6, atol=1e-7)
+
+
+def test_gradients_of_numpy_are_taken_as_they_are():
+    grads, params = {"w": np.full(3, 2.0, np.float32)}, {"w": jnp.ones(3)}
+    for tx in (paddle.clip_by_value(1.5), paddle.chain(paddle.clip_by_value(2.0), paddle.l2_decay(-0.5))):
+        np.testing.assert_array_equal(tx.update(grads, tx.init(params), params)[0]["w"], 1.5)
+
+
+def test_a_chain_sees_a_tree_that_others_changed_in_place():
+    def halved(grads, state, params=None):
+        grads["w"] = grads["w"] * 0.5
+        return grads, state
+
+    other = paddle.GradientTransformation(lambda params: (), halved)
+    tx = paddle.chain(paddle.clip_by_value(1.0), other, paddle.sgd(1.0))
+    params = {"w": jnp.zeros(3)}
+    updates, _ = tx.update({"w": jnp.full(3, 9.0)}, tx.init(params), params)
+    np.testing.assert_array_equal(updates["w"], -0.5)

@@ -56,9 +56,12 @@ def located(path: PathLike) -> Path:
 
 def reader_of(start: bytes) -> str:
     """The function that reads a file which begins with these 9 bytes; "" if none is known."""
+    # First: the length of a header of safetensors may be that which a pickle begins with.
+    if start[4:] == b"\0\0\0\0{":
+        return "load_safetensors"
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04"):
         return "load"
-    return "load_npz" if start[:4] == b"PK\x03\x04" else "load_safetensors" if start[8:9] == b"{" else ""
+    return "load_npz" if start[:4] == b"PK\x03\x04" else ""
 
 
 def check_reader(file: BinaryIO, own: str) -> None:

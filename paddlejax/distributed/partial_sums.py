@@ -33,7 +33,7 @@ class PartialSums:
     def total(self, xs: list[jax.Array]) -> list[jax.Array]:
         """Return the sum of each (n,), all of one dtype in one message."""
         done = list(xs)
-        for dtype in {x.dtype for x in xs}:
+        for dtype in dict.fromkeys(x.dtype for x in xs):  # in one order in all processes
             same = [i for i, x in enumerate(xs) if x.dtype == dtype]
             stack = constrained(jnp.stack([xs[i] for i in same], 1), self.mesh, (self.axis,))
             for i, total in zip(same, constrained(jnp.sum(stack, 0), self.mesh), strict=True):

@@ -16,6 +16,7 @@ from ..optimizer.loss import Loss
 from ..optimizer.optimizer import Optimizer, Pairs
 from ..optimizer.parameter import Parameter
 from ..optimizer.wrappers import WAYS
+from ..recent import Recent
 from ..tracing import check_outside
 from .pipeline_arguments import (
     SETTINGS,
@@ -95,7 +96,7 @@ class PipelineOptimizer(Attributes):
     _processes: bool
     _stages: int
     _sections: Sections
-    _seen: dict[Any, list[Any]]
+    _seen: Recent[Any, list[Any]]
     _update: Any
     _ways = WAYS
     _once = dict.fromkeys(("inner_optimizer", "num_microbatches", "mode"), "it is fixed; make a new pipeline")
@@ -129,7 +130,7 @@ class PipelineOptimizer(Attributes):
         self._stages = len(functions)
         lanes = [len(place) for place in self._places]
         self.schedule = pipeline_schedule(self._stages, num_microbatches, schedule, queue_size, lanes)
-        self._sections, self._seen = Sections(functions, recompute), {}
+        self._sections, self._seen = Sections(functions, recompute), Recent()
         self.timeline = []
         first = self._places[0][0]
         if isinstance(optimizer, Optimizer):
@@ -269,9 +270,7 @@ class PipelineOptimizer(Attributes):
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (params, x, y))
         leaves, tree = jax.tree.flatten(like)
         key = tree, tuple(leaves)
-        if key not in self._seen:
-            self._seen[key] = self._sections.shapes(like[0], x, y)
-        return self._seen[key]
+        return self._seen.get(key) or self._seen.put(key, self._sections.shapes(like[0], x, y))
 
     def _placed(self, params: list[Any]) -> list[Any]:
         """Return every stage's parameters on the first device of its stage."""

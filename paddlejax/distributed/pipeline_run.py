@@ -142,7 +142,9 @@ class PipelinePass:
         return total
 
     def _work(self, workers: Sequence[Sequence[_Lane]]) -> None:
-        """Let each of these walk in a thread, and wait for all."""
+        """Let each of these walk in a thread, and wait for all; a single one walks in this."""
+        if len(workers) == 1:
+            return self._walk(workers[0])
         at_work = [threading.Lock() for _ in workers]  # each is held until its worker has ended
         for lock in at_work:
             lock.acquire()
@@ -180,7 +182,8 @@ class PipelinePass:
                 ended.extend(map(ACQUIRE, at_work[len(ended) :]))
             raise
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:  # else it could not be started, which is the failure
+                thread.join()
 
     def _walk(self, lanes: Sequence[_Lane]) -> None:
         """Do all tasks of these lanes, in the order of the schedule."""

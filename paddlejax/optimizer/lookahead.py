@@ -66,6 +66,12 @@ class _Lookahead(Part):
         if self._slow_start == "initial":
             self.slow = self._started()
 
+    def copied(self) -> "Part":
+        """Return it with arrays of its own, each once."""
+        other = super().copied()
+        vars(other)["_begun"] = vars(other)["slow"]
+        return other
+
     def dtype(self, p: Parameter) -> Any:
         """Return the dtype of a slow weight: float32 where the optimizer moves a master."""
         return jnp.float32 if self._optimizer.masters is not None and is_narrow(p.peek()) else p.dtype

@@ -222,8 +222,7 @@ class Parameter(TensorMethods, ParameterOptions):
             raise TypeError(
                 f"Parameter {self.name}: found a gradient of type {type(grad).__name__}, expected an array"
             )
-        # `asarray` of an array takes longer than a step.
-        grad = grad if isinstance(grad, (jax.Array, SelectedRows)) else jnp.asarray(grad)
+        grad = grad if isinstance(grad, (jax.Array, SelectedRows)) else jnp.asarray(grad)  # slow for arrays
         if grad.shape != self._shape:
             expected = f"expected {self.shape}"
             raise ValueError(f"Parameter {self.name}: found a gradient of shape {grad.shape}, {expected}")
@@ -318,7 +317,8 @@ def _array(value: Any, what: str) -> jax.Array:
         check_outside(what)
     try:
         array = jnp.array(value.peek() if isinstance(value, Parameter) else value)
-        return array.astype(array.dtype) if array.weak_type else array  # else a step would compile twice
+        weak = getattr(array, "weak_type", True)  # then a step would compile twice; a random key has none
+        return array.astype(array.dtype) if weak else array
     except (TypeError, ValueError, NotImplementedError) as e:  # the last for a random key
         raise TypeError(f"{what}: found {type(value).__name__}, expected an array") from e
 

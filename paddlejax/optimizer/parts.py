@@ -64,7 +64,7 @@ class Part:
     def copied(self) -> "Part":
         """Return it with arrays of its own."""
         other = copy.copy(self)
-        state = {k: x for k, x in vars(self).items() if isinstance(x, dict | jax.Array)}
+        state = {k: x for k, x in vars(self).items() if isinstance(x, dict | tuple | jax.Array)}
         vars(other).update(own(state))
         return other
 

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 import jax
 import jax.numpy as jnp
@@ -93,12 +92,15 @@ class Watched:
         debugging = debugs()  # what was compiled without does not look for NaN afterwards
         if debugging not in self._beside:
             self._beside[debugging] = jax.jit(self._function, **self._options)
-        lent = functools.partial(tuple, arguments)
-        _lent.add(lent)  # for as long as this call lasts
-        return waited(self._beside[debugging](*arguments))
+        call = object()
+        _lent[call] = arguments
+        try:
+            return waited(self._beside[debugging](*arguments))
+        finally:
+            _lent.pop(call, None)
 
 
-_lent: WeakSet[Callable[[], Any]] = WeakSet()  # they return arguments of programs that run beside these
+_lent: dict[object, Any] = {}  # by call the arguments of programs that run beside these
 
 
 def unlent(arguments: Any) -> Any:
@@ -106,7 +108,7 @@ def unlent(arguments: Any) -> Any:
     and would wait for that program for ever."""
     if not _lent:
         return arguments
-    used = {id(x) for lent in list(_lent) for x in jax.tree.leaves(lent())}
+    used = {id(x) for lent in list(_lent.values()) for x in jax.tree.leaves(lent)}
     return jax.tree.map(lambda x: jnp.copy(x) if id(x) in used else x, arguments)
 
 

@@ -1,6 +1,6 @@
 """The main ratios of the package to its peers, measured in one process, in turns.
 
-    python tests/benchmarks/ratios.py [--quick] [--only "TEXT;TEXT"] [--rounds 9] [--json records.json]
+    python tests/benchmarks/ratios.py [--quick] [--only "TEXT;TEXT"] [--rounds N] [--json records.json]
     python tests/benchmarks/ratios.py --table FILE [FILE ...]     one table of records that were kept
 
 Each row is one thing done here and by a peer: optax with `jax.jit`, or the functions of this package where

@@ -81,21 +81,22 @@ def test_wrong_arguments_say_what_is_wrong(options, message, tmp_path):
     assert ran.returncode != 0 and message in ran.stderr
 
 
-# What the quick run gave in quiet on two cores, and a third more: a loss of 30 % is seen, noise is not.
+# What the quick run gave in quiet on two cores with jax 0.10.2; the test allows a third more.
 BOUNDS = {
-    "update, Adam, one tensor": 1.0,
+    "update, Adam, one tensor": 1.1,
     "update, Adam, 200 tensors": 1.0,
-    "update, LAMB, matrices": 0.55,
+    "update, LAMB, matrices": 0.7,
     "update, LARS, matrices": 0.4,
-    "step, 6 tiny tensors": 1.0,
-    "step, 6 tiny tensors, packed": 0.6,
-    "minimize, one tensor": 1.1,
+    "step, 6 tiny tensors": 1.1,
+    "step, 6 tiny tensors, packed": 0.5,
+    "minimize, one tensor": 1.2,
     "minimize, 200 tensors of a network": 1.1,
-    "minimize, 200 tensors, gradients": 1.1,
-    "step, a random half of 50": 1.5,
-    "first minimize, 200 tensors": 1.1,
+    "minimize, 200 tensors, gradients": 1.05,
+    "step, a random half of 50": 1.2,
+    "first minimize, 200 tensors": 1.0,
     "trace, 300 leaves": 0.2,
-    "trace to program, 300 leaves": 0.75,
+    "trace, chain of 3, 300 leaves": 0.26,
+    "trace to program, 300 leaves": 0.65,
 }
 
 
